@@ -1,0 +1,18 @@
+//! Skein: an MQTT broker, one thread per core. Bytes travel one way round and nothing calls backwards:
+//!
+//! ```text
+//! home core of the publisher                                             owner core of the topic
+//! socket ─▶ net ─▶ mqtt/frame ─▶ mqtt/decode ─▶ session/inbound ─▶ shard/publish ─mesh─▶ shard/topic ─▶ store
+//!                                                                                           │ routing/interest,
+//! home core of each subscriber                                                             mesh  routing/retained
+//! socket ◀─ net ◀─ session/outbox ◀─ mqtt/encode ◀─ session/outbound ◀─ shard/deliver ◀─────┘
+//!                                                                        └ routing/subscriptions: this core's trie
+//! ```
+//!
+//! Layers import downward only: 0 `mqtt limits metrics` < 1 `session routing registry` < 2 `shard` <
+//! 3 `mesh store` < 4 `worker`, 5 `net` < 6 `config` < 7 `server` < `main`. Layers 0 to 2 are the heart: no socket,
+//! file, thread, `async`, clock or randomness; values in, values out.
+
+pub mod limits;
+pub mod mqtt;
+pub mod routing;

@@ -1,0 +1,64 @@
+//! Every bound of the broker, in one place. A flag overrides what an operator may want to change; the rest is fixed
+//! here, with its unit in the name and what gives way at the bound in its comment.
+
+/// Largest MQTT packet, fixed header included (`--max-packet`). A larger one closes its connection on the header alone.
+pub const PACKET_BYTES_MAX: usize = 256 * 1024;
+/// Largest value the Remaining Length field can carry (MQTT 3.1.1 section 2.2.3).
+pub const REMAINING_LENGTH_MAX: usize = 268_435_455;
+/// Largest CONNECT: five strings of 65,535 bytes would be legal; nobody needs them before having been let in.
+pub const CONNECT_BYTES_MAX: usize = 64 * 1024;
+
+/// Client Identifier length in `--access open` (`--client-id-max`); a longer one is refused with return code 2.
+pub const CLIENT_ID_BYTES_MAX: usize = 65_535;
+/// Connections over all cores (`--max-connections`); beyond it a CONNECT is answered with return code 3.
+pub const CONNECTIONS_MAX: usize = 1_000_000;
+/// Filters one Session may hold (`--max-subscriptions`); a further one gets 0x80 (level 3: granted, never delivered).
+pub const SUBSCRIPTIONS_PER_SESSION_MAX: usize = 10_000;
+/// Time from accept to a whole CONNECT (`--connect-timeout`); then the connection is closed.
+pub const CONNECT_TIMEOUT_MS: u64 = 10_000;
+
+/// QoS 1 and 2 deliveries unacknowledged by one client (`--max-inflight`); the rest waits in its queue.
+pub const INFLIGHT_MAX: usize = 256;
+/// Packet Identifiers between the oldest unacknowledged and the newest, in multiples of the in-flight window: bounds
+/// what a client costs that acknowledges everything but one.
+pub const INFLIGHT_SPAN_FACTOR: usize = 16;
+/// Messages that wait for one Session (`--max-queued`); then the newest is dropped. QoS 0 may fill half of it.
+pub const QUEUED_MAX: usize = 10_000;
+/// Bytes that wait for one Session (`--max-queued-bytes`), topic names included; then the newest is dropped.
+pub const QUEUED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Encoded bytes one connection may hold that its socket has not taken (`--max-outbox`); beyond it QoS 0 is dropped
+/// and QoS 1 and 2 wait in the queue. One packet may overshoot.
+pub const OUTBOX_BYTES_MAX: usize = 256 * 1024;
+/// An outbox this full is written at the end of its turn, not at the end of the batch.
+pub const OUTBOX_FLUSH_BYTES: usize = 64 * 1024;
+/// PUBLISH packets of one connection whose acknowledgement waits for other cores or the disk; then it is not read.
+pub const RECEIPTS_PER_CONNECTION_MAX: usize = 4_096;
+
+/// Leading topic levels that choose the owner core (`--shard-levels`).
+pub const SHARD_LEVELS: usize = 3;
+/// Cores (`--cores`): a core's number and a receipt's address fit 16 bits, and the mesh is cores x cores rings.
+pub const CORES_MAX: usize = 1_024;
+/// Bytes for one peer and lane that wait for room in its ring; beyond it the publishing connection pauses.
+pub const MESH_BACKLOG_BYTES_MAX: usize = 256 * 1024;
+/// Parcels in one ring of the mesh.
+pub const MESH_RING_PARCELS: usize = 16;
+/// Retained messages that ride in one answer to a subscriber's core.
+pub const RETAINED_CHUNK_MESSAGES: usize = 64;
+/// Bytes after which such an answer is closed, at least one message being in it.
+pub const RETAINED_CHUNK_BYTES: usize = 64 * 1024;
+
+/// Bytes read from one socket in one turn: one scratch buffer per core, no buffer per connection.
+pub const READ_BYTES_PER_TURN: usize = 64 * 1024;
+/// Readiness events taken in one batch.
+pub const EVENTS_PER_BATCH: usize = 256;
+/// Resolution of every deadline: a silent client goes at most this much after its time, never before it.
+pub const DEADLINE_TICK_MS: u64 = 250;
+/// Stop: from SIGTERM to exit 0.
+pub const STOP_TIMEOUT_MS: u64 = 10_000;
+
+const _: () = assert!(CONNECT_BYTES_MAX <= PACKET_BYTES_MAX);
+const _: () = assert!(PACKET_BYTES_MAX <= REMAINING_LENGTH_MAX + 5);
+const _: () = assert!(OUTBOX_FLUSH_BYTES <= OUTBOX_BYTES_MAX);
+const _: () = assert!(INFLIGHT_MAX * INFLIGHT_SPAN_FACTOR < u16::MAX as usize);
+const _: () = assert!(CORES_MAX <= u16::MAX as usize);
+const _: () = assert!(RETAINED_CHUNK_BYTES <= MESH_BACKLOG_BYTES_MAX);
