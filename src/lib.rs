@@ -14,5 +14,9 @@
 //! file, thread, `async`, clock or randomness; values in, values out.
 
 pub mod limits;
+pub mod metrics;
 pub mod mqtt;
+pub mod registry;
 pub mod routing;
+pub mod session;
+pub mod shard;

@@ -6,4 +6,6 @@ use thiserror::Error;
 pub enum DecodeError {
     #[error("remaining length of more than four bytes [MQTT-4.8.0-1]")]
     RemainingLength,
+    #[error("the first packet is not CONNECT [MQTT-3.1.0-1]")]
+    ConnectExpected,
 }

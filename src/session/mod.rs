@@ -1,0 +1,3 @@
+//! Layer 1: the rules for one client.
+
+pub mod outbound;
