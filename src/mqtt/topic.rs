@@ -13,8 +13,7 @@ pub struct TopicFilter<'a>(&'a str);
 
 impl<'a> TopicName<'a> {
     pub fn new(name: &'a str) -> Result<Self, DecodeError> {
-        let _ = name;
-        todo!()
+        Ok(TopicName(name))
     }
 
     /// A name that has been through [`TopicName::new`] before.
@@ -34,8 +33,7 @@ impl<'a> TopicName<'a> {
 
 impl<'a> TopicFilter<'a> {
     pub fn new(filter: &'a str) -> Result<Self, DecodeError> {
-        let _ = filter;
-        todo!()
+        Ok(TopicFilter(filter))
     }
 
     /// A filter that has been through [`TopicFilter::new`] before.
@@ -58,7 +56,19 @@ impl<'a> TopicFilter<'a> {
 
     /// Whether the filter matches the name; a leading wildcard never matches a leading `$` [MQTT-4.7.2-1].
     pub fn matches(self, name: TopicName<'_>) -> bool {
-        let _ = name;
-        todo!()
+        if name.0.starts_with('$') && self.0.starts_with(['+', '#']) {
+            return false;
+        }
+        let mut levels = name.levels();
+        for want in self.levels() {
+            if want == "#" {
+                return true;
+            }
+            match levels.next() {
+                Some(level) if want == "+" || want == level => {}
+                _ => return false,
+            }
+        }
+        levels.next().is_none()
     }
 }
