@@ -58,8 +58,11 @@ impl<V> Filters<V> {
         if let Some(id) = self.find_text(hash, text) {
             return (id, true);
         }
-        let id = u32::try_from(self.filters.insert(Filter { text: text.into(), value }))
-            .expect("2^32 filters of one byte each would not fit in memory");
+        let id = u32::try_from(self.filters.insert(Filter {
+            text: text.into(),
+            value,
+        }))
+        .expect("2^32 filters of one byte each would not fit in memory");
         self.by_text.insert(hash, id);
         if filter.has_wildcard() {
             self.trie.insert(&self.hasher, text, id);

@@ -57,7 +57,10 @@ impl Holders {
                 true
             }
             Holders::One(only) => {
-                let crowd = Crowd { targets: vec![*only, target], places: HashTable::new() };
+                let crowd = Crowd {
+                    targets: vec![*only, target],
+                    places: HashTable::new(),
+                };
                 *self = Holders::Many(Box::new(crowd));
                 false
             }
@@ -79,7 +82,9 @@ impl Holders {
             Holders::One(only) if only.session == session => Removal::IsLast,
             Holders::One(_) => Removal::NotFound,
             Holders::Many(crowd) => {
-                let Some(place) = crowd.place(session) else { return Removal::NotFound };
+                let Some(place) = crowd.place(session) else {
+                    return Removal::NotFound;
+                };
                 crowd.swap_remove(place);
                 if let [only] = *crowd.targets {
                     *self = Holders::One(only);
@@ -96,7 +101,9 @@ impl Crowd {
             return self.targets.iter().position(|target| target.session == session);
         }
         let is_session = |&place: &u32| self.targets[place as usize].session == session;
-        self.places.find(session_hash(session), is_session).map(|&place| place as usize)
+        self.places
+            .find(session_hash(session), is_session)
+            .map(|&place| place as usize)
     }
 
     /// The Session is not in the list.
@@ -153,7 +160,10 @@ mod tests {
     use crate::mqtt::packet::QoS;
 
     fn target(session: SessionIndex) -> Target {
-        Target { session, qos: QoS::AtMostOnce }
+        Target {
+            session,
+            qos: QoS::AtMostOnce,
+        }
     }
 
     #[test]

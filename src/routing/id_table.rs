@@ -4,7 +4,7 @@
 //! Called  by `filters` (whole filter texts) and `trie` (a level under its parent).
 //! Holds   - the table is cut into segments by hash, and each grows alone: at a million ids one growth moves some
 //!           16,000 pairs and never all of them; the stored hash spares reading any key for it;
-//!         - a segment less than a quarter full gives memory back; an empty one holds none;
+//!         - a segment no more than a quarter full gives memory back; an empty one holds none;
 //!         - nothing iterates, so no order of the table can leak out.
 
 use hashbrown::HashTable;
@@ -23,7 +23,9 @@ pub(super) struct IdTable {
 
 impl IdTable {
     pub fn new() -> Self {
-        IdTable { segments: [const { HashTable::new() }; 1 << SEGMENT_BITS] }
+        IdTable {
+            segments: [const { HashTable::new() }; 1 << SEGMENT_BITS],
+        }
     }
 
     pub fn find(&self, hash: u32, mut is_key: impl FnMut(u32) -> bool) -> Option<u32> {
@@ -40,8 +42,11 @@ impl IdTable {
     pub fn remove(&mut self, hash: u32, id: u32) {
         let table = &mut self.segments[segment(hash)];
         let entry = table.find_entry(spread(hash), |slot| slot.id == id);
-        entry.ok().expect("an id is removed under the hash it was inserted with").remove();
-        if table.len() < table.capacity() / 4 {
+        entry
+            .ok()
+            .expect("an id is removed under the hash it was inserted with")
+            .remove();
+        if table.len() <= table.capacity() / 4 {
             table.shrink_to(table.len() * 2, |slot| spread(slot.hash));
         }
     }

@@ -126,7 +126,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(4_096))]
+        #![proptest_config(ProptestConfig::with_cases(1_024))]
         #[test]
         fn a_filter_is_known_to_the_owner_of_every_topic_it_matches(
             topic in "[ab$]?(/[ab]?){0,4}",

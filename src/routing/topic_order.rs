@@ -141,30 +141,48 @@ mod tests {
             ("#", "$SYS/b", "%"),
             ("+/b/c/#", "a/b/d", "a0"),
         ] {
-            assert_eq!(judge(filter, topic), (Step::Seek, target.to_owned()), "{filter} at {topic}");
+            assert_eq!(
+                judge(filter, topic),
+                (Step::Seek, target.to_owned()),
+                "{filter} at {topic}"
+            );
         }
     }
 
     #[test]
     fn a_scan_ends_behind_the_last_topic_that_can_match() {
-        for (filter, topic) in
-            [("a", "b"), ("a", "a/b"), ("a/b", "a/b/c"), ("a/#", "a0"), ("a/b/#", "a/b0"), ("a/+", "a0"), ("$SYS/#", "%")]
-        {
+        for (filter, topic) in [
+            ("a", "b"),
+            ("a", "a/b"),
+            ("a/b", "a/b/c"),
+            ("a/#", "a0"),
+            ("a/b/#", "a/b0"),
+            ("a/+", "a0"),
+            ("$SYS/#", "%"),
+        ] {
             assert_eq!(judge(filter, topic).0, Step::End, "{filter} at {topic}");
         }
     }
 
     #[test]
     fn what_starts_no_match_is_passed_over_from_the_start() {
-        for (filter, from) in [("#", ""), ("+/a", ""), ("a/#", "a"), ("a/b/+/c", "a/b/"), ("a/b", "a/b"), ("/#", "")] {
+        for (filter, from) in [
+            ("#", ""),
+            ("+/a", ""),
+            ("a/#", "a"),
+            ("a/b/+/c", "a/b/"),
+            ("a/b", "a/b"),
+            ("/#", ""),
+        ] {
             assert_eq!(start(TopicFilter::trusted(filter)), from);
         }
     }
 
     #[test]
     fn a_scan_looks_once_or_twice_at_each_group() {
-        let topics: BTreeSet<String> =
-            (0..100).flat_map(|group| (0..100).map(move |topic| format!("a/{group}/{topic}"))).collect();
+        let topics: BTreeSet<String> = (0..100)
+            .flat_map(|group| (0..100).map(move |topic| format!("a/{group}/{topic}")))
+            .collect();
         let (found, looks) = scan(&topics, "a/+/50");
         assert_eq!(found.len(), 100);
         assert!(looks <= 301, "{looks}");
@@ -174,7 +192,7 @@ mod tests {
         let filter = TopicFilter::trusted(filter);
         let (mut found, mut looks) = (Vec::new(), 0);
         let mut seek = start(filter).to_owned();
-        while let Some(topic) = topics.range::<str, _>(seek.as_str()..).next() {
+        while let Some(topic) = topics.range(seek.clone()..).next() {
             looks += 1;
             match step(filter, topic, &mut seek) {
                 Step::Match => {
@@ -189,7 +207,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(4_096))]
+        #![proptest_config(ProptestConfig::with_cases(1_024))]
         #[test]
         fn a_scan_finds_what_a_look_at_every_topic_finds(
             topics in proptest::collection::btree_set("[a$]?[!\\-0b\u{1}]?(/[ab]?[!\\-0]?){0,3}", 0..60),

@@ -55,7 +55,12 @@ impl WildcardTrie {
         let mut nodes = Slab::new();
         let root = nodes.insert(Node::new("", 0, NONE));
         debug_assert_eq!(root, ROOT as usize);
-        WildcardTrie { nodes, children: IdTable::new(), here: Vec::new(), below: Vec::new() }
+        WildcardTrie {
+            nodes,
+            children: IdTable::new(),
+            here: Vec::new(),
+            below: Vec::new(),
+        }
     }
 
     /// `filter` has a wildcard and is not in the trie.
@@ -104,7 +109,8 @@ impl WildcardTrie {
                 "+" => self.nodes[at as usize].plus,
                 literal => {
                     let hash = child_hash(at, level_hash(hasher, literal.as_bytes()));
-                    self.literal_child(at, hash, literal.as_bytes()).expect("the filter is in the trie")
+                    self.literal_child(at, hash, literal.as_bytes())
+                        .expect("the filter is in the trie")
                 }
             };
         }
@@ -202,7 +208,15 @@ impl WildcardTrie {
 
 impl Node {
     fn new(level: &str, hash: u32, parent: u32) -> Node {
-        Node { level: level.into(), hash, parent, literals: 0, plus: NONE, end: NONE, multi: NONE }
+        Node {
+            level: level.into(),
+            hash,
+            parent,
+            literals: 0,
+            plus: NONE,
+            end: NONE,
+            multi: NONE,
+        }
     }
 
     fn is_unused(&self) -> bool {
