@@ -87,7 +87,7 @@ pub enum Output {
     /// There is a batch for this peer: take it when its ring has room.
     Forward(PeerId, Lane),
     /// Hand this to the store, in order; the store answers with `Input::Committed`.
-    Persist(RecordNumber, Record),
+    Persist(RecordNumber, Box<Record>),
 }
 
 /// Why a connection ends; counted by name.

@@ -38,7 +38,7 @@ pub fn greet(
     if let Some(first) = bytes.first()
         && first >> 4 != 1
     {
-        return Greeting::Malformed(DecodeError::ConnectExpected);
+        return Greeting::Malformed(DecodeError::FirstPacketNotConnect);
     }
     let frame = match next_frame(bytes, CONNECT_BYTES_MAX) {
         Ok(Framing::Whole(frame)) => frame,

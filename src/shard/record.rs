@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::mqtt::packet::{PacketId, QoS};
-use crate::session::outbound::SharedMessage;
+use crate::session::message::SharedMessage;
 
 /// A Session of this core for as long as it lives: place and generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
