@@ -14,6 +14,7 @@
 //! file, thread, `async`, clock or randomness; values in, values out.
 
 pub mod limits;
+pub mod mesh;
 pub mod metrics;
 pub mod mqtt;
 pub mod registry;
