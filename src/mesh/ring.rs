@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn two_threads_see_every_parcel_once_and_in_order() {
-        const PARCELS: u64 = 200_000;
+        const PARCELS: u64 = 30_000;
         let (mut producer, mut consumer) = ring(16);
         let pusher = std::thread::spawn(move || {
             for n in 0..PARCELS {
