@@ -14,7 +14,7 @@
 //! One turn of a core:
 //! ```text
 //! pop_any(ToHome) until None ─▶ pop_any(ToOwner) while nothing is backed up ─▶ read sockets ─▶ push … ─▶ ring_bells()
-//! nothing left to do: bell().prepare_sleep() ─▶ is_empty() and no has_awaited_room()? ─▶ wait ─▶ bell().woken()
+//! nothing left to do: prepare_sleep(lanes)? ─▶ wait for the bell ─▶ bell().woken()
 //! ```
 
 mod peers;
@@ -111,21 +111,20 @@ impl<T: Send> Endpoint<T> {
         &self.inboxes[usize::from(self.core)].bell
     }
 
-    /// Whether the next push will succeed. After a `false` this core is rung when there is room again.
+    /// Whether the next push will succeed. After a `false`, a sleep of this core ends when there is room again.
     /// Panics when `peer` is this core.
     #[inline]
     pub fn has_room(&mut self, peer: u16, lane: Lane) -> bool {
         let outgoing = &mut self.outgoing[lane as usize];
         let has_room = outgoing.ring(peer).has_room();
-        if has_room == outgoing.awaited.contains(peer) {
-            let room_awaited = &self.inboxes[usize::from(peer)].room_awaited[lane as usize];
-            outgoing.await_room(has_room, self.core, peer, room_awaited);
+        if !has_room {
+            outgoing.awaited.insert(peer);
         }
         has_room
     }
 
-    /// Hands the parcel back when the ring is full; this core is then rung when there is room again. The peer is told by
-    /// the next [`Endpoint::ring_bells`]. Panics when `peer` is this core.
+    /// Hands the parcel back when the ring is full; a sleep of this core then ends when there is room again. The peer is
+    /// told of a parcel by the next [`Endpoint::ring_bells`]. Panics when `peer` is this core.
     #[inline]
     pub fn push(&mut self, peer: u16, lane: Lane, parcel: T) -> Result<(), T> {
         if !self.has_room(peer, lane) {
@@ -200,29 +199,49 @@ impl<T: Send> Endpoint<T> {
     }
 
     /// The same for one lane: a core that leaves `ToOwner` undrained, because what follows is backed up, sleeps on
-    /// `ToHome` and on [`Endpoint::has_awaited_room`].
+    /// `ToHome` and on room.
     #[inline]
     pub fn is_lane_empty(&self, lane: Lane) -> bool {
         self.incoming[lane as usize].filled.is_empty()
             && self.inboxes[usize::from(self.core)].filled[lane as usize].is_empty()
     }
 
-    /// Whether a ring that was found full has room now: part of the look before sleeping, for a core that has parcels
-    /// waiting. Says so once per ring; who finds it full again is rung again.
+    /// Whether a ring that was found full has room now; if none has, asks the peers to ring when they make some. Part of
+    /// the look before sleeping, after `prepare_sleep`: what a peer rings before the sleep is announced is not kept.
     pub fn has_awaited_room(&mut self) -> bool {
-        let mut found = false;
-        for outgoing in &mut self.outgoing {
-            let Outgoing { rings, awaited, .. } = outgoing;
-            awaited.retain(|peer| {
-                let ring = rings[usize::from(peer)]
-                    .as_mut()
-                    .expect("a core sends no parcel to itself");
-                let has_room = ring.has_room();
-                found |= has_room;
-                !has_room
+        if self.outgoing.iter().all(|outgoing| outgoing.awaited.is_empty()) {
+            return false;
+        }
+        if self.sees_room() {
+            return true;
+        }
+        for (lane, outgoing) in self.outgoing.iter_mut().enumerate() {
+            outgoing.awaited.retain(|peer| {
+                self.inboxes[usize::from(peer)].room_awaited[lane].insert(self.core);
+                true
             });
         }
-        found
+        // Against the fence of `ring_bells`: either the peer that made room sees the request, or the room is seen here.
+        fence(Ordering::SeqCst);
+        self.sees_room()
+    }
+
+    fn sees_room(&mut self) -> bool {
+        let [to_owner, to_home] = &mut self.outgoing;
+        to_owner.sees_room() | to_home.sees_room()
+    }
+
+    /// The whole look before sleeping: announces the sleep and takes it back if there is something to pop on `lanes`, or
+    /// room in a ring that was found full. True: wait for the bell (or look at further sources of work first, and
+    /// `cancel_sleep` if there is some), then `bell().woken()`. [`Endpoint::ring_bells`] comes before.
+    pub fn prepare_sleep(&mut self, lanes: &[Lane]) -> bool {
+        debug_assert!(!self.is_touched, "a sleeping core leaves nobody unrung");
+        self.bell().prepare_sleep();
+        let may_sleep = lanes.iter().all(|lane| self.is_lane_empty(*lane)) && !self.has_awaited_room();
+        if !may_sleep {
+            self.bell().cancel_sleep();
+        }
+        may_sleep
     }
 }
 
@@ -231,7 +250,7 @@ struct Inbox {
     bell: Arc<Bell>,
     /// Senders whose ring to this core may hold something: entered once per batch, left before the ring is drained.
     filled: [SharedPeerSet; 2],
-    /// Senders that found their ring to this core full.
+    /// Senders that found their ring to this core full and may be asleep over it.
     room_awaited: [SharedPeerSet; 2],
 }
 
@@ -250,8 +269,7 @@ struct Outgoing<T> {
     rings: Vec<Option<Producer<T>>>,
     /// Peers pushed to since the last `ring_bells`.
     pushed: PeerSet,
-    /// Peers whose ring was found full and has not been seen with room since. While a peer is in here, this core is in the
-    /// peer's `room_awaited`, or the peer has made room, which the fence before sleeping brings in sight.
+    /// Peers whose ring was found full since the last look before sleeping.
     awaited: PeerSet,
 }
 
@@ -271,14 +289,19 @@ impl<T: Send> Outgoing<T> {
             .expect("a core sends no parcel to itself")
     }
 
-    #[cold]
-    fn await_room(&mut self, has_room: bool, core: u16, peer: u16, room_awaited: &SharedPeerSet) {
-        if has_room {
-            self.awaited.remove(peer);
-        } else {
-            self.awaited.insert(peer);
-            room_awaited.insert(core);
-        }
+    /// Forgets the awaited rings that have room now; whether there was one.
+    fn sees_room(&mut self) -> bool {
+        let Outgoing { rings, awaited, .. } = self;
+        let mut found = false;
+        awaited.retain(|peer| {
+            let ring = rings[usize::from(peer)]
+                .as_mut()
+                .expect("a core sends no parcel to itself");
+            let has_room = ring.has_room();
+            found |= has_room;
+            !has_room
+        });
+        found
     }
 }
 
@@ -448,8 +471,7 @@ mod tests {
         for round in 0..3 {
             while endpoints[0].push(1, Lane::ToHome, round).is_ok() {}
             endpoints[0].ring_bells();
-            assert!(!endpoints[0].has_awaited_room());
-            endpoints[0].bell().prepare_sleep();
+            assert!(endpoints[0].prepare_sleep(&Lane::ALL));
             assert_eq!(endpoints[1].pop_any(Lane::ToHome), Some((0, round)));
             endpoints[1].ring_bells();
             assert!(endpoints[0].bell().woken(), "round {round}");
@@ -483,8 +505,8 @@ mod tests {
         endpoints[1].ring_bells();
         assert!(endpoints[1].pop(Lane::ToHome, 0).is_some());
         endpoints[1].ring_bells();
-        assert!(endpoints[0].has_awaited_room());
-        endpoints[0].bell().prepare_sleep();
+        assert!(!endpoints[0].prepare_sleep(&Lane::ALL), "there is room on one lane");
+        assert!(endpoints[0].prepare_sleep(&Lane::ALL));
         assert!(endpoints[1].pop(Lane::ToOwner, 0).is_some());
         endpoints[1].ring_bells();
         assert!(endpoints[0].bell().woken());
@@ -547,13 +569,8 @@ mod tests {
                 if !backed_up && is_done(&asked) && is_done(&answered) {
                     return;
                 }
-                bell.prepare_sleep();
-                let has_work = !mesh.is_lane_empty(Lane::ToHome)
-                    || (!backed_up && !mesh.is_lane_empty(Lane::ToOwner))
-                    || mesh.has_awaited_room();
-                if has_work {
-                    bell.cancel_sleep();
-                } else {
+                let lanes = if backed_up { &[Lane::ToHome][..] } else { &Lane::ALL };
+                if mesh.prepare_sleep(lanes) {
                     let timeout = Timespec { tv_sec: 20, tv_nsec: 0 };
                     let readable = poll(&mut [PollFd::new(&*bell, PollFlags::IN)], Some(&timeout)).unwrap();
                     assert_eq!(
@@ -578,13 +595,11 @@ mod tests {
 mod model {
     use super::*;
 
-    /// Sleeps unless `has_work` says otherwise after the announcement.
-    fn sleep_unless(bell: &Bell, has_work: impl FnOnce() -> bool) {
-        bell.prepare_sleep();
-        if !has_work() {
-            bell.wait();
+    fn sleep<T: Send>(endpoint: &mut Endpoint<T>) {
+        if endpoint.prepare_sleep(&Lane::ALL) {
+            endpoint.bell().wait();
+            endpoint.bell().woken();
         }
-        bell.woken();
     }
 
     #[test]
@@ -598,7 +613,6 @@ mod model {
                     sender.ring_bells();
                 }
             });
-            let bell = Arc::clone(receiver.bell());
             let mut expected = 0;
             while expected < 2 {
                 while let Some(parcel) = receiver.pop_any(Lane::ToHome) {
@@ -606,7 +620,7 @@ mod model {
                     expected += 1;
                 }
                 if expected < 2 {
-                    sleep_unless(&bell, || !receiver.is_empty());
+                    sleep(&mut receiver);
                 }
             }
             pusher.join().unwrap();
@@ -622,7 +636,6 @@ mod model {
             let mut endpoints = Mesh::build::<usize>(2, 1).unwrap();
             let (mut receiver, mut sender) = (endpoints.pop().unwrap(), endpoints.pop().unwrap());
             let pusher = loom::thread::spawn(move || {
-                let bell = Arc::clone(sender.bell());
                 let mut next = 0;
                 while next < PARCELS {
                     while next < PARCELS && sender.push(1, Lane::ToHome, next).is_ok() {
@@ -630,11 +643,10 @@ mod model {
                     }
                     sender.ring_bells();
                     if next < PARCELS {
-                        sleep_unless(&bell, || sender.has_awaited_room());
+                        sleep(&mut sender);
                     }
                 }
             });
-            let bell = Arc::clone(receiver.bell());
             let mut expected = 0;
             while expected < PARCELS {
                 while let Some(parcel) = receiver.pop_any(Lane::ToHome) {
@@ -643,7 +655,7 @@ mod model {
                 }
                 receiver.ring_bells();
                 if expected < PARCELS {
-                    sleep_unless(&bell, || !receiver.is_empty());
+                    sleep(&mut receiver);
                 }
             }
             pusher.join().unwrap();
