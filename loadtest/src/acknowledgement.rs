@@ -79,7 +79,11 @@ impl Unacknowledged {
 
     /// PUBACK at QoS 1, PUBREC at QoS 2.
     pub fn first(&mut self, packet_id: u16) -> Answer {
-        if !self.step(packet_id, State::First, if self.qos == 2 { State::Complete } else { State::Free }) {
+        if !self.step(
+            packet_id,
+            State::First,
+            if self.qos == 2 { State::Complete } else { State::Free },
+        ) {
             return Answer::Fault;
         }
         if packet_id as usize != self.answered % RING + 1 {
@@ -115,7 +119,10 @@ impl Unacknowledged {
     }
 
     pub fn faults(&self) -> AcknowledgementFaults {
-        AcknowledgementFaults { missing: self.in_flight as u64, ..self.faults }
+        AcknowledgementFaults {
+            missing: self.in_flight as u64,
+            ..self.faults
+        }
     }
 }
 
@@ -144,7 +151,11 @@ mod tests {
         for wrong in [1, 3, 0, 65_535] {
             assert_eq!(unacked.first(wrong), Answer::Fault);
         }
-        let faults = AcknowledgementFaults { unexpected: 4, missing: 1, out_of_order: 0 };
+        let faults = AcknowledgementFaults {
+            unexpected: 4,
+            missing: 1,
+            out_of_order: 0,
+        };
         assert_eq!(unacked.faults(), faults);
     }
 
@@ -157,6 +168,12 @@ mod tests {
         for id in [2, 1, 3] {
             assert_eq!(unacked.first(id), Answer::Ended);
         }
-        assert_eq!(unacked.faults(), AcknowledgementFaults { out_of_order: 2, ..Default::default() });
+        assert_eq!(
+            unacked.faults(),
+            AcknowledgementFaults {
+                out_of_order: 2,
+                ..Default::default()
+            }
+        );
     }
 }

@@ -38,7 +38,10 @@ impl CpuTime {
 impl BrokerProcess {
     pub fn new(pid: u32) -> Result<BrokerProcess> {
         let stat = read(pid, "stat")?;
-        let name = parse_stat(&stat).with_context(|| format!("/proc/{pid}/stat"))?.name.to_string();
+        let name = parse_stat(&stat)
+            .with_context(|| format!("/proc/{pid}/stat"))?
+            .name
+            .to_string();
         Ok(BrokerProcess { pid, name })
     }
 
@@ -47,7 +50,10 @@ impl BrokerProcess {
         let stat = read(pid, "stat")?;
         let stat = parse_stat(&stat).with_context(|| format!("/proc/{pid}/stat"))?;
         let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second();
-        let (user, system) = (Duration::from_nanos(stat.user_ticks * tick_ns), Duration::from_nanos(stat.system_ticks * tick_ns));
+        let (user, system) = (
+            Duration::from_nanos(stat.user_ticks * tick_ns),
+            Duration::from_nanos(stat.system_ticks * tick_ns),
+        );
         let total = cpu_clock(pid).unwrap_or(user + system);
         Ok(CpuTime { total, user, system })
     }
@@ -78,11 +84,19 @@ struct Stat<'a> {
 
 /// The name stands in parentheses and may itself hold spaces and parentheses: fields are counted from the last one.
 fn parse_stat(line: &str) -> Result<Stat<'_>> {
-    let (Some(open), Some(close)) = (line.find('('), line.rfind(')')) else { bail!("no process name in it") };
+    let (Some(open), Some(close)) = (line.find('('), line.rfind(')')) else {
+        bail!("no process name in it")
+    };
     let mut fields = line[close + 1..].split_ascii_whitespace();
     // After the name comes field 3; utime is field 14, stime 15.
-    let (Some(user), Some(system)) = (fields.nth(14 - 3), fields.next()) else { bail!("fewer than 15 fields") };
-    Ok(Stat { name: &line[open + 1..close], user_ticks: user.parse()?, system_ticks: system.parse()? })
+    let (Some(user), Some(system)) = (fields.nth(14 - 3), fields.next()) else {
+        bail!("fewer than 15 fields")
+    };
+    Ok(Stat {
+        name: &line[open + 1..close],
+        user_ticks: user.parse()?,
+        system_ticks: system.parse()?,
+    })
 }
 
 fn parse_pss(rollup: &str) -> Option<u64> {
@@ -106,7 +120,8 @@ mod tests {
 
     #[test]
     fn pss_is_not_taken_from_its_sister_lines() {
-        let rollup = "55-7f ---p 00000000 00:00 0   [rollup]\nRss:  1840 kB\nPss_Dirty:  7 kB\nPss:    456 kB\nPss_Anon: 9 kB\n";
+        let rollup =
+            "55-7f ---p 00000000 00:00 0   [rollup]\nRss:  1840 kB\nPss_Dirty:  7 kB\nPss:    456 kB\nPss_Anon: 9 kB\n";
         assert_eq!(parse_pss(rollup), Some(456 * 1024));
         assert_eq!(parse_pss("Rss: 1 kB\n"), None);
     }

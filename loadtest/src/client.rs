@@ -30,13 +30,18 @@ pub struct Connection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
     /// `buffer[..len]` starts with a frame; `full` says that more may wait.
-    Bytes { len: usize, full: bool },
+    Bytes {
+        len: usize,
+        full: bool,
+    },
     Nothing,
 }
 
 /// The first address of `text`, "host:port".
 pub fn resolve(text: &str) -> Result<SocketAddr> {
-    let mut addresses = text.to_socket_addrs().with_context(|| format!("{text} is no address, HOST:PORT is wanted"))?;
+    let mut addresses = text
+        .to_socket_addrs()
+        .with_context(|| format!("{text} is no address, HOST:PORT is wanted"))?;
     addresses.next().with_context(|| format!("{text} names no address"))
 }
 
@@ -73,16 +78,28 @@ pub fn check_suback(address: SocketAddr, frame: packet::Frame<'_>, qos: u8) -> R
 
 impl Connection {
     /// Connects and waits for CONNACK.
-    pub fn open(address: SocketAddr, client_id: &str, keep_alive_s: u16, credentials: &Credentials) -> Result<Connection> {
+    pub fn open(
+        address: SocketAddr,
+        client_id: &str,
+        keep_alive_s: u16,
+        credentials: &Credentials,
+    ) -> Result<Connection> {
         let socket = TcpStream::connect_timeout(&address, HANDSHAKE_MAX)
             .map_err(|error| anyhow!("cannot connect to {address}: {error}"))?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(HANDSHAKE_MAX))?;
         socket.set_write_timeout(Some(HANDSHAKE_MAX))?;
-        let mut connection = Connection { socket, address, leftover: Vec::new(), pending: Vec::new() };
+        let mut connection = Connection {
+            socket,
+            address,
+            leftover: Vec::new(),
+            pending: Vec::new(),
+        };
         let mut bytes = Vec::new();
         packet::connect(&mut bytes, client_id, keep_alive_s, credentials);
-        connection.request(&bytes, "CONNACK", packet::CONNACK, |frame| check_connack(address, frame))?;
+        connection.request(&bytes, "CONNACK", packet::CONNACK, |frame| {
+            check_connack(address, frame)
+        })?;
         Ok(connection)
     }
 
@@ -91,7 +108,9 @@ impl Connection {
         let mut bytes = Vec::new();
         packet::subscribe(&mut bytes, filter, qos);
         let address = self.address;
-        self.request(&bytes, "SUBACK", packet::SUBACK, |frame| check_suback(address, frame, qos))
+        self.request(&bytes, "SUBACK", packet::SUBACK, |frame| {
+            check_suback(address, frame, qos)
+        })
     }
 
     /// Ends the blocking phase.
@@ -124,7 +143,9 @@ impl Connection {
         let mut buffer = [0; 4096];
         loop {
             let mut at = 0;
-            while let Some(frame) = packet::next_frame(&self.leftover[at..]).with_context(|| format!("{address} sent"))? {
+            while let Some(frame) =
+                packet::next_frame(&self.leftover[at..]).with_context(|| format!("{address} sent"))?
+            {
                 if frame.kind() == kind || frame.kind() != packet::PUBLISH {
                     check(frame)?;
                     let len = frame.len;
@@ -149,9 +170,14 @@ impl Connection {
             Ok(n) => {
                 buffer[..left].copy_from_slice(&self.leftover);
                 self.leftover.clear();
-                Ok(Received::Bytes { len: left + n, full: left + n == buffer.len() })
+                Ok(Received::Bytes {
+                    len: left + n,
+                    full: left + n == buffer.len(),
+                })
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(Received::Nothing),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                Ok(Received::Nothing)
+            }
             Err(error) => bail!("{} broke the connection: {error}", self.address),
         }
     }
@@ -245,7 +271,10 @@ mod tests {
     fn a_port_nobody_listens_on_is_named() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let error = open(address).unwrap_err().to_string();
-        assert!(error.starts_with(&format!("cannot connect to {address}: Connection refused")), "{error}");
+        assert!(
+            error.starts_with(&format!("cannot connect to {address}: Connection refused")),
+            "{error}"
+        );
     }
 
     #[test]
@@ -273,7 +302,12 @@ mod tests {
         let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut peer, _) = listener.accept().unwrap();
         let address = listener.local_addr().unwrap();
-        let mut connection = Connection { socket, address, leftover: Vec::new(), pending: Vec::new() };
+        let mut connection = Connection {
+            socket,
+            address,
+            leftover: Vec::new(),
+            pending: Vec::new(),
+        };
         connection.set_nonblocking().unwrap();
         let first: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
         let second: Vec<u8> = (0..9_000_000u32).map(|i| (i % 241) as u8).collect();

@@ -73,7 +73,11 @@ const FIGURES: [(&str, Pick); 12] = [
 ];
 
 pub fn run(settings: &Settings, throughput: &throughput::Settings) -> Result<Comparison> {
-    let targets: Vec<Target> = settings.against.iter().map(|text| parse_target(text)).collect::<Result<_>>()?;
+    let targets: Vec<Target> = settings
+        .against
+        .iter()
+        .map(|text| parse_target(text))
+        .collect::<Result<_>>()?;
     let mut runs: Vec<Vec<Throughput>> = targets.iter().map(|_| Vec::new()).collect();
     for round in 0..settings.rounds {
         let mut order: Vec<usize> = (0..targets.len()).collect();
@@ -105,9 +109,15 @@ fn parse_target(text: &str) -> Result<Target> {
         Some((name, rest)) => (Some(name.to_string()), rest),
         None => (None, text),
     };
-    let parts = rest.rsplit_once(':').and_then(|(address, pid)| Some((address, pid.parse().ok()?)));
+    let parts = rest
+        .rsplit_once(':')
+        .and_then(|(address, pid)| Some((address, pid.parse().ok()?)));
     match parts {
-        Some((address, pid)) if address.contains(':') => Ok(Target { name, address: address.to_string(), pid }),
+        Some((address, pid)) if address.contains(':') => Ok(Target {
+            name,
+            address: address.to_string(),
+            pid,
+        }),
         _ => bail!("--against {text}: HOST:PORT:PID is wanted"),
     }
 }
@@ -115,9 +125,15 @@ fn parse_target(text: &str) -> Result<Target> {
 fn row(what: &'static str, pick: Pick, runs: &[Vec<Throughput>]) -> Row {
     let values: Vec<Vec<f64>> = runs.iter().map(|runs| runs.iter().filter_map(pick).collect()).collect();
     let cells = values.iter().map(|own| {
-        Some(Cell { values: spread(own)?, ratio: spread(&paired_ratios(own, &values[0])) })
+        Some(Cell {
+            values: spread(own)?,
+            ratio: spread(&paired_ratios(own, &values[0])),
+        })
     });
-    Row { what, cells: cells.collect() }
+    Row {
+        what,
+        cells: cells.collect(),
+    }
 }
 
 impl Comparison {
@@ -128,7 +144,11 @@ impl Comparison {
 
 impl Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}; {} rounds, median [min..max], × = ratio to the first", self.settings, self.rounds)?;
+        writeln!(
+            f,
+            "{}; {} rounds, median [min..max], × = ratio to the first",
+            self.settings, self.rounds
+        )?;
         write!(f, "{:26}", "")?;
         for name in &self.brokers {
             write!(f, " {name:<48}")?;
@@ -155,7 +175,13 @@ impl Display for Comparison {
         }
         for (name, runs) in self.brokers.iter().zip(&self.runs) {
             for (round, run) in runs.iter().enumerate().filter(|(_, run)| run.verdict != Verdict::Good) {
-                writeln!(f, "FAILED {name}, round {}: {:?}, {:?}", round + 1, run.faults, run.acknowledgements)?;
+                writeln!(
+                    f,
+                    "FAILED {name}, round {}: {:?}, {:?}",
+                    round + 1,
+                    run.faults,
+                    run.acknowledgements
+                )?;
             }
         }
         Ok(())
@@ -168,9 +194,19 @@ mod tests {
 
     #[test]
     fn a_target_is_an_address_and_a_process() {
-        let target = |name: Option<&str>, address: &str, pid| Target { name: name.map(String::from), address: address.into(), pid };
-        assert_eq!(parse_target("127.0.0.1:1883:42").unwrap(), target(None, "127.0.0.1:1883", 42));
-        assert_eq!(parse_target("old=[::1]:1883:7").unwrap(), target(Some("old"), "[::1]:1883", 7));
+        let target = |name: Option<&str>, address: &str, pid| Target {
+            name: name.map(String::from),
+            address: address.into(),
+            pid,
+        };
+        assert_eq!(
+            parse_target("127.0.0.1:1883:42").unwrap(),
+            target(None, "127.0.0.1:1883", 42)
+        );
+        assert_eq!(
+            parse_target("old=[::1]:1883:7").unwrap(),
+            target(Some("old"), "[::1]:1883", 7)
+        );
         for wrong in ["127.0.0.1:1883", "127.0.0.1", "a:b:c", ""] {
             assert!(parse_target(wrong).is_err(), "{wrong}");
         }

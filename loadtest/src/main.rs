@@ -10,8 +10,10 @@ mod acknowledgement;
 mod broker_process;
 mod client;
 mod compare;
+mod idle;
 mod pace;
 mod packet;
+mod private_fds;
 mod report;
 mod sequence;
 mod stats;
@@ -32,6 +34,20 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Scenario {
+    /// Hold many connections that do nothing; measure what each costs the broker in user memory
+    Idle {
+        /// The broker, HOST:PORT
+        #[arg(long, default_value = "127.0.0.1:1883")]
+        addr: String,
+        /// Its process, to read CPU time and memory of
+        #[arg(long)]
+        broker_pid: Option<u32>,
+        #[command(flatten)]
+        settings: idle::Settings,
+        /// Write the figures here as well
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
     /// Send messages through a broker; check, count and time every one
     Throughput {
         /// The broker, HOST:PORT
@@ -70,7 +86,25 @@ fn main() -> ExitCode {
 
 fn run(scenario: Scenario) -> Result<ExitCode> {
     let is_good = match scenario {
-        Scenario::Throughput { addr, broker_pid, settings, json } => {
+        Scenario::Idle {
+            addr,
+            broker_pid,
+            settings,
+            json,
+        } => {
+            let figures = idle::run(&addr, broker_pid, &settings)?;
+            print!("{figures}");
+            if let Some(path) = json {
+                report::write_json(&path, &figures)?;
+            }
+            figures.is_good()
+        }
+        Scenario::Throughput {
+            addr,
+            broker_pid,
+            settings,
+            json,
+        } => {
             let figures = throughput::run(&addr, broker_pid, &settings)?;
             print!("{figures}");
             if let Some(path) = json {
@@ -78,7 +112,11 @@ fn run(scenario: Scenario) -> Result<ExitCode> {
             }
             figures.verdict == report::Verdict::Good
         }
-        Scenario::Compare { settings, throughput, json } => {
+        Scenario::Compare {
+            settings,
+            throughput,
+            json,
+        } => {
             let comparison = compare::run(&settings, &throughput)?;
             print!("{comparison}");
             if let Some(path) = json {

@@ -72,7 +72,10 @@ mod tests {
     #[test]
     fn publishers_take_turns_and_sum_to_the_rate() {
         let pace = Pace::new(1_000, 3);
-        assert_eq!([0, 1, 2].map(|publisher| pace.due_ns(publisher, 0)), [0, 1_000_000, 2_000_000]);
+        assert_eq!(
+            [0, 1, 2].map(|publisher| pace.due_ns(publisher, 0)),
+            [0, 1_000_000, 2_000_000]
+        );
         for now_ns in [0, 999_999, 1_000_000, 2_500_000, 1_000_000_000] {
             let counts = [0, 1, 2].map(|publisher| pace.due_count(publisher, now_ns));
             assert_eq!(counts.iter().sum::<u64>(), pace.total_due_count(now_ns));

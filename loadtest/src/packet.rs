@@ -40,7 +40,12 @@ impl Stamp {
         let (bytes, _) = payload.split_first_chunk::<STAMP_BYTES>()?;
         let word = |at: usize| u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|i: usize| bytes[at + i]));
         let first = word(0);
-        Some(Stamp { run: first as u32, publisher: (first >> 32) as u32, sequence: word(8), time_ns: word(16) })
+        Some(Stamp {
+            run: first as u32,
+            publisher: (first >> 32) as u32,
+            sequence: word(8),
+            time_ns: word(16),
+        })
     }
 
     pub fn write(self, payload: &mut [u8]) {
@@ -103,8 +108,7 @@ pub fn acknowledgement(out: &mut Vec<u8>, kind: u8, packet_id: u16) {
 #[derive(Debug)]
 pub struct PublishTemplate {
     pub bytes: Vec<u8>,
-    /// Where the Packet Identifier stands; `None` at QoS 0.
-    pub packet_id_at: Option<usize>,
+    /// Where the [`Stamp`] stands; above QoS 0 the two bytes before it are the Packet Identifier.
     pub stamp_at: usize,
 }
 
@@ -114,10 +118,9 @@ impl PublishTemplate {
         let mut bytes = vec![0x30 | qos << 1];
         push_remaining_length(&mut bytes, 2 + topic.len() + id_bytes + payload_bytes);
         push_string(&mut bytes, topic);
-        let packet_id_at = (qos > 0).then_some(bytes.len());
         let stamp_at = bytes.len() + id_bytes;
         bytes.resize(stamp_at + payload_bytes, b'.');
-        PublishTemplate { bytes, packet_id_at, stamp_at }
+        PublishTemplate { bytes, stamp_at }
     }
 }
 
@@ -150,7 +153,10 @@ pub fn next_frame(bytes: &[u8]) -> Result<Option<Frame<'_>>> {
     let (length, header) = match bytes {
         [_, a, ..] if *a < 0x80 => (*a as usize, 2),
         [_, a, b, ..] if *b < 0x80 => ((*a & 0x7F) as usize | (*b as usize) << 7, 3),
-        [_, a, b, c, ..] if *c < 0x80 => ((*a & 0x7F) as usize | ((*b & 0x7F) as usize) << 7 | (*c as usize) << 14, 4),
+        [_, a, b, c, ..] if *c < 0x80 => (
+            (*a & 0x7F) as usize | ((*b & 0x7F) as usize) << 7 | (*c as usize) << 14,
+            4,
+        ),
         [_, a, b, c, d, ..] => {
             if *d >= 0x80 {
                 bail!("a remaining length of more than four bytes");
@@ -160,7 +166,11 @@ pub fn next_frame(bytes: &[u8]) -> Result<Option<Frame<'_>>> {
         }
         _ => return Ok(None),
     };
-    Ok(bytes.get(header..header + length).map(|body| Frame { first_byte: bytes[0], body, len: header + length }))
+    Ok(bytes.get(header..header + length).map(|body| Frame {
+        first_byte: bytes[0],
+        body,
+        len: header + length,
+    }))
 }
 
 /// What a subscriber needs of a PUBLISH.
@@ -179,10 +189,18 @@ pub fn publish<'a>(frame: Frame<'a>) -> Result<Publish<'a>> {
         && let Some(rest) = rest.get(u16::from_be_bytes(*topic_bytes) as usize..)
     {
         if qos == 0 {
-            return Ok(Publish { qos, packet_id: 0, payload: rest });
+            return Ok(Publish {
+                qos,
+                packet_id: 0,
+                payload: rest,
+            });
         }
         if let Some((id, payload)) = rest.split_first_chunk::<2>() {
-            return Ok(Publish { qos, packet_id: u16::from_be_bytes(*id), payload });
+            return Ok(Publish {
+                qos,
+                packet_id: u16::from_be_bytes(*id),
+                payload,
+            });
         }
     }
     bail!("a PUBLISH too short for its own topic")
@@ -213,9 +231,14 @@ mod tests {
     fn a_patched_template_reads_back_as_it_was_stamped() {
         for (qos, size) in [(0, 24), (1, 64), (2, 200), (1, 20_000), (0, 3_000_000)] {
             let mut template = PublishTemplate::new("bench/7", qos, size);
-            let stamp = Stamp { run: 0xDEAD_BEEF, publisher: 70_000, sequence: 1 << 40, time_ns: 987_654_321_012 };
-            if let Some(at) = template.packet_id_at {
-                template.bytes[at..at + 2].copy_from_slice(&513u16.to_be_bytes());
+            let stamp = Stamp {
+                run: 0xDEAD_BEEF,
+                publisher: 70_000,
+                sequence: 1 << 40,
+                time_ns: 987_654_321_012,
+            };
+            if qos > 0 {
+                template.bytes[template.stamp_at - 2..template.stamp_at].copy_from_slice(&513u16.to_be_bytes());
             }
             stamp.write(&mut template.bytes[template.stamp_at..]);
             let frame = next_frame(&template.bytes).unwrap().unwrap();
@@ -245,7 +268,10 @@ mod tests {
         connect(&mut out, "a", 60, &Credentials::default());
         assert_eq!(out, b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01a");
         out.clear();
-        let with = Credentials { username: Some("u".into()), password: Some("pw".into()) };
+        let with = Credentials {
+            username: Some("u".into()),
+            password: Some("pw".into()),
+        };
         connect(&mut out, "a", 0, &with);
         assert_eq!(out, b"\x10\x14\x00\x04MQTT\x04\xc2\x00\x00\x00\x01a\x00\x01u\x00\x02pw");
         out.clear();
@@ -258,9 +284,17 @@ mod tests {
 
     #[test]
     fn a_publish_shorter_than_its_topic_is_an_error() {
-        let frame = Frame { first_byte: 0x30, body: &[0, 5, b'a'], len: 5 };
+        let frame = Frame {
+            first_byte: 0x30,
+            body: &[0, 5, b'a'],
+            len: 5,
+        };
         assert!(publish(frame).is_err());
-        let frame = Frame { first_byte: 0x32, body: &[0, 1, b'a', 0], len: 6 };
+        let frame = Frame {
+            first_byte: 0x32,
+            body: &[0, 1, b'a', 0],
+            len: 6,
+        };
         assert!(publish(frame).is_err());
     }
 }

@@ -67,7 +67,10 @@ pub struct Host {
 impl Host {
     pub fn this() -> Host {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
-        Host { kernel: release, cpus: std::thread::available_parallelism().map_or(1, usize::from) }
+        Host {
+            kernel: release,
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        }
     }
 }
 
@@ -112,33 +115,80 @@ impl Display for Throughput {
         writeln!(f, "{broker} at {}: {}", self.address, self.settings)?;
         writeln!(f, "host         Linux {}, {} CPUs", self.host.kernel, self.host.cpus)?;
         let rate = grouped(self.delivered_per_s.round() as u64);
-        writeln!(f, "delivered    {rate}/s ({} in {:.2} s)", grouped(self.delivered_in_time), self.seconds)?;
+        writeln!(
+            f,
+            "delivered    {rate}/s ({} in {:.2} s)",
+            grouped(self.delivered_in_time),
+            self.seconds
+        )?;
         let l = &self.latency_us;
-        write!(f, "latency µs   p50 {}  p90 {}  p99 {}", figure(l.p50), figure(l.p90), figure(l.p99))?;
+        write!(
+            f,
+            "latency µs   p50 {}  p90 {}  p99 {}",
+            figure(l.p50),
+            figure(l.p90),
+            figure(l.p99)
+        )?;
         writeln!(f, "  p99.9 {}  max {}", figure(l.p999), figure(l.max))?;
-        if let (Some(total), Some(user), Some(system), Some(cpus)) =
-            (self.broker_cpu_us, self.broker_user_us, self.broker_system_us, self.broker_cpus)
-        {
+        if let (Some(total), Some(user), Some(system), Some(cpus)) = (
+            self.broker_cpu_us,
+            self.broker_user_us,
+            self.broker_system_us,
+            self.broker_cpus,
+        ) {
             let (total, user, system) = (figure(total), figure(user), figure(system));
-            writeln!(f, "broker       {total} µs CPU per delivered message (user {user}, system {system}), {cpus:.2} CPUs")?;
+            writeln!(
+                f,
+                "broker       {total} µs CPU per delivered message (user {user}, system {system}), {cpus:.2} CPUs"
+            )?;
         }
         let own = figure(self.generator_cpu_us);
-        writeln!(f, "generator    {own} µs CPU per delivered message, {:.2} CPUs", self.generator_cpus)?;
+        writeln!(
+            f,
+            "generator    {own} µs CPU per delivered message, {:.2} CPUs",
+            self.generator_cpus
+        )?;
         if let Some(bytes) = self.broker_memory_bytes {
-            writeln!(f, "memory       {} KiB of user memory in the broker after the run", grouped(bytes / 1024))?;
+            writeln!(
+                f,
+                "memory       {} KiB of user memory in the broker after the run",
+                grouped(bytes / 1024)
+            )?;
         }
-        let Faults { missing, doubled, out_of_order } = self.faults;
-        write!(f, "whole run    sent {}, received {}", grouped(self.sent), grouped(self.received))?;
+        let Faults {
+            missing,
+            doubled,
+            out_of_order,
+        } = self.faults;
+        write!(
+            f,
+            "whole run    sent {}, received {}",
+            grouped(self.sent),
+            grouped(self.received)
+        )?;
         writeln!(f, ", missing {missing}, doubled {doubled}, out of order {out_of_order}")?;
         let acks = self.acknowledgements;
         if acks != AcknowledgementFaults::default() {
-            let AcknowledgementFaults { unexpected, out_of_order, missing } = acks;
-            writeln!(f, "acks         unexpected {unexpected}, out of order {out_of_order}, missing {missing}")?;
+            let AcknowledgementFaults {
+                unexpected,
+                out_of_order,
+                missing,
+            } = acks;
+            writeln!(
+                f,
+                "acks         unexpected {unexpected}, out of order {out_of_order}, missing {missing}"
+            )?;
         }
         for (count, what) in [
             (self.foreign, "messages of another run were ignored"),
-            (self.behind_schedule, "messages were due and not sent: the broker or this machine is slower than --rate"),
-            (self.stalls, "times nothing came for a second; what was outstanding counts as dropped"),
+            (
+                self.behind_schedule,
+                "messages were due and not sent: the broker or this machine is slower than --rate",
+            ),
+            (
+                self.stalls,
+                "times nothing came for a second; what was outstanding counts as dropped",
+            ),
         ] {
             if count > 0 {
                 writeln!(f, "note         {count} {what}")?;
@@ -192,7 +242,13 @@ mod tests {
 
     #[test]
     fn figures_keep_three_digits() {
-        let cases = [(0.0437, "0.044"), (0.437, "0.437"), (1.5, "1.50"), (10.94, "10.9"), (2748.6, "2,749")];
+        let cases = [
+            (0.0437, "0.044"),
+            (0.437, "0.437"),
+            (1.5, "1.50"),
+            (10.94, "10.9"),
+            (2748.6, "2,749"),
+        ];
         for (value, text) in cases {
             assert_eq!(figure(value), text);
         }

@@ -37,7 +37,10 @@ struct Gaps {
 
 impl Streams {
     pub fn new(count: usize) -> Streams {
-        Streams { next: vec![0; count], ..Streams::default() }
+        Streams {
+            next: vec![0; count],
+            ..Streams::default()
+        }
     }
 
     /// Takes one message. Returns how far the stream moved on: 1 as a rule, more over a gap, 0 for one seen or late.
@@ -96,12 +99,15 @@ impl Gaps {
     /// Takes `sequence` out of the gap it lies in; false when it lies in none.
     fn close(&mut self, sequence: u64) -> bool {
         let at = self.ranges.partition_point(|&(_, end)| end <= sequence);
-        let Some(&(start, end)) = self.ranges.get(at) else { return false };
+        let Some(&(start, end)) = self.ranges.get(at) else {
+            return false;
+        };
         if sequence < start {
             return false;
         }
         let parts = [(start, sequence), (sequence + 1, end)];
-        self.ranges.splice(at..=at, parts.into_iter().filter(|(start, end)| start < end));
+        self.ranges
+            .splice(at..=at, parts.into_iter().filter(|(start, end)| start < end));
         true
     }
 }
@@ -126,20 +132,58 @@ mod tests {
 
     #[test]
     fn a_gap_and_a_lost_tail_are_missing() {
-        assert_eq!(after(&[0, 3, 4], 7), Faults { missing: 4, ..Faults::default() });
-        assert_eq!(after(&[], 3), Faults { missing: 3, ..Faults::default() });
+        assert_eq!(
+            after(&[0, 3, 4], 7),
+            Faults {
+                missing: 4,
+                ..Faults::default()
+            }
+        );
+        assert_eq!(
+            after(&[], 3),
+            Faults {
+                missing: 3,
+                ..Faults::default()
+            }
+        );
     }
 
     #[test]
     fn a_late_message_is_out_of_order_and_not_missing() {
-        assert_eq!(after(&[0, 2, 1, 3], 4), Faults { out_of_order: 1, ..Faults::default() });
-        assert_eq!(after(&[9, 4, 0, 8], 10), Faults { missing: 6, out_of_order: 3, ..Faults::default() });
+        assert_eq!(
+            after(&[0, 2, 1, 3], 4),
+            Faults {
+                out_of_order: 1,
+                ..Faults::default()
+            }
+        );
+        assert_eq!(
+            after(&[9, 4, 0, 8], 10),
+            Faults {
+                missing: 6,
+                out_of_order: 3,
+                ..Faults::default()
+            }
+        );
     }
 
     #[test]
     fn a_second_copy_is_doubled_even_when_the_first_came_late() {
-        assert_eq!(after(&[0, 0, 1], 2), Faults { doubled: 1, ..Faults::default() });
-        assert_eq!(after(&[0, 2, 1, 1], 3), Faults { doubled: 1, out_of_order: 1, ..Faults::default() });
+        assert_eq!(
+            after(&[0, 0, 1], 2),
+            Faults {
+                doubled: 1,
+                ..Faults::default()
+            }
+        );
+        assert_eq!(
+            after(&[0, 2, 1, 1], 3),
+            Faults {
+                doubled: 1,
+                out_of_order: 1,
+                ..Faults::default()
+            }
+        );
     }
 
     #[test]
@@ -155,7 +199,14 @@ mod tests {
         let mut received = every_other.clone();
         received.push(0);
         let faults = after(&received, received[every_other.len() - 1] + 1);
-        assert_eq!(faults, Faults { missing: GAPS_MAX as u64 + 2, out_of_order: 1, doubled: 0 });
+        assert_eq!(
+            faults,
+            Faults {
+                missing: GAPS_MAX as u64 + 2,
+                out_of_order: 1,
+                doubled: 0
+            }
+        );
     }
 
     #[test]
@@ -164,6 +215,13 @@ mod tests {
         streams.receive(0, 5);
         streams.receive(1, 0);
         streams.receive(0, 3);
-        assert_eq!(streams.faults(), Faults { missing: 4, out_of_order: 1, doubled: 0 });
+        assert_eq!(
+            streams.faults(),
+            Faults {
+                missing: 4,
+                out_of_order: 1,
+                doubled: 0
+            }
+        );
     }
 }
