@@ -1,7 +1,7 @@
 //! `skein-load`: a load generator for any MQTT 3.1.1 broker. Flags in, a scenario run, figures and an exit code out.
 //!
 //! `throughput` sends messages through a broker, `compare` does so against several brokers in turn, `idle` holds
-//! connections that do nothing. What they share: `client` (one connection), `packet` (bytes), `sequence` and
+//! connections that do nothing; `relay` is the floor to compare with. What they share: `client` (one connection), `packet` (bytes), `sequence` and
 //! `acknowledgement` (was every rule kept), `pace` (open loop), `broker_process` (/proc), `stats` and `report`.
 //!
 //! Exit codes: 0 done, 1 the broker broke a delivery rule, 2 it could not be measured (the sentence is on stderr).
@@ -14,6 +14,7 @@ mod idle;
 mod pace;
 mod packet;
 mod private_fds;
+mod relay;
 mod report;
 mod sequence;
 mod stats;
@@ -72,6 +73,11 @@ enum Scenario {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// Be a relay for QoS 0 without broker semantics: the floor a broker's cost is compared with
+    Relay {
+        #[command(flatten)]
+        settings: relay::Settings,
+    },
 }
 
 fn main() -> ExitCode {
@@ -123,6 +129,10 @@ fn run(scenario: Scenario) -> Result<ExitCode> {
                 report::write_json(&path, &comparison)?;
             }
             comparison.is_good()
+        }
+        Scenario::Relay { settings } => {
+            relay::run(&settings)?;
+            true
         }
     };
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
