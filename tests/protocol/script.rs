@@ -209,7 +209,7 @@ fn unrolled(steps: &[(usize, String)]) -> Result<Vec<(usize, String)>, (usize, S
                 let mut text = pieces.next().unwrap_or_default().to_owned();
                 for piece in pieces {
                     let end = piece.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(piece.len());
-                    let own = if matches!(&piece[..end], "" | "i") { String::new() } else { format!("_{round}") };
+                    let own = if matches!(&piece[..end], "" | "i" | "d") { String::new() } else { format!("_{round}") };
                     text.push_str(&format!("${}{own}{}", &piece[..end], &piece[end..]));
                 }
                 all.push((*number, text));
@@ -300,14 +300,42 @@ fn expectation_of(connection: String, rest: &str, name: &str) -> Result<Action, 
         return Ok(Action::ExpectNothing { connection, lasting });
     }
     if let Some(tail) = rest.strip_prefix("any order") {
-        let packets = tail.lines().filter(|line| !line.trim().is_empty());
-        let packets = packets.map(|line| atoms_of(line, name)).collect::<Result<Vec<_>, _>>()?;
+        let packets = packets_of(atoms_of(tail, name)?)?;
         if packets.len() < 2 {
-            return Err("any order needs two packets or more, each on an indented line of its own".to_owned());
+            return Err("any order needs two packets or more".to_owned());
         }
         return Ok(Action::ExpectAnyOrder { connection, packets });
     }
     Ok(Action::Expect { connection, bytes: atoms_of(rest, name)? })
+}
+
+/// Cuts a row of packets into packets. Their fixed headers are bytes, never variables.
+fn packets_of(atoms: Vec<Atom>) -> Result<Vec<Vec<Atom>>, String> {
+    let mut packets = Vec::new();
+    // How much of the packet at the end is still to come.
+    let mut missing = 0;
+    for atom in atoms {
+        let Atom::Bytes(mut bytes) = atom else {
+            let packet: &mut Vec<Atom> = packets.last_mut().filter(|_| missing >= 2).ok_or("a variable in a header")?;
+            packet.push(atom);
+            missing -= 2;
+            continue;
+        };
+        while !bytes.is_empty() {
+            if missing == 0 {
+                let header_bytes = bytes.iter().skip(1).position(|byte| byte & 128 == 0).ok_or("half a header")? + 2;
+                let digits = bytes[1..header_bytes].iter().enumerate();
+                let length: usize = digits.map(|(place, digit)| usize::from(digit & 127) << (7 * place)).sum();
+                missing = header_bytes + length;
+                packets.push(Vec::new());
+            }
+            let rest = bytes.split_off(missing.min(bytes.len()));
+            missing -= bytes.len();
+            packets.last_mut().expect("just pushed, or begun before").push(Atom::Bytes(bytes));
+            bytes = rest;
+        }
+    }
+    if missing == 0 { Ok(packets) } else { Err("half a packet".to_owned()) }
 }
 
 fn duration_of(text: &str) -> Result<Duration, String> {
@@ -334,6 +362,8 @@ enum Item {
     AnyId,
     /// `$i`: how often the enclosing group has been gone through, from 1.
     Index,
+    /// `$d`: the same in five decimal digits, for topic names.
+    Digits,
     /// `{ … }`: a Remaining Length, then what it counts.
     Remaining(Vec<Item>),
     /// `s{ … }`: a two-byte length, then what it counts.
@@ -391,6 +421,7 @@ impl Parser<'_> {
                 return Ok(match variable {
                     "*" => Item::AnyId,
                     "i" => Item::Index,
+                    "d" => Item::Digits,
                     name => Item::Variable(name.to_owned()),
                 });
             }
@@ -437,6 +468,7 @@ fn flatten(items: &[Item], index: usize, atoms: &mut Vec<Atom>) -> Result<(), St
                 let number = u16::try_from(index).map_err(|_| "$i does not fit two bytes")?;
                 push_bytes(atoms, &number.to_be_bytes());
             }
+            Item::Digits => push_bytes(atoms, format!("{index:05}").as_bytes()),
             Item::Remaining(inner) => {
                 let mut body = Vec::new();
                 flatten(inner, index, &mut body)?;
