@@ -13,6 +13,12 @@
 //! 3 `mesh store` < 4 `worker`, 5 `net` < 6 `config` < 7 `server` < `main`. Layers 0 to 2 are the heart: no socket,
 //! file, thread, `async`, clock or randomness; values in, values out.
 
+pub mod config;
 pub mod limits;
+pub mod mesh;
+pub mod metrics;
 pub mod mqtt;
+pub mod registry;
 pub mod routing;
+pub mod session;
+pub mod shard;

@@ -1,0 +1,76 @@
+//! What the structures that grow with the number of clients hold on the heap.
+//!
+//! One test function: the count is of the whole process, so nothing may run beside it.
+
+mod counting;
+
+use counting::held_bytes;
+use skein::mqtt::packet::QoS;
+use skein::mqtt::topic::{TopicFilter, TopicName};
+use skein::routing::interest::Interest;
+use skein::routing::subscriptions::Subscriptions;
+
+#[global_allocator]
+static ALLOCATOR: counting::Counting = counting::Counting;
+
+/// Beyond the filter's own text.
+const BYTES_PER_FILTER_MAX: usize = 120;
+const EXACT: usize = 1_000_000;
+const WILDCARD: usize = 10_000;
+
+fn text(at: usize) -> String {
+    match at {
+        _ if at < EXACT => format!("dt/json/DEV{at:07}/telemetry"),
+        _ if at % 2 == 0 => format!("dt/json/DEV{:07}/#", at - EXACT),
+        _ => format!("dt/+/DEV{:07}/telemetry", at - EXACT),
+    }
+}
+
+#[test]
+fn a_filter_costs_at_most_its_bound_and_the_last_one_leaves_nothing() {
+    let mut subscriptions = Subscriptions::new([1, 2, 3, 4]);
+    let mut interest = Interest::new([1, 2, 3, 4]);
+    let mut targets = Vec::with_capacity(64);
+    let mut cores = Vec::with_capacity(64);
+    let baseline = held_bytes();
+
+    let mut text_bytes = 0;
+    for at in 0..EXACT + WILDCARD {
+        let text = text(at);
+        text_bytes += text.len();
+        subscriptions.subscribe(TopicFilter::trusted(&text), at as u32, QoS::AtLeastOnce);
+    }
+    let each = (held_bytes() - baseline - text_bytes) / (EXACT + WILDCARD);
+    println!("{each} bytes of heap per filter beyond its text");
+    assert!(each <= BYTES_PER_FILTER_MAX, "{each}");
+
+    // Several Sessions per filter, and a fan-out, with matches that merge.
+    for session in 0..100_000 {
+        for text in ["dt/#", "dt/json/+/telemetry"] {
+            subscriptions.subscribe(TopicFilter::trusted(text), session, QoS::AtMostOnce);
+        }
+        interest.add(TopicFilter::trusted(&text(session as usize)), session as u16 % 1_024);
+        interest.add(TopicFilter::trusted("dt/+/#"), session as u16 % 1_024);
+    }
+    subscriptions.matches(TopicName::trusted("dt/json/DEV0000001/telemetry"), &mut targets);
+    assert_eq!(targets.len(), 100_000);
+    interest.matches(TopicName::trusted("dt/json/DEV0000001/telemetry"), &mut cores);
+    assert_eq!(cores.len(), 1_024);
+    (targets, cores) = (Vec::with_capacity(64), Vec::with_capacity(64));
+
+    for session in 0..100_000 {
+        for text in ["dt/#", "dt/json/+/telemetry"] {
+            subscriptions.unsubscribe(TopicFilter::trusted(text), session);
+        }
+        interest.remove(TopicFilter::trusted(&text(session as usize)), session as u16 % 1_024);
+    }
+    for core in 0..1_024 {
+        interest.remove(TopicFilter::trusted("dt/+/#"), core);
+    }
+    for at in 0..EXACT + WILDCARD {
+        subscriptions.unsubscribe(TopicFilter::trusted(&text(at)), at as u32);
+    }
+    assert_eq!((subscriptions.filter_count(), interest.filter_count()), (0, 0));
+    assert_eq!(held_bytes(), baseline);
+    drop((targets, cores));
+}
