@@ -121,8 +121,8 @@ level 3:    V31-1
             V31-18
 ";
 
-/// Lines that say what an authorisation forbids: `--access open` forbids nothing, so there is nothing yet to play.
-const NEED_AUTHORISATION: &[&str] = &["X-13", "MQTT-3.3.5-2", "V31-13"];
+/// Lines that say what authentication and authorisation forbid: `--access open` forbids nothing, so there is nothing yet to play.
+const NEED_AUTHORISATION: &[&str] = &["X-9", "X-13", "MQTT-3.3.5-2", "V31-13"];
 
 /// What keeps the table from being true: ids without a conversation, ids nobody knows, excuses that no longer hold.
 pub fn problems(conversations: &[Conversation]) -> Vec<String> {

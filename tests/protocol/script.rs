@@ -485,6 +485,16 @@ fn flatten(items: &[Item], index: usize, atoms: &mut Vec<Atom>) -> Result<(), St
             }
             // A group that is not repeated keeps the index of the one around it.
             Item::Repeated(inner, 1) => flatten(inner, index, atoms)?,
+            // The same each time: one copy is enough to make all.
+            Item::Repeated(inner, count) if !is_counted(inner) => {
+                let mut once = Vec::new();
+                flatten(inner, index, &mut once)?;
+                if let [Atom::Bytes(bytes)] = once.as_slice() {
+                    push_bytes(atoms, &bytes.repeat(*count));
+                } else {
+                    (0..*count).for_each(|_| append(atoms, once.clone()));
+                }
+            }
             Item::Repeated(inner, count) => {
                 for index in 1..=*count {
                     flatten(inner, index, atoms)?;
@@ -493,6 +503,15 @@ fn flatten(items: &[Item], index: usize, atoms: &mut Vec<Atom>) -> Result<(), St
         }
     }
     Ok(())
+}
+
+/// Whether a group differs from one time to the next.
+fn is_counted(items: &[Item]) -> bool {
+    items.iter().any(|item| match item {
+        Item::Index | Item::Digits => true,
+        Item::Remaining(inner) | Item::Prefixed(inner) | Item::Repeated(inner, 1) => is_counted(inner),
+        Item::Bytes(_) | Item::Variable(_) | Item::AnyId | Item::Repeated(..) => false,
+    })
 }
 
 fn append(atoms: &mut Vec<Atom>, body: Vec<Atom>) {

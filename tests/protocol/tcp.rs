@@ -41,6 +41,8 @@ impl Broker {
         let log_too = log.try_clone().map_err(|error| error.to_string())?;
         let mut child = Command::new(env!("CARGO_BIN_EXE_skein"))
             .current_dir(directory.path())
+            // Settings of the broker may come from the environment; here none does.
+            .env_clear()
             .args(["--mqtt-port", "0", "--ready-file"])
             .arg(&ready_file)
             .args(flags)
