@@ -51,6 +51,10 @@ pub const RETAINED_CHUNK_BYTES: usize = 64 * 1024;
 pub const READ_BYTES_PER_TURN: usize = 64 * 1024;
 /// Readiness events taken in one batch.
 pub const EVENTS_PER_BATCH: usize = 256;
+/// Connections accepted from one listener in one batch; the rest waits in its backlog.
+pub const ACCEPTS_PER_BATCH: usize = 64;
+/// Parcels taken from the mesh per lane in one batch; the rest waits in its ring.
+pub const MESH_PARCELS_PER_BATCH: usize = 64;
 /// Resolution of every deadline: a silent client goes at most this much after its time, never before it.
 pub const DEADLINE_TICK_MS: u64 = 250;
 /// Stop: from SIGTERM to exit 0.
