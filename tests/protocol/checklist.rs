@@ -126,13 +126,28 @@ const NEED_AUTHORISATION: &[&str] = &["X-9", "X-13", "MQTT-3.3.5-2", "V31-13"];
 
 /// What keeps the table from being true: ids without a conversation, ids nobody knows, excuses that no longer hold.
 pub fn problems(conversations: &[Conversation]) -> Vec<String> {
-    let wanted: BTreeSet<&str> =
-        LINES.split_whitespace().filter(|word| ["MQTT-", "X-", "V31-"].iter().any(|p| word.starts_with(p))).collect();
+    let wanted: BTreeSet<&str> = LINES
+        .split_whitespace()
+        .filter(|word| ["MQTT-", "X-", "V31-"].iter().any(|p| word.starts_with(p)))
+        .collect();
     let played: BTreeSet<&str> = conversations.iter().flat_map(|c| &c.ids).map(String::as_str).collect();
     let excused: BTreeSet<&str> = NEED_AUTHORISATION.iter().copied().collect();
     let mut problems = Vec::new();
-    problems.extend(wanted.difference(&played).filter(|id| !excused.contains(*id)).map(|id| format!("{id}: not played")));
-    problems.extend(played.difference(&wanted).map(|id| format!("{id}: no such line in the checklist")));
-    problems.extend(excused.intersection(&played).map(|id| format!("{id}: played, but excused")));
+    problems.extend(
+        wanted
+            .difference(&played)
+            .filter(|id| !excused.contains(*id))
+            .map(|id| format!("{id}: not played")),
+    );
+    problems.extend(
+        played
+            .difference(&wanted)
+            .map(|id| format!("{id}: no such line in the checklist")),
+    );
+    problems.extend(
+        excused
+            .intersection(&played)
+            .map(|id| format!("{id}: played, but excused")),
+    );
     problems
 }

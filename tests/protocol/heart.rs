@@ -50,7 +50,9 @@ impl Heart {
         let mut limits = Limits::default();
         let mut client_id_bytes_max = limits::CLIENT_ID_BYTES_MAX;
         for pair in flags.chunks(2) {
-            let [flag, value] = pair else { return Err(format!("{flags:?}: flags come with values")) };
+            let [flag, value] = pair else {
+                return Err(format!("{flags:?}: flags come with values"));
+            };
             let value = match (value.strip_suffix("KiB"), value.strip_suffix("MiB")) {
                 (Some(number), _) => number.parse::<usize>().map(|number| number << 10),
                 (_, Some(number)) => number.parse().map(|number: usize| number << 20),
@@ -87,7 +89,10 @@ impl Heart {
 
     /// One name per connection, never used again: its generation is always 0.
     fn id(connection: usize) -> ConnectionId {
-        ConnectionId { index: u32::try_from(connection).expect("conversations are short"), generation: 0 }
+        ConnectionId {
+            index: u32::try_from(connection).expect("conversations are short"),
+            generation: 0,
+        }
     }
 
     fn handle(&mut self, core: usize, input: Input<'_>) -> usize {
@@ -144,9 +149,17 @@ impl Heart {
         if state.closed || state.paused || state.inbound.is_empty() {
             return false;
         }
-        let Some(core) = state.home else { return self.greet(connection) };
+        let Some(core) = state.home else {
+            return self.greet(connection);
+        };
         let inbound = std::mem::take(&mut state.inbound);
-        let consumed = self.handle(core, Input::Received { connection: Self::id(connection), bytes: &inbound });
+        let consumed = self.handle(
+            core,
+            Input::Received {
+                connection: Self::id(connection),
+                bytes: &inbound,
+            },
+        );
         let state = &mut self.connections[connection];
         // What was sent meanwhile, if anything, comes after the rest.
         state.inbound.splice(..0, inbound[consumed..].iter().copied());
@@ -155,13 +168,26 @@ impl Heart {
 
     fn greet(&mut self, connection: usize) -> bool {
         let state = &mut self.connections[connection];
-        match greet(&state.inbound, &self.access, self.client_id_bytes_max, || format!("fresh-{connection}")) {
+        match greet(&state.inbound, &self.access, self.client_id_bytes_max, || {
+            format!("fresh-{connection}")
+        }) {
             Greeting::Incomplete => return false,
-            Greeting::Accepted { connect, account, consumed } => {
+            Greeting::Accepted {
+                connect,
+                account,
+                consumed,
+            } => {
                 state.inbound.drain(..consumed);
                 let home = usize::from(self.shards[0].home(account, &connect.client_id).0);
                 state.home = Some(home);
-                self.handle(home, Input::Connected { connection: Self::id(connection), connect, account });
+                self.handle(
+                    home,
+                    Input::Connected {
+                        connection: Self::id(connection),
+                        connect,
+                        account,
+                    },
+                );
             }
             Greeting::Refused(code) => {
                 encode::connack(&mut state.outbound, false, code);
@@ -177,7 +203,9 @@ impl Heart {
         loop {
             let mut moved = false;
             for _ in 0..self.requests.len() {
-                let Some((from, to, batch)) = self.requests.pop_front() else { break };
+                let Some((from, to, batch)) = self.requests.pop_front() else {
+                    break;
+                };
                 let core = usize::from(to.0);
                 if self.shards[core].takes_requests() {
                     self.handle(core, Input::Batch { from, bytes: &batch });
@@ -216,7 +244,12 @@ impl Driver for Heart {
         if !state.closed {
             state.closed = true;
             if let Some(core) = state.home {
-                self.handle(core, Input::Disconnected { connection: Self::id(connection) });
+                self.handle(
+                    core,
+                    Input::Disconnected {
+                        connection: Self::id(connection),
+                    },
+                );
             }
         }
         self.settle();

@@ -44,7 +44,10 @@ fn conversations() -> Vec<Conversation> {
 
 fn chosen() -> Vec<Conversation> {
     let only = std::env::var("SKEIN_PROTOCOL_ONLY").unwrap_or_default();
-    conversations().into_iter().filter(|one| one.title.contains(&only) || one.place.contains(&only)).collect()
+    conversations()
+        .into_iter()
+        .filter(|one| one.title.contains(&only) || one.place.contains(&only))
+        .collect()
 }
 
 /// The time a conversation waits for: the long ones start first.
@@ -84,10 +87,16 @@ fn play_all(
 }
 
 fn report(count: usize, failures: &[String]) {
-    assert!(failures.is_empty(), "{} of {count} conversations failed\n\n{}\n", failures.len(), failures.join("\n\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {count} conversations failed\n\n{}\n",
+        failures.len(),
+        failures.join("\n\n")
+    );
 }
 
-fn over_tcp(cores: usize) {
+/// Plays all against brokers with these flags, and those of each conversation.
+fn over_tcp(usual: &[&str]) {
     if let Ok(address) = std::env::var("SKEIN_PROTOCOL_ADDRESS") {
         return against(&address);
     }
@@ -96,11 +105,21 @@ fn over_tcp(cores: usize) {
     let all = chosen();
     let count = all.len();
     let mut failures = play_all(all, |conversation| {
-        let mut flags = vec!["--cores".to_owned(), cores.to_string()];
+        let mut flags: Vec<String> = usual.iter().map(|flag| flag.to_string()).collect();
         flags.extend(conversation.flags.iter().cloned());
         let file = conversation.place.split(':').next().unwrap_or_default();
-        let key = if conversation.alone { conversation.place.clone() } else { format!("{file} {flags:?}") };
-        let slot = Arc::clone(brokers.lock().expect("no thread panics holding it").entry(key).or_default());
+        let key = if conversation.alone {
+            conversation.place.clone()
+        } else {
+            format!("{file} {flags:?}")
+        };
+        let slot = Arc::clone(
+            brokers
+                .lock()
+                .expect("no thread panics holding it")
+                .entry(key)
+                .or_default(),
+        );
         let broker = {
             let mut slot = slot.lock().expect("no thread panics holding it");
             if slot.is_none() {
@@ -132,8 +151,9 @@ fn over_tcp(cores: usize) {
 fn against(address: &str) {
     let broker = Broker::at(address).expect("SKEIN_PROTOCOL_ADDRESS is an address");
     let flags = std::env::var("SKEIN_PROTOCOL_FLAGS").unwrap_or_default();
-    let (all, left_out): (Vec<_>, Vec<_>) =
-        chosen().into_iter().partition(|conversation| conversation.flags.join(" ") == flags);
+    let (all, left_out): (Vec<_>, Vec<_>) = chosen()
+        .into_iter()
+        .partition(|conversation| conversation.flags.join(" ") == flags);
     for conversation in left_out {
         println!("left out: {} {}", conversation.place, conversation.title);
     }
@@ -164,16 +184,25 @@ fn against(address: &str) {
 
 #[test]
 fn conversations_hold_over_tcp_on_one_core() {
-    over_tcp(1);
+    over_tcp(&["--cores", "1"]);
 }
 
 #[test]
 fn conversations_hold_over_tcp_on_four_cores() {
-    over_tcp(4);
+    over_tcp(&["--cores", "4"]);
+}
+
+/// The driver of hosts that refuse io_uring.
+#[test]
+fn conversations_hold_over_tcp_on_epoll() {
+    over_tcp(&["--cores", "2", "--driver", "epoll"]);
 }
 
 fn in_memory(cores: u16, seeds: &[u64]) {
-    let all: Vec<_> = chosen().into_iter().filter(|conversation| conversation.tcp_only.is_none()).collect();
+    let all: Vec<_> = chosen()
+        .into_iter()
+        .filter(|conversation| conversation.tcp_only.is_none())
+        .collect();
     let count = all.len();
     let failures = play_all(all, |conversation| {
         for &seed in seeds {

@@ -57,9 +57,14 @@ struct Run<'a, D: Driver> {
 
 /// Plays all steps. The error names the step and holds what was expected and what came.
 pub fn run<D: Driver>(conversation: &Conversation, driver: &mut D) -> Result<(), String> {
-    let mut run = Run { driver, connections: BTreeMap::new(), variables: BTreeMap::new() };
+    let mut run = Run {
+        driver,
+        connections: BTreeMap::new(),
+        variables: BTreeMap::new(),
+    };
     for step in &conversation.steps {
-        run.step(&step.action).map_err(|reason| format!("line {}: {}\n      {reason}", step.line, step.text))?;
+        run.step(&step.action)
+            .map_err(|reason| format!("line {}: {}\n      {reason}", step.line, step.text))?;
     }
     run.finish().map_err(|reason| format!("at the end: {reason}"))
 }
@@ -67,7 +72,11 @@ pub fn run<D: Driver>(conversation: &Conversation, driver: &mut D) -> Result<(),
 impl<D: Driver> Run<'_, D> {
     fn step(&mut self, action: &Action) -> Result<(), String> {
         match action {
-            Action::Send { connection, bytes, chunk } => {
+            Action::Send {
+                connection,
+                bytes,
+                chunk,
+            } => {
                 let bytes = self.bind(bytes)?;
                 let handle = self.opened(connection);
                 let state = self.connections.get_mut(connection).expect("just opened");
@@ -140,7 +149,10 @@ impl<D: Driver> Run<'_, D> {
 
     /// Reads once; `Err` where the connection was never opened.
     fn read(&mut self, name: &str, wait: Duration) -> Result<Heard, String> {
-        let state = self.connections.get_mut(name).ok_or(format!("connection {name:?} was never opened"))?;
+        let state = self
+            .connections
+            .get_mut(name)
+            .ok_or(format!("connection {name:?} was never opened"))?;
         let handle = state.handle.ok_or(format!("connection {name:?} is not open"))?;
         if state.ended {
             return Ok(Heard::Closed);
@@ -154,7 +166,10 @@ impl<D: Driver> Run<'_, D> {
     fn expect(&mut self, name: &str, atoms: &[Atom]) -> Result<(), String> {
         let (patience, _) = self.driver.patience();
         loop {
-            let state = self.connections.get(name).ok_or(format!("connection {name:?} was never opened"))?;
+            let state = self
+                .connections
+                .get(name)
+                .ok_or(format!("connection {name:?} was never opened"))?;
             match matched(atoms, &state.received, &self.variables) {
                 Match::Whole(length, variables) => {
                     self.variables = variables;
@@ -171,7 +186,10 @@ impl<D: Driver> Run<'_, D> {
                     Heard::Bytes => {}
                     heard => {
                         let received = dump(&self.connections[name].received);
-                        return Err(format!("expected {}\n      received {received}, then {heard:?}", shown(atoms)));
+                        return Err(format!(
+                            "expected {}\n      received {received}, then {heard:?}",
+                            shown(atoms)
+                        ));
                     }
                 },
             }
@@ -182,14 +200,21 @@ impl<D: Driver> Run<'_, D> {
         let (patience, _) = self.driver.patience();
         let mut missing: Vec<&Vec<Atom>> = packets.iter().collect();
         while !missing.is_empty() {
-            let received = &self.connections.get(name).ok_or(format!("connection {name:?} was never opened"))?.received;
+            let received = &self
+                .connections
+                .get(name)
+                .ok_or(format!("connection {name:?} was never opened"))?
+                .received;
             let Some(length) = packet_length(received) else {
                 match self.read(name, patience)? {
                     Heard::Bytes => continue,
                     heard => {
                         let missing: Vec<_> = missing.iter().map(|atoms| shown(atoms)).collect();
                         let received = dump(&self.connections[name].received);
-                        return Err(format!("received {received}, then {heard:?}; missing {}", missing.join(" | ")));
+                        return Err(format!(
+                            "received {received}, then {heard:?}; missing {}",
+                            missing.join(" | ")
+                        ));
                     }
                 }
             };
@@ -201,7 +226,11 @@ impl<D: Driver> Run<'_, D> {
             });
             let Some((index, variables)) = found else {
                 let missing: Vec<_> = missing.iter().map(|atoms| shown(atoms)).collect();
-                return Err(format!("received {}; missing {}", dump(&received[..length]), missing.join(" | ")));
+                return Err(format!(
+                    "received {}; missing {}",
+                    dump(&received[..length]),
+                    missing.join(" | ")
+                ));
             };
             missing.remove(index);
             self.variables = variables;
@@ -215,7 +244,10 @@ impl<D: Driver> Run<'_, D> {
         let heard = self.read(name, within.unwrap_or(patience))?;
         let state = self.connections.get_mut(name).expect("just read");
         if !state.received.is_empty() {
-            return Err(format!("expected only the end of the connection, received {}", dump(&state.received)));
+            return Err(format!(
+                "expected only the end of the connection, received {}",
+                dump(&state.received)
+            ));
         }
         if heard != Heard::Closed {
             return Err("the connection was not closed".to_owned());
@@ -241,7 +273,10 @@ impl<D: Driver> Run<'_, D> {
     fn consume(&mut self, name: &str, length: usize) -> Result<(), String> {
         let state = self.connections.get_mut(name).expect("just matched");
         state.received.drain(..length);
-        state.scanned = state.scanned.checked_sub(length).ok_or("what was expected ends inside a packet")?;
+        state.scanned = state
+            .scanned
+            .checked_sub(length)
+            .ok_or("what was expected ends inside a packet")?;
         Ok(())
     }
 
@@ -292,7 +327,10 @@ impl<D: Driver> Run<'_, D> {
             let heard = self.read(&name, Duration::ZERO)?;
             let state = &self.connections[&name];
             if !state.received.is_empty() {
-                return Err(format!("connection {name:?} received {} unasked", dump(&state.received)));
+                return Err(format!(
+                    "connection {name:?} received {} unasked",
+                    dump(&state.received)
+                ));
             }
             if heard == Heard::Closed {
                 return Err(format!("connection {name:?} was closed unasked"));
@@ -385,10 +423,26 @@ fn shown(atoms: &[Atom]) -> String {
 fn dump(bytes: &[u8]) -> String {
     const SHOWN_BYTES: usize = 96;
     let start = &bytes[..bytes.len().min(SHOWN_BYTES)];
-    let text: String =
-        start.iter().map(|&byte| if (32..127).contains(&byte) { char::from(byte) } else { '.' }).collect();
-    let more = if bytes.len() > SHOWN_BYTES { format!(" ... {} bytes", bytes.len()) } else { String::new() };
-    if bytes.is_empty() { "no bytes".to_owned() } else { format!("{} |{text}|{more}", hex::encode(start)) }
+    let text: String = start
+        .iter()
+        .map(|&byte| {
+            if (32..127).contains(&byte) {
+                char::from(byte)
+            } else {
+                '.'
+            }
+        })
+        .collect();
+    let more = if bytes.len() > SHOWN_BYTES {
+        format!(" ... {} bytes", bytes.len())
+    } else {
+        String::new()
+    };
+    if bytes.is_empty() {
+        "no bytes".to_owned()
+    } else {
+        format!("{} |{text}|{more}", hex::encode(start))
+    }
 }
 
 #[cfg(test)]
@@ -437,7 +491,14 @@ mod tests {
         let text = format!("# [X-2] a test of the runner\n{steps}");
         let conversation = &crate::script::parse("test", 0, &text).unwrap()[0];
         let lines = answers.iter().map(|line| line.map(<[u8]>::to_vec)).collect();
-        run(conversation, &mut Scripted { lines, pending: Vec::new(), closed: false })
+        run(
+            conversation,
+            &mut Scripted {
+                lines,
+                pending: Vec::new(),
+                closed: false,
+            },
+        )
     }
 
     #[test]
@@ -445,8 +506,16 @@ mod tests {
         play("> c0 00\n< d0 00", &[Some(b"\xd0\0")]).unwrap();
         play("> c0 00\n< close", &[None]).unwrap();
         play("> c0 00\n< nothing", &[]).unwrap();
-        play("> c0 00\n< 32 { s\"a\" $p }\n> 40 02 $p", &[Some(b"\x32\x05\0\x01a\0\x07")]).unwrap();
-        play("> c0 00\n< any order\n  d0 00\n  b0 02 0001", &[Some(b"\xb0\x02\0\x01\xd0\0")]).unwrap();
+        play(
+            "> c0 00\n< 32 { s\"a\" $p }\n> 40 02 $p",
+            &[Some(b"\x32\x05\0\x01a\0\x07")],
+        )
+        .unwrap();
+        play(
+            "> c0 00\n< any order\n  d0 00\n  b0 02 0001",
+            &[Some(b"\xb0\x02\0\x01\xd0\0")],
+        )
+        .unwrap();
     }
 
     #[test]
@@ -463,10 +532,19 @@ mod tests {
             ("> c0 00\n< nothing", vec![None]),
             ("> c0 00", vec![Some(b"\xd0\0")]),
             ("> c0 00", vec![None]),
-            ("> c0 00\n< any order\n  d0 00\n  b0 02 0001", vec![Some(b"\xd0\0\xd0\0")]),
-            ("> c0 00\n< 32 { s\"a\" $p } 32 { s\"a\" $q }", vec![Some(twice.as_slice())]),
+            (
+                "> c0 00\n< any order\n  d0 00\n  b0 02 0001",
+                vec![Some(b"\xd0\0\xd0\0")],
+            ),
+            (
+                "> c0 00\n< 32 { s\"a\" $p } 32 { s\"a\" $q }",
+                vec![Some(twice.as_slice())],
+            ),
             ("> c0 00\n< 32 { s\"a\" $p }", vec![Some(b"\x32\x05\0\x01a\0\0")]),
-            ("> c0 00\n< b0 02 $p b0 02 $p", vec![Some(b"\xb0\x02\0\x01\xb0\x02\0\x02")]),
+            (
+                "> c0 00\n< b0 02 $p b0 02 $p",
+                vec![Some(b"\xb0\x02\0\x01\xb0\x02\0\x02")],
+            ),
             ("> c0 00\nmemory below 1 MiB", vec![]),
             ("> 40 02 $p", vec![]),
         ] {

@@ -35,16 +35,35 @@ pub struct Step {
 #[derive(Debug, Clone)]
 pub enum Action {
     /// Bytes from the client; `chunk` bytes at a time.
-    Send { connection: String, bytes: Vec<Atom>, chunk: Option<usize> },
+    Send {
+        connection: String,
+        bytes: Vec<Atom>,
+        chunk: Option<usize>,
+    },
     /// Exactly these bytes come next.
-    Expect { connection: String, bytes: Vec<Atom> },
+    Expect {
+        connection: String,
+        bytes: Vec<Atom>,
+    },
     /// Exactly these packets come next, in any order.
-    ExpectAnyOrder { connection: String, packets: Vec<Vec<Atom>> },
+    ExpectAnyOrder {
+        connection: String,
+        packets: Vec<Vec<Atom>>,
+    },
     /// Nothing more comes, and the connection ends.
-    ExpectClose { connection: String, within: Option<Duration> },
+    ExpectClose {
+        connection: String,
+        within: Option<Duration>,
+    },
     /// Nothing comes, and the connection stays.
-    ExpectNothing { connection: String, lasting: Option<Duration> },
-    Control { connection: String, control: Control },
+    ExpectNothing {
+        connection: String,
+        lasting: Option<Duration>,
+    },
+    Control {
+        connection: String,
+        control: Control,
+    },
     Wait(Duration),
     MemoryBelow(u64),
 }
@@ -98,17 +117,29 @@ struct Draft<'a> {
 /// Parses one file. `file_number` makes the names that stand for `~` unique over all files.
 pub fn parse(file: &str, file_number: usize, text: &str) -> Result<Vec<Conversation>, String> {
     let mut drafts: Vec<Draft> = Vec::new();
-    let mut lines = text.lines().enumerate().map(|(index, line)| (index + 1, line)).peekable();
+    let mut lines = text
+        .lines()
+        .enumerate()
+        .map(|(index, line)| (index + 1, line))
+        .peekable();
     while let Some((number, line)) = lines.next() {
         if line.trim().is_empty() || line.starts_with(';') {
             continue;
         }
         if let Some(title) = line.strip_prefix("# ") {
             let (options, steps, cases) = (Vec::new(), Vec::new(), Vec::new());
-            drafts.push(Draft { line: number, title: title.trim(), options, steps, cases });
+            drafts.push(Draft {
+                line: number,
+                title: title.trim(),
+                options,
+                steps,
+                cases,
+            });
             continue;
         }
-        let Some(draft) = drafts.last_mut() else { return Err(format!("{file}:{number}: a step before any title")) };
+        let Some(draft) = drafts.last_mut() else {
+            return Err(format!("{file}:{number}: a step before any title"));
+        };
         if let Some(option) = line.strip_prefix(": ") {
             draft.options.push((number, option.trim()));
         } else if let Some(case) = line.strip_prefix("| ") {
@@ -125,12 +156,19 @@ pub fn parse(file: &str, file_number: usize, text: &str) -> Result<Vec<Conversat
     }
     let mut conversations = Vec::new();
     for draft in &drafts {
-        let cases = if draft.cases.is_empty() { &[(draft.line, "")] } else { draft.cases.as_slice() };
+        let cases = if draft.cases.is_empty() {
+            &[(draft.line, "")]
+        } else {
+            draft.cases.as_slice()
+        };
         for (number, case) in cases {
             let name = format!("n{file_number}x{}", conversations.len());
             let conversation = conversation_of(draft, *number, case, &name)
                 .map_err(|(line, reason)| format!("{file}:{line}: {reason}"))?;
-            conversations.push(Conversation { place: format!("{file}:{number}"), ..conversation });
+            conversations.push(Conversation {
+                place: format!("{file}:{number}"),
+                ..conversation
+            });
         }
     }
     Ok(conversations)
@@ -143,7 +181,11 @@ fn conversation_of(draft: &Draft, line: usize, case: &str, name: &str) -> Result
     let comment = case[code.len()..].trim();
     let mut conversation = Conversation {
         place: String::new(),
-        title: if case.is_empty() { draft.title.to_owned() } else { format!("{}: {code}  {comment}", draft.title) },
+        title: if case.is_empty() {
+            draft.title.to_owned()
+        } else {
+            format!("{}: {code}  {comment}", draft.title)
+        },
         ids: ids_of(draft.title).map_err(|reason| (draft.line, reason))?,
         flags: Vec::new(),
         alone: false,
@@ -181,7 +223,11 @@ fn conversation_of(draft: &Draft, line: usize, case: &str, name: &str) -> Result
             }
         }
         let action = action_of(&step, name).map_err(|reason| (number, format!("{reason}\n    {step}")))?;
-        conversation.steps.push(Step { line: number, text: step, action });
+        conversation.steps.push(Step {
+            line: number,
+            text: step,
+            action,
+        });
     }
     if conversation.steps.is_empty() {
         return Err((draft.line, "a conversation without steps".to_owned()));
@@ -201,7 +247,9 @@ fn unrolled(steps: &[(usize, String)]) -> Result<Vec<(usize, String)>, (usize, S
             all.push((*number, step.clone()));
             continue;
         };
-        let count: usize = count.parse().map_err(|_| (*number, "repeat is followed by how often".to_owned()))?;
+        let count: usize = count
+            .parse()
+            .map_err(|_| (*number, "repeat is followed by how often".to_owned()))?;
         let block: Vec<_> = rest.by_ref().take_while(|(_, step)| step != "end").collect();
         for round in 1..=count {
             for (number, step) in &block {
@@ -209,7 +257,11 @@ fn unrolled(steps: &[(usize, String)]) -> Result<Vec<(usize, String)>, (usize, S
                 let mut text = pieces.next().unwrap_or_default().to_owned();
                 for piece in pieces {
                     let end = piece.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(piece.len());
-                    let own = if matches!(&piece[..end], "" | "i" | "d") { String::new() } else { format!("_{round}") };
+                    let own = if matches!(&piece[..end], "" | "i" | "d") {
+                        String::new()
+                    } else {
+                        format!("_{round}")
+                    };
                     text.push_str(&format!("${}{own}{}", &piece[..end], &piece[end..]));
                 }
                 all.push((*number, text));
@@ -227,7 +279,11 @@ fn ids_of(title: &str) -> Result<Vec<String>, String> {
         ids.push(id.to_owned());
         rest = tail.trim_start();
     }
-    if ids.is_empty() { Err("a title starts with [the id it stands for]".to_owned()) } else { Ok(ids) }
+    if ids.is_empty() {
+        Err("a title starts with [the id it stands for]".to_owned())
+    } else {
+        Ok(ids)
+    }
 }
 
 /// A line without its comment, which two spaces set off.
@@ -250,7 +306,9 @@ fn action_of(code: &str, name: &str) -> Result<Action, String> {
     }
     if let Some(size) = code.strip_prefix("memory below ") {
         let mebibytes = size.trim().strip_suffix("MiB").ok_or("sizes are in MiB")?;
-        return Ok(Action::MemoryBelow(mebibytes.trim().parse::<u64>().map_err(|error| error.to_string())? << 20));
+        return Ok(Action::MemoryBelow(
+            mebibytes.trim().parse::<u64>().map_err(|error| error.to_string())? << 20,
+        ));
     }
     let end = code.find(|c: char| !c.is_ascii_alphanumeric()).ok_or("not a step")?;
     let connection = code[..end].to_owned();
@@ -262,7 +320,11 @@ fn action_of(code: &str, name: &str) -> Result<Action, String> {
                 "" => None,
                 number => Some(number.parse().map_err(|_| "a chunk is a number of bytes")?),
             };
-            Ok(Action::Send { connection, bytes: atoms_of(&rest[digits..], name)?, chunk })
+            Ok(Action::Send {
+                connection,
+                bytes: atoms_of(&rest[digits..], name)?,
+                chunk,
+            })
         }
         "<" => expectation_of(connection, rest.trim(), name),
         "!" => {
@@ -306,7 +368,10 @@ fn expectation_of(connection: String, rest: &str, name: &str) -> Result<Action, 
         }
         return Ok(Action::ExpectAnyOrder { connection, packets });
     }
-    Ok(Action::Expect { connection, bytes: atoms_of(rest, name)? })
+    Ok(Action::Expect {
+        connection,
+        bytes: atoms_of(rest, name)?,
+    })
 }
 
 /// Cuts a row of packets into packets. Their fixed headers are bytes, never variables.
@@ -316,26 +381,43 @@ fn packets_of(atoms: Vec<Atom>) -> Result<Vec<Vec<Atom>>, String> {
     let mut missing = 0;
     for atom in atoms {
         let Atom::Bytes(mut bytes) = atom else {
-            let packet: &mut Vec<Atom> = packets.last_mut().filter(|_| missing >= 2).ok_or("a variable in a header")?;
+            let packet: &mut Vec<Atom> = packets
+                .last_mut()
+                .filter(|_| missing >= 2)
+                .ok_or("a variable in a header")?;
             packet.push(atom);
             missing -= 2;
             continue;
         };
         while !bytes.is_empty() {
             if missing == 0 {
-                let header_bytes = bytes.iter().skip(1).position(|byte| byte & 128 == 0).ok_or("half a header")? + 2;
+                let header_bytes = bytes
+                    .iter()
+                    .skip(1)
+                    .position(|byte| byte & 128 == 0)
+                    .ok_or("half a header")?
+                    + 2;
                 let digits = bytes[1..header_bytes].iter().enumerate();
-                let length: usize = digits.map(|(place, digit)| usize::from(digit & 127) << (7 * place)).sum();
+                let length: usize = digits
+                    .map(|(place, digit)| usize::from(digit & 127) << (7 * place))
+                    .sum();
                 missing = header_bytes + length;
                 packets.push(Vec::new());
             }
             let rest = bytes.split_off(missing.min(bytes.len()));
             missing -= bytes.len();
-            packets.last_mut().expect("just pushed, or begun before").push(Atom::Bytes(bytes));
+            packets
+                .last_mut()
+                .expect("just pushed, or begun before")
+                .push(Atom::Bytes(bytes));
             bytes = rest;
         }
     }
-    if missing == 0 { Ok(packets) } else { Err("half a packet".to_owned()) }
+    if missing == 0 {
+        Ok(packets)
+    } else {
+        Err("half a packet".to_owned())
+    }
 }
 
 fn duration_of(text: &str) -> Result<Duration, String> {
@@ -344,15 +426,25 @@ fn duration_of(text: &str) -> Result<Duration, String> {
         Some(number) => (number, 1),
         None => (text.strip_suffix('s').ok_or("a time is in s or ms")?, 1000),
     };
-    number.parse().map(|count: u64| Duration::from_millis(count * unit)).map_err(|error| error.to_string())
+    number
+        .parse()
+        .map(|count: u64| Duration::from_millis(count * unit))
+        .map_err(|error| error.to_string())
 }
 
 fn atoms_of(code: &str, name: &str) -> Result<Vec<Atom>, String> {
-    let mut parser = Parser { rest: code.trim_start(), name };
+    let mut parser = Parser {
+        rest: code.trim_start(),
+        name,
+    };
     let items = parser.items(None)?;
     let mut atoms = Vec::new();
     flatten(&items, 0, &mut atoms)?;
-    if atoms.is_empty() { Err("no bytes".to_owned()) } else { Ok(atoms) }
+    if atoms.is_empty() {
+        Err("no bytes".to_owned())
+    } else {
+        Ok(atoms)
+    }
 }
 
 #[derive(Debug)]
@@ -382,7 +474,11 @@ impl Parser<'_> {
         loop {
             self.rest = self.rest.trim_start();
             let Some(first) = self.rest.chars().next() else {
-                return if end.is_none() { Ok(items) } else { Err("a bracket that is not closed".to_owned()) };
+                return if end.is_none() {
+                    Ok(items)
+                } else {
+                    Err("a bracket that is not closed".to_owned())
+                };
             };
             if Some(first) == end {
                 self.rest = &self.rest[1..];
@@ -413,7 +509,10 @@ impl Parser<'_> {
             self.rest = &self.rest[1..];
             return Ok(Item::Repeated(self.items(Some(')'))?, 1));
         }
-        let end = self.rest.find(|c: char| c.is_whitespace() || "{}()\"".contains(c)).unwrap_or(self.rest.len());
+        let end = self
+            .rest
+            .find(|c: char| c.is_whitespace() || "{}()\"".contains(c))
+            .unwrap_or(self.rest.len());
         let (word, rest) = self.rest.split_at(end);
         let (word, rest) = match word.strip_prefix('$') {
             Some(variable) => {
@@ -435,12 +534,16 @@ impl Parser<'_> {
         match word {
             "MQTT" => Ok(Item::Bytes(b"\x00\x04MQTT\x04".to_vec())),
             "MQIsdp" => Ok(Item::Bytes(b"\x00\x06MQIsdp\x03".to_vec())),
-            digits => hex::decode(digits).map(Item::Bytes).map_err(|error| format!("{digits:?}: {error}")),
+            digits => hex::decode(digits)
+                .map(Item::Bytes)
+                .map_err(|error| format!("{digits:?}: {error}")),
         }
     }
 
     fn repeated(&mut self, item: Item) -> Result<Item, String> {
-        let Some(tail) = self.rest.strip_prefix('x') else { return Ok(item) };
+        let Some(tail) = self.rest.strip_prefix('x') else {
+            return Ok(item);
+        };
         let digits = tail.len() - tail.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         let count = tail[..digits].parse().map_err(|_| "x is followed by how often")?;
         self.rest = &tail[digits..];
@@ -557,7 +660,10 @@ mod tests {
 
     #[test]
     fn lengths_are_computed() {
-        assert_eq!(bytes_of(r#"10 { MQTT 02 003c s"a" }"#), b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01a");
+        assert_eq!(
+            bytes_of(r#"10 { MQTT 02 003c s"a" }"#),
+            b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01a"
+        );
         assert_eq!(bytes_of("30 { 61x200 }")[..3], [0x30, 0xc8, 0x01]);
         assert_eq!(bytes_of(r#"s{ 61x3 } "~" s"~/b""#), b"\x00\x03aaan\x00\x03n/b");
         assert_eq!(bytes_of("(40 02 $i)x2"), [0x40, 2, 0, 1, 0x40, 2, 0, 2]);
@@ -587,8 +693,14 @@ mod tests {
     fn each_case_is_a_conversation_of_its_own() {
         let text = "# [X-2] ping\n> @1 @2 s\"~\"\n| c0 | 00   PINGREQ\n| e0 | 00";
         let conversations = parse("test", 0, text).unwrap();
-        assert_eq!(conversations.iter().map(|c| c.place.as_str()).collect::<Vec<_>>(), ["test:3", "test:4"]);
-        assert_ne!(format!("{:?}", conversations[0].steps), format!("{:?}", conversations[1].steps));
+        assert_eq!(
+            conversations.iter().map(|c| c.place.as_str()).collect::<Vec<_>>(),
+            ["test:3", "test:4"]
+        );
+        assert_ne!(
+            format!("{:?}", conversations[0].steps),
+            format!("{:?}", conversations[1].steps)
+        );
     }
 
     #[test]

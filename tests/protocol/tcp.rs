@@ -31,7 +31,12 @@ impl Broker {
     /// A broker that someone else has started.
     pub fn at(address: &str) -> Result<Broker, String> {
         let address = address.parse().map_err(|error| format!("{address}: {error}"))?;
-        Ok(Broker { address, pid: None, child: None, directory: None })
+        Ok(Broker {
+            address,
+            pid: None,
+            child: None,
+            directory: None,
+        })
     }
 
     pub fn start(flags: &[String]) -> Result<Broker, String> {
@@ -70,14 +75,21 @@ impl Broker {
         let pid = Some(child.id());
         let port = port.ok_or("the ready file names no mqtt port")?;
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        Ok(Broker { address, pid, child: Some(child), directory: Some(directory) })
+        Ok(Broker {
+            address,
+            pid,
+            child: Some(child),
+            directory: Some(directory),
+        })
     }
 
     /// What it said before it ended, where it ended by itself.
     pub fn ended(&mut self) -> Option<String> {
         let status = self.child.as_mut()?.try_wait().ok()??;
         let log = self.directory.as_ref().map(|directory| directory.path().join("log"));
-        let log = log.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+        let log = log
+            .and_then(|path| std::fs::read_to_string(path).ok())
+            .unwrap_or_default();
         Some(format!("the broker ended by itself, {status}: {log}"))
     }
 }
@@ -107,7 +119,10 @@ struct Stream {
 
 impl<'a> Tcp<'a> {
     pub fn new(broker: &'a Broker) -> Tcp<'a> {
-        Tcp { broker, streams: Vec::new() }
+        Tcp {
+            broker,
+            streams: Vec::new(),
+        }
     }
 
     /// Waits for any connection to be readable, or for `writer` to be writable; then reads what there is.
@@ -116,7 +131,11 @@ impl<'a> Tcp<'a> {
         let mut fds = Vec::new();
         for (index, stream) in self.streams.iter().enumerate() {
             let Some(socket) = &stream.socket else { continue };
-            let mut flags = if stream.closed { PollFlags::empty() } else { PollFlags::IN };
+            let mut flags = if stream.closed {
+                PollFlags::empty()
+            } else {
+                PollFlags::IN
+            };
             if writer == Some(index) {
                 flags |= PollFlags::OUT;
             }
@@ -125,7 +144,10 @@ impl<'a> Tcp<'a> {
                 fds.push(PollFd::new(socket, flags));
             }
         }
-        let wait = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
+        let wait = Timespec {
+            tv_sec: wait.as_secs() as i64,
+            tv_nsec: i64::from(wait.subsec_nanos()),
+        };
         // An interrupted wait is a short one; the callers look at the clock.
         let _ = poll(&mut fds, Some(&wait));
         drop(fds);
@@ -149,7 +171,9 @@ impl<'a> Tcp<'a> {
     fn write(&mut self, connection: usize, mut bytes: &[u8]) {
         let deadline = Instant::now() + PATIENCE;
         while !bytes.is_empty() && Instant::now() < deadline {
-            let Some(socket) = &mut self.streams[connection].socket else { return };
+            let Some(socket) = &mut self.streams[connection].socket else {
+                return;
+            };
             match socket.write(bytes) {
                 Ok(length) => bytes = &bytes[length..],
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -168,15 +192,23 @@ impl Driver for Tcp<'_> {
         let socket = TcpStream::connect(self.broker.address).ok();
         if let Some(socket) = &socket {
             let _ = socket.set_nodelay(true);
-            socket.set_nonblocking(true).expect("a connected socket can be set non-blocking");
+            socket
+                .set_nonblocking(true)
+                .expect("a connected socket can be set non-blocking");
         }
         // A broker that does not accept looks like one that closes at once.
-        self.streams.push(Stream { closed: socket.is_none(), socket, arrived: Vec::new() });
+        self.streams.push(Stream {
+            closed: socket.is_none(),
+            socket,
+            arrived: Vec::new(),
+        });
         self.streams.len() - 1
     }
 
     fn send(&mut self, connection: usize, bytes: &[u8], chunk: Option<usize>) {
-        let Some(chunk) = chunk else { return self.write(connection, bytes) };
+        let Some(chunk) = chunk else {
+            return self.write(connection, bytes);
+        };
         for piece in bytes.chunks(chunk) {
             self.write(connection, piece);
             // Long enough for the broker to see most pieces apart.
@@ -227,12 +259,24 @@ impl Driver for Tcp<'_> {
 
     fn patience(&self) -> (Duration, Duration) {
         // A broker of somebody else's is expected to differ here and there, and each time this is waited out.
-        (if self.broker.child.is_some() { PATIENCE } else { PATIENCE / 4 }, QUIET)
+        (
+            if self.broker.child.is_some() {
+                PATIENCE
+            } else {
+                PATIENCE / 4
+            },
+            QUIET,
+        )
     }
 
     fn memory_bytes(&self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.broker.pid?)).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kibibytes| kibibytes * 1024)
+        line.trim()
+            .strip_suffix("kB")?
+            .trim()
+            .parse::<u64>()
+            .ok()
+            .map(|kibibytes| kibibytes * 1024)
     }
 }
