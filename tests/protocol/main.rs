@@ -26,6 +26,9 @@ use tcp::{Broker, Tcp};
 /// Most of a conversation is waiting, so there are more threads than cores.
 const THREADS: usize = 24;
 
+/// A broker that several conversations share, once the first of them has started it.
+type Shared = Arc<Mutex<Option<Arc<Broker>>>>;
+
 /// All files, read when the test runs: a conversation can be changed without a build.
 fn conversations() -> Vec<Conversation> {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/protocol");
@@ -101,7 +104,7 @@ fn over_tcp(usual: &[&str]) {
         return against(&address);
     }
     // One broker per file and set of flags; those who need one for themselves get one.
-    let brokers: Mutex<HashMap<String, Arc<Mutex<Option<Arc<Broker>>>>>> = Mutex::default();
+    let brokers: Mutex<HashMap<String, Shared>> = Mutex::default();
     let all = chosen();
     let count = all.len();
     let mut failures = play_all(all, |conversation| {
