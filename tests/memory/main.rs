@@ -21,7 +21,7 @@ const WILDCARD: usize = 10_000;
 fn text(at: usize) -> String {
     match at {
         _ if at < EXACT => format!("dt/json/DEV{at:07}/telemetry"),
-        _ if at % 2 == 0 => format!("dt/json/DEV{:07}/#", at - EXACT),
+        _ if at.is_multiple_of(2) => format!("dt/json/DEV{:07}/#", at - EXACT),
         _ => format!("dt/+/DEV{:07}/telemetry", at - EXACT),
     }
 }
