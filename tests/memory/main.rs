@@ -4,7 +4,7 @@
 
 mod counting;
 
-use counting::held_bytes;
+use counting::{held_bytes, largest_request_bytes};
 use skein::mqtt::packet::QoS;
 use skein::mqtt::topic::{TopicFilter, TopicName};
 use skein::routing::interest::Interest;
@@ -15,6 +15,7 @@ static ALLOCATOR: counting::Counting = counting::Counting;
 
 /// Beyond the filter's own text.
 const BYTES_PER_FILTER_MAX: usize = 120;
+const LARGEST_REQUEST_MAX: usize = 512 * 1024;
 const EXACT: usize = 1_000_000;
 const WILDCARD: usize = 10_000;
 
@@ -34,6 +35,7 @@ fn a_filter_costs_at_most_its_bound_and_the_last_one_leaves_nothing() {
     let mut cores = Vec::with_capacity(64);
     let baseline = held_bytes();
 
+    largest_request_bytes();
     let mut text_bytes = 0;
     for at in 0..EXACT + WILDCARD {
         let text = text(at);
@@ -43,6 +45,10 @@ fn a_filter_costs_at_most_its_bound_and_the_last_one_leaves_nothing() {
     let each = (held_bytes() - baseline - text_bytes) / (EXACT + WILDCARD);
     println!("{each} bytes of heap per filter beyond its text");
     assert!(each <= BYTES_PER_FILTER_MAX, "{each}");
+    // No step of the growth moved more than this: there is no pause to rebuild it all.
+    let largest = largest_request_bytes();
+    println!("{largest} bytes were the largest request on the way");
+    assert!(largest <= LARGEST_REQUEST_MAX, "{largest}");
 
     // Several Sessions per filter, and a fan-out, with matches that merge.
     for session in 0..100_000 {
