@@ -1,1 +1,87 @@
-fn main() {}
+//! The command line: parse flags, start logging, run, turn an error into one sentence and an exit code.
+//!
+//! Exit codes: 0 a clean stop; 2 what the operator has to change (flags, settings, what a start found in its way);
+//! 1 anything else.
+
+mod logging;
+
+use clap::{Args, Parser, Subcommand};
+use skein::config::{Config, DEFAULT_TOML, Raw};
+use skein::server;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// An MQTT broker: one binary, one thread per core
+#[derive(Parser)]
+#[command(name = "skein", version, args_conflicts_with_subcommands = true)]
+#[command(
+    after_help = "A flag goes before its environment variable (--max-packet: SKEIN_MAX_PACKET), that before the \
+                        file given with --config."
+)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: Serve,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the broker: what `skein` alone does too
+    Serve(Serve),
+    /// Print every setting with its default, as a file for --config
+    Config,
+}
+
+#[derive(Args)]
+struct Serve {
+    /// File of settings (TOML); `skein config` prints one
+    #[arg(long, env = "SKEIN_CONFIG", value_name = "FILE", hide_env = true)]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    settings: Raw,
+
+    /// Print every setting with its default, and end
+    #[arg(long)]
+    print_config: bool,
+}
+
+fn main() -> ExitCode {
+    let command_line = CommandLine::parse();
+    let serve = match command_line.command {
+        Some(Command::Config) => return print_config(),
+        Some(Command::Serve(serve)) => serve,
+        None => command_line.serve,
+    };
+    if serve.print_config {
+        return print_config();
+    }
+    let config = match Config::load(serve.settings, serve.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return refuse(&error),
+    };
+    let log = logging::start(config.log, config.log_format);
+    let ran = server::run(config);
+    log.flush();
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => refuse(&error),
+    }
+}
+
+fn print_config() -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(DEFAULT_TOML.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// For the operator: one sentence.
+fn refuse(error: &dyn std::error::Error) -> ExitCode {
+    // Nothing is left to be done when standard error is closed.
+    let _ = writeln!(std::io::stderr(), "skein: {error}");
+    ExitCode::from(2)
+}

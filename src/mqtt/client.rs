@@ -164,3 +164,102 @@ fn field(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(&length_bytes(bytes));
     out.extend_from_slice(bytes);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mqtt::encode;
+    use crate::mqtt::topic::TopicName;
+
+    fn read(first_byte: u8, body: &[u8]) -> Result<ServerPacket<'_>, DecodeError> {
+        decode_from_server(Frame {
+            first_byte,
+            body,
+            len: 2 + body.len(),
+        })
+    }
+
+    fn id(id: u16) -> PacketId {
+        PacketId::new(id).unwrap()
+    }
+
+    #[test]
+    fn what_the_server_writes_the_client_reads() {
+        let codes = [
+            SubscribeReturnCode::Granted(QoS::AtLeastOnce),
+            SubscribeReturnCode::Failure,
+        ];
+        let mut out = Vec::new();
+        encode::suback(&mut out, id(7), &codes);
+        let Ok(ServerPacket::SubAck(suback)) = read(out[0], &out[2..]) else {
+            panic!("SUBACK")
+        };
+        assert_eq!(suback.packet_id, id(7));
+        assert!(suback.codes().eq(codes));
+
+        out.clear();
+        encode::publish(&mut out, true, QoS::AtLeastOnce, true, "a", Some(id(7)), b"p");
+        let topic = TopicName::new("a").unwrap();
+        let expected = Publish {
+            dup: true,
+            qos: QoS::AtLeastOnce,
+            retain: true,
+            topic,
+            packet_id: Some(id(7)),
+            payload: b"p",
+        };
+        assert_eq!(read(out[0], &out[2..]), Ok(ServerPacket::Publish(expected)));
+
+        type Write = fn(&mut Vec<u8>, PacketId);
+        let writers: [(Write, ServerPacket<'_>); 5] = [
+            (encode::puback, ServerPacket::PubAck(id(7))),
+            (encode::pubrec, ServerPacket::PubRec(id(7))),
+            (encode::pubrel, ServerPacket::PubRel(id(7))),
+            (encode::pubcomp, ServerPacket::PubComp(id(7))),
+            (encode::unsuback, ServerPacket::UnsubAck(id(7))),
+        ];
+        for (write, expected) in writers {
+            out.clear();
+            write(&mut out, id(7));
+            assert_eq!(read(out[0], &out[2..]), Ok(expected));
+        }
+        out.clear();
+        encode::pingresp(&mut out);
+        assert_eq!(read(out[0], &out[2..]), Ok(ServerPacket::PingResp));
+        for session_present in [false, true] {
+            out.clear();
+            encode::connack(&mut out, session_present, ConnectReturnCode::Accepted);
+            let expected = ServerPacket::ConnAck {
+                session_present,
+                code: ConnectReturnCode::Accepted,
+            };
+            assert_eq!(read(out[0], &out[2..]), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn a_server_that_breaks_a_rule_of_form_is_found() {
+        for (first_byte, body, rule) in [
+            (0x20, &b"\x02\0"[..], DecodeError::ConnAckFlags),
+            (0x20, b"\0\x06", DecodeError::ConnAckReturnCode),
+            (0x20, b"\0", DecodeError::BodyTooShort),
+            (0x20, b"\0\0\0", DecodeError::TrailingBytes),
+            (0x21, b"\0\0", DecodeError::FixedHeaderFlags),
+            (0x90, b"\0\x01", DecodeError::SubAckWithoutCode),
+            (0x90, b"\0\x01\x01\x03", DecodeError::SubAckReturnCode),
+            (0x90, b"\0\0\x01", DecodeError::PacketIdZero),
+            (0xb0, b"\0\x01\0", DecodeError::TrailingBytes),
+            (0xd0, b"\0", DecodeError::TrailingBytes),
+            (0x60, b"\0\x01", DecodeError::PubRelFlags),
+            (0x30, b"\0\x01+", DecodeError::WildcardInTopicName),
+            (0x10, b"", DecodeError::ClientOnlyPacket),
+            (0x82, b"\0\x01\0\x01a\0", DecodeError::ClientOnlyPacket),
+            (0xc0, b"", DecodeError::ClientOnlyPacket),
+            (0xe0, b"", DecodeError::ClientOnlyPacket),
+            (0x00, b"", DecodeError::ReservedPacketType),
+            (0xf0, b"", DecodeError::ReservedPacketType),
+        ] {
+            assert_eq!(read(first_byte, body), Err(rule), "{first_byte:02x} {body:02x?}");
+        }
+    }
+}

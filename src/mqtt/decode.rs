@@ -276,3 +276,568 @@ impl<'a> Fields<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mqtt::client;
+
+    const BOTH: [Level; 2] = [Level::V31, Level::V311];
+
+    fn frame(first_byte: u8, body: &[u8]) -> Frame<'_> {
+        Frame {
+            first_byte,
+            body,
+            len: 2 + body.len(),
+        }
+    }
+
+    fn read(first_byte: u8, body: &[u8], level: Level) -> Result<Packet<'_>, DecodeError> {
+        decode(frame(first_byte, body), level)
+    }
+
+    fn refused(first_byte: u8, body: &[u8], rule: DecodeError) {
+        for level in BOTH {
+            assert_eq!(
+                read(first_byte, body, level),
+                Err(rule),
+                "{first_byte:02x} {body:02x?} {level:?}"
+            );
+        }
+    }
+
+    fn connect(first_byte: u8, body: &[u8]) -> Result<Connect, ConnectError> {
+        decode_connect(frame(first_byte, body))
+    }
+
+    /// Body of a CONNECT with Keep Alive 60 and `payload` behind it.
+    fn connect_body(level: Level, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let mut body = match level {
+            Level::V31 => b"\0\x06MQIsdp\x03".to_vec(),
+            Level::V311 => b"\0\x04MQTT\x04".to_vec(),
+        };
+        body.extend_from_slice(&[flags, 0, 60]);
+        body.extend_from_slice(payload);
+        body
+    }
+
+    fn connect_with(level: Level, flags: u8, payload: &[u8]) -> Result<Connect, ConnectError> {
+        connect(0x10, &connect_body(level, flags, payload))
+    }
+
+    fn connect_refused(level: Level, flags: u8, payload: &[u8], rule: DecodeError) {
+        let found = connect_with(level, flags, payload);
+        assert_eq!(
+            found,
+            Err(ConnectError::Malformed(rule)),
+            "{flags:08b} {payload:02x?} {level:?}"
+        );
+    }
+
+    fn id(id: u16) -> PacketId {
+        PacketId::new(id).unwrap()
+    }
+
+    #[test]
+    fn mqtt_2_2_2_2_reserved_flags_of_the_fixed_header_are_refused_at_level_4() {
+        let cases: [(u8, &[u8], DecodeError); 14] = [
+            (0x41, b"\0\x01", DecodeError::FixedHeaderFlags),
+            (0x48, b"\0\x01", DecodeError::FixedHeaderFlags),
+            (0x52, b"\0\x01", DecodeError::FixedHeaderFlags),
+            (0x60, b"\0\x01", DecodeError::PubRelFlags),
+            (0x63, b"\0\x01", DecodeError::PubRelFlags),
+            (0x6a, b"\0\x01", DecodeError::PubRelFlags),
+            (0x71, b"\0\x01", DecodeError::FixedHeaderFlags),
+            (0x80, b"\0\x01\0\x01a\0", DecodeError::SubscribeFlags),
+            (0x8a, b"\0\x01\0\x01a\0", DecodeError::SubscribeFlags),
+            (0xa0, b"\0\x01\0\x01a", DecodeError::UnsubscribeFlags),
+            (0xaa, b"\0\x01\0\x01a", DecodeError::UnsubscribeFlags),
+            (0xc1, b"", DecodeError::FixedHeaderFlags),
+            (0xe1, b"", DecodeError::DisconnectFlags),
+            (0xe8, b"", DecodeError::DisconnectFlags),
+        ];
+        for (first_byte, body, rule) in cases {
+            assert_eq!(read(first_byte, body, Level::V311), Err(rule), "{first_byte:02x}");
+        }
+        let body = connect_body(Level::V311, 0x02, b"\0\x01a");
+        for first_byte in 0x11..=0x1f {
+            assert_eq!(connect(first_byte, &body), Err(DecodeError::FixedHeaderFlags.into()));
+        }
+    }
+
+    #[test]
+    fn v31_11_dup_on_subscribe_unsubscribe_and_pubrel_is_accepted_at_level_3_and_nothing_else_is() {
+        assert_eq!(read(0x6a, b"\0\x01", Level::V31), Ok(Packet::PubRel(id(1))));
+        assert_eq!(
+            read(0x8a, b"\0\x01\0\x01a\0", Level::V31),
+            read(0x82, b"\0\x01\0\x01a\0", Level::V31)
+        );
+        assert_eq!(
+            read(0xaa, b"\0\x01\0\x01a", Level::V31),
+            read(0xa2, b"\0\x01\0\x01a", Level::V31)
+        );
+        for flags in (0..=15).filter(|flags| ![0b0010, 0b1010].contains(flags)) {
+            refused(0x60 | flags, b"\0\x01", DecodeError::PubRelFlags);
+            refused(0x80 | flags, b"\0\x01\0\x01a\0", DecodeError::SubscribeFlags);
+            refused(0xa0 | flags, b"\0\x01\0\x01a", DecodeError::UnsubscribeFlags);
+        }
+    }
+
+    #[test]
+    fn x3_reserved_types_and_server_packets_are_refused() {
+        for (first_byte, body) in [(0x00, &b""[..]), (0xf0, b""), (0x02, b"\0\x01"), (0xf2, b"\0\x01")] {
+            refused(first_byte, body, DecodeError::ReservedPacketType);
+        }
+        for (first_byte, body) in [
+            (0x20, &b"\0\0"[..]),
+            (0x90, b"\0\x01\0"),
+            (0xb0, b"\0\x01"),
+            (0xd0, b""),
+        ] {
+            refused(first_byte, body, DecodeError::ServerOnlyPacket);
+        }
+    }
+
+    #[test]
+    fn x4_every_shorter_body_is_refused() {
+        let cases: [(u8, &[u8]); 9] = [
+            (0x30, b"\0\x03a/b"),
+            (0x32, b"\0\x03a/b\0\x01"),
+            (0x40, b"\0\x01"),
+            (0x50, b"\0\x01"),
+            (0x62, b"\0\x01"),
+            (0x70, b"\0\x01"),
+            (0x82, b"\0\x01\0\x03a/b\x01\0\x01c\x02"),
+            (0xa2, b"\0\x01\0\x03a/b\0\x01c"),
+            (0x82, b"\0\x01\0\x03a/b\x01"),
+        ];
+        for (first_byte, body) in cases {
+            assert!(read(first_byte, body, Level::V311).is_ok(), "{first_byte:02x}");
+            for length in 0..body.len() {
+                let expected = match (first_byte, length) {
+                    (0x82, 2) => DecodeError::SubscribeWithoutFilter,
+                    (0xa2, 2) => DecodeError::UnsubscribeWithoutFilter,
+                    // A whole entry makes a whole packet.
+                    (0x82, 8) | (0xa2, 7) => continue,
+                    _ => DecodeError::BodyTooShort,
+                };
+                assert_eq!(
+                    read(first_byte, &body[..length], Level::V311),
+                    Err(expected),
+                    "{first_byte:02x} {length}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn x4_bytes_behind_the_last_field_are_refused() {
+        for first_byte in [0x40, 0x50, 0x62, 0x70] {
+            refused(first_byte, b"\0\x01\0", DecodeError::TrailingBytes);
+        }
+        refused(0xc0, b"\0", DecodeError::TrailingBytes);
+        refused(0xe0, b"\0", DecodeError::TrailingBytes);
+        for level in BOTH {
+            connect_refused(level, 0x02, b"\0\x01a\0", DecodeError::TrailingBytes);
+        }
+    }
+
+    #[test]
+    fn mqtt_2_3_1_1_a_packet_id_of_zero_is_refused() {
+        for first_byte in [0x40, 0x50, 0x62, 0x70] {
+            refused(first_byte, b"\0\0", DecodeError::PacketIdZero);
+        }
+        refused(0x32, b"\0\x01a\0\0", DecodeError::PacketIdZero);
+        refused(0x34, b"\0\x01a\0\0", DecodeError::PacketIdZero);
+        refused(0x82, b"\0\0\0\x01a\0", DecodeError::PacketIdZero);
+        refused(0xa2, b"\0\0\0\x01a", DecodeError::PacketIdZero);
+    }
+
+    #[test]
+    fn mqtt_1_5_3_1_ill_formed_utf8_and_surrogates_are_refused_in_every_string() {
+        for bad in [
+            &b"\0\x03\xed\xa0\x80"[..],
+            b"\0\x02\xc0\x80",
+            b"\0\x01\xff",
+            b"\0\x02a\xc3",
+        ] {
+            let rule = DecodeError::IllFormedUtf8;
+            refused(0x30, bad, rule);
+            refused(0x82, &[b"\0\x01", bad, b"\0"].concat(), rule);
+            refused(0xa2, &[b"\0\x01", bad].concat(), rule);
+            for level in BOTH {
+                connect_refused(level, 0x02, bad, rule);
+                connect_refused(level, 0x06, &[b"\0\x01a", bad, b"\0\0"].concat(), rule);
+                connect_refused(level, 0x82, &[b"\0\x01a", bad].concat(), rule);
+            }
+        }
+    }
+
+    #[test]
+    fn mqtt_1_5_3_2_a_nul_character_is_refused_in_every_string() {
+        let nul = b"\0\x03a\0b";
+        let rule = DecodeError::NulCharacter;
+        refused(0x30, nul, rule);
+        refused(0x82, &[b"\0\x01", &nul[..], b"\0"].concat(), rule);
+        refused(0xa2, &[b"\0\x01", &nul[..]].concat(), rule);
+        for level in BOTH {
+            connect_refused(level, 0x02, nul, rule);
+            connect_refused(level, 0x06, &[b"\0\x01a", &nul[..], b"\0\0"].concat(), rule);
+            connect_refused(level, 0x82, &[b"\0\x01a", &nul[..]].concat(), rule);
+        }
+    }
+
+    #[test]
+    fn mqtt_1_5_3_3_and_x5_a_leading_feff_is_kept_and_control_characters_are_allowed() {
+        for text in ["\u{feff}a", "a\u{1}\u{1f}\u{7f}\u{9f}", "\u{ffff}\u{fdd0}\u{10ffff}"] {
+            let body = [&[0, text.len() as u8], text.as_bytes()].concat();
+            let Ok(Packet::Publish(publish)) = read(0x30, &body, Level::V311) else {
+                panic!("{text:?}")
+            };
+            assert_eq!(publish.topic.as_str(), text);
+        }
+    }
+
+    #[test]
+    fn mqtt_3_1_0_1_a_first_packet_that_is_not_connect_is_refused() {
+        for packet_type in (0..=15).filter(|packet_type| *packet_type != 1) {
+            let body = connect_body(Level::V311, 0x02, b"\0\x01a");
+            assert_eq!(
+                connect(packet_type << 4, &body),
+                Err(DecodeError::FirstPacketNotConnect.into())
+            );
+        }
+    }
+
+    #[test]
+    fn mqtt_3_1_0_2_a_second_connect_is_refused() {
+        refused(
+            0x10,
+            &connect_body(Level::V311, 0x02, b"\0\x01a"),
+            DecodeError::SecondConnect,
+        );
+        refused(0x10, b"", DecodeError::SecondConnect);
+    }
+
+    #[test]
+    fn mqtt_3_1_2_1_a_wrong_protocol_name_is_malformed() {
+        for name in ["", "MQT", "MQTTT", "mqtt", "MQisdp", "MQIsdpX", "MQTT\0"] {
+            for level in [3, 4, 5] {
+                let body = [&[0, name.len() as u8], name.as_bytes(), &[level, 2, 0, 60, 0, 1, b'a']].concat();
+                assert_eq!(connect(0x10, &body), Err(DecodeError::ProtocolName.into()), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn mqtt_3_1_2_2_and_v31_2_a_right_name_with_another_level_is_unsupported() {
+        for level in (0..=u8::MAX).filter(|level| *level != 4) {
+            let body = [&b"\0\x04MQTT"[..], &[level], b"\x02\0\x3c\0\x01a"].concat();
+            assert_eq!(connect(0x10, &body), Err(ConnectError::UnsupportedLevel(level)));
+        }
+        for level in (0..=u8::MAX).filter(|level| *level != 3) {
+            let body = [&b"\0\x06MQIsdp"[..], &[level], b"\x02\0\x3c\0\x01a"].concat();
+            assert_eq!(connect(0x10, &body), Err(ConnectError::UnsupportedLevel(level)));
+        }
+    }
+
+    #[test]
+    fn v31_1_both_protocol_pairs_are_accepted() {
+        for level in BOTH {
+            let connect = connect_with(level, 0x02, b"\0\x01a").unwrap();
+            let expected = Connect {
+                level,
+                clean_session: true,
+                keep_alive_s: 60,
+                client_id: "a".to_owned(),
+                will: None,
+                user_name: None,
+                password: None,
+            };
+            assert_eq!(connect, expected);
+        }
+    }
+
+    #[test]
+    fn v31_7_flags_in_the_fixed_header_of_connect_are_ignored_at_level_3() {
+        let body = connect_body(Level::V31, 0x02, b"\0\x01a");
+        for first_byte in 0x10..=0x1f {
+            assert!(connect(first_byte, &body).is_ok());
+        }
+    }
+
+    #[test]
+    fn mqtt_3_1_2_3_and_v31_8_bit_0_of_the_connect_flags_is_refused_at_level_4_and_ignored_at_level_3() {
+        connect_refused(Level::V311, 0x03, b"\0\x01a", DecodeError::ConnectReservedFlag);
+        assert!(connect_with(Level::V31, 0x03, b"\0\x01a").is_ok());
+    }
+
+    #[test]
+    fn mqtt_3_1_2_9_will_flag_without_its_fields_is_refused() {
+        for level in BOTH {
+            connect_refused(level, 0x06, b"\0\x01a", DecodeError::BodyTooShort);
+            connect_refused(level, 0x06, b"\0\x01a\0\x01w", DecodeError::BodyTooShort);
+            connect_refused(level, 0x06, b"\0\x01a\0\x01w\0\x02x", DecodeError::BodyTooShort);
+            assert!(connect_with(level, 0x06, b"\0\x01a\0\x01w\0\0").is_ok());
+        }
+    }
+
+    #[test]
+    fn mqtt_3_1_2_11_will_qos_or_will_retain_without_will_flag_is_refused() {
+        for level in BOTH {
+            for flags in [0x0a, 0x12, 0x22, 0x2a] {
+                connect_refused(level, flags, b"\0\x01a", DecodeError::WillFlagsWithoutWill);
+            }
+        }
+    }
+
+    #[test]
+    fn mqtt_3_1_2_14_will_qos_3_is_refused() {
+        for level in BOTH {
+            connect_refused(level, 0x1e, b"\0\x01a\0\x01w\0\0", DecodeError::WillQoS);
+            connect_refused(level, 0x1a, b"\0\x01a", DecodeError::WillQoS);
+        }
+    }
+
+    #[test]
+    fn mqtt_3_1_2_18_login_bytes_without_their_flag_are_refused() {
+        for level in BOTH {
+            connect_refused(level, 0x02, b"\0\x01a\0\x01u", DecodeError::TrailingBytes);
+            connect_refused(level, 0x82, b"\0\x01a\0\x01u\0\x01p", DecodeError::TrailingBytes);
+        }
+    }
+
+    #[test]
+    fn mqtt_3_1_2_19_and_v31_9_a_flag_without_its_field_is_refused_at_level_4_and_absent_at_level_3() {
+        connect_refused(Level::V311, 0x82, b"\0\x01a", DecodeError::BodyTooShort);
+        connect_refused(Level::V311, 0xc2, b"\0\x01a\0\x01u", DecodeError::BodyTooShort);
+        for (flags, payload, user_name) in [
+            (0x82, &b"\0\x01a"[..], None),
+            (0xc2, b"\0\x01a", None),
+            (0xc2, b"\0\x01a\0\x01u", Some("u")),
+        ] {
+            let connect = connect_with(Level::V31, flags, payload).unwrap();
+            assert_eq!((connect.user_name.as_deref(), connect.password), (user_name, None));
+        }
+        // Half a field is neither there nor absent.
+        connect_refused(Level::V31, 0x82, b"\0\x01a\0", DecodeError::BodyTooShort);
+        connect_refused(Level::V31, 0xc2, b"\0\x01a\0\x01u\0\x05p", DecodeError::BodyTooShort);
+    }
+
+    #[test]
+    fn mqtt_3_1_2_22_and_v31_10_a_password_flag_without_user_name_flag_is_refused() {
+        for level in BOTH {
+            connect_refused(level, 0x42, b"\0\x01a\0\x01p", DecodeError::PasswordWithoutUserName);
+        }
+    }
+
+    #[test]
+    fn x7_an_empty_user_name_and_a_binary_password_are_values() {
+        for level in BOTH {
+            let connect = connect_with(level, 0xc2, b"\0\x01a\0\0\0\x03\0\xff\0").unwrap();
+            assert_eq!(connect.user_name.as_deref(), Some(""));
+            assert_eq!(connect.password.as_deref(), Some(&b"\0\xff\0"[..]));
+            let connect = connect_with(level, 0xc2, b"\0\0\0\0\0\0").unwrap();
+            assert_eq!(
+                (connect.client_id.as_str(), connect.password.as_deref()),
+                ("", Some(&b""[..]))
+            );
+        }
+    }
+
+    #[test]
+    fn x8_a_will_topic_that_is_no_topic_name_is_refused() {
+        for level in BOTH {
+            connect_refused(level, 0x06, b"\0\x01a\0\0\0\0", DecodeError::EmptyTopicName);
+            connect_refused(level, 0x06, b"\0\x01a\0\x03a/+\0\0", DecodeError::WildcardInTopicName);
+            connect_refused(level, 0x06, b"\0\x01a\0\x03a/#\0\0", DecodeError::WildcardInTopicName);
+        }
+    }
+
+    #[test]
+    fn section_3_1_a_connect_with_every_field_is_read_as_written_and_every_cut_of_it_is_refused() {
+        for level in BOTH {
+            let written = Connect {
+                level,
+                clean_session: false,
+                keep_alive_s: 65_535,
+                client_id: "ä".to_owned(),
+                will: Some(Will {
+                    topic: "$will/topic".to_owned(),
+                    payload: vec![0, 255],
+                    qos: QoS::ExactlyOnce,
+                    retain: true,
+                }),
+                user_name: Some("user".to_owned()),
+                password: Some(vec![0, 1, 2]),
+            };
+            let mut out = Vec::new();
+            client::connect(&mut out, &written);
+            let body = &out[2..];
+            assert_eq!(connect(out[0], body).as_ref(), Ok(&written));
+            for length in 0..body.len() {
+                let cut = connect(out[0], &body[..length]);
+                let before_login = body.len() - 6 - 5;
+                if level == Level::V31 && (length == before_login || length == before_login + 6) {
+                    assert!(cut.is_ok(), "the length takes precedence over the flags");
+                } else {
+                    assert_eq!(cut, Err(DecodeError::BodyTooShort.into()), "{length}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn mqtt_3_3_1_2_dup_at_qos_0_is_refused() {
+        refused(0x38, b"\0\x01a", DecodeError::DupAtQoS0);
+        refused(0x39, b"\0\x01a", DecodeError::DupAtQoS0);
+    }
+
+    #[test]
+    fn mqtt_3_3_1_4_both_qos_bits_are_refused() {
+        refused(0x36, b"\0\x01a\0\x01", DecodeError::PublishQoS);
+        refused(0x3f, b"\0\x01a\0\x01", DecodeError::PublishQoS);
+    }
+
+    #[test]
+    fn mqtt_3_3_2_1_and_2_an_empty_topic_name_or_one_with_wildcards_is_refused() {
+        refused(0x30, b"\0\0payload", DecodeError::EmptyTopicName);
+        for topic in [
+            "+",
+            "#",
+            "a+",
+            "a/#",
+            "0123456789+",
+            "0123456+",
+            "01234567#",
+            "+0123456789abcdef",
+        ] {
+            refused(
+                0x30,
+                &[&[0, topic.len() as u8], topic.as_bytes()].concat(),
+                DecodeError::WildcardInTopicName,
+            );
+        }
+    }
+
+    #[test]
+    fn section_3_3_every_flag_and_field_of_a_publish_is_read() {
+        for (first_byte, dup, qos, retain) in [
+            (0x30, false, QoS::AtMostOnce, false),
+            (0x31, false, QoS::AtMostOnce, true),
+            (0x32, false, QoS::AtLeastOnce, false),
+            (0x3b, true, QoS::AtLeastOnce, true),
+            (0x3c, true, QoS::ExactlyOnce, false),
+        ] {
+            let packet_id = (qos != QoS::AtMostOnce).then(|| id(0x4142));
+            let payload: &[u8] = if packet_id.is_some() { b"\0+#" } else { b"AB\0+#" };
+            let expected = Publish {
+                dup,
+                qos,
+                retain,
+                topic: TopicName::trusted("a/b"),
+                packet_id,
+                payload,
+            };
+            for level in BOTH {
+                assert_eq!(
+                    read(first_byte, b"\0\x03a/bAB\0+#", level),
+                    Ok(Packet::Publish(expected))
+                );
+            }
+        }
+        let Ok(Packet::Publish(empty)) = read(0x32, b"\0\x01a\0\x01", Level::V311) else {
+            panic!("no payload")
+        };
+        assert_eq!(empty.payload, b"");
+    }
+
+    #[test]
+    fn mqtt_4_7_3_3_topics_of_65_535_bytes_are_read() {
+        let topic = "t".repeat(65_535);
+        let body = [&[0xff, 0xff], topic.as_bytes(), b"payload"].concat();
+        let Ok(Packet::Publish(publish)) = read(0x30, &body, Level::V311) else {
+            panic!("the longest topic")
+        };
+        assert_eq!(
+            (publish.topic.as_str(), publish.payload),
+            (topic.as_str(), &b"payload"[..])
+        );
+    }
+
+    #[test]
+    fn mqtt_3_8_3_3_and_3_10_3_2_packets_without_a_filter_are_refused() {
+        refused(0x82, b"\0\x01", DecodeError::SubscribeWithoutFilter);
+        refused(0xa2, b"\0\x01", DecodeError::UnsubscribeWithoutFilter);
+    }
+
+    #[test]
+    fn mqtt_3_8_3_4_a_requested_qos_of_3_or_with_upper_bits_is_refused_whatever_stands_before_it() {
+        for options in 3..=u8::MAX {
+            refused(
+                0x82,
+                &[0, 1, 0, 1, b'a', 1, 0, 1, b'b', options],
+                DecodeError::RequestedQoS,
+            );
+        }
+    }
+
+    #[test]
+    fn mqtt_4_7_1_a_bad_filter_is_refused_also_among_good_ones() {
+        for (filter, rule) in [
+            ("", DecodeError::EmptyTopicFilter),
+            ("a#", DecodeError::MultiLevelWildcard),
+            ("a/#/b", DecodeError::MultiLevelWildcard),
+            ("a+", DecodeError::SingleLevelWildcard),
+            ("a/b+", DecodeError::SingleLevelWildcard),
+            ("+a/b", DecodeError::SingleLevelWildcard),
+        ] {
+            let entry = [&[0, filter.len() as u8], filter.as_bytes()].concat();
+            refused(0x82, &[b"\0\x01\0\x01a\0", &entry[..], b"\x01"].concat(), rule);
+            refused(0x82, &[b"\0\x01", &entry[..], b"\x01\0\x01a\0"].concat(), rule);
+            refused(0xa2, &[b"\0\x01\0\x01a", &entry[..]].concat(), rule);
+            refused(0xa2, &[b"\0\x01", &entry[..], b"\0\x01a"].concat(), rule);
+        }
+    }
+
+    #[test]
+    fn mqtt_3_8_4_5_filters_come_in_the_order_of_the_packet() {
+        let filters = [
+            ("a/+", QoS::ExactlyOnce),
+            ("#", QoS::AtMostOnce),
+            ("a/+", QoS::AtLeastOnce),
+        ];
+        let mut out = Vec::new();
+        client::subscribe(&mut out, id(65_535), &filters);
+        let Ok(Packet::Subscribe(subscribe)) = read(out[0], &out[2..], Level::V311) else {
+            panic!("SUBSCRIBE")
+        };
+        assert_eq!(subscribe.packet_id, id(65_535));
+        assert!(
+            subscribe
+                .filters()
+                .map(|(filter, qos)| (filter.as_str(), qos))
+                .eq(filters)
+        );
+
+        out.clear();
+        client::unsubscribe(&mut out, id(2), &["b", "a", "b"]);
+        let Ok(Packet::Unsubscribe(unsubscribe)) = read(out[0], &out[2..], Level::V311) else {
+            panic!("UNSUBSCRIBE")
+        };
+        assert_eq!(unsubscribe.packet_id, id(2));
+        assert!(unsubscribe.filters().map(TopicFilter::as_str).eq(["b", "a", "b"]));
+    }
+
+    #[test]
+    fn section_3_4_acknowledgements_pings_and_disconnects_are_read() {
+        for level in BOTH {
+            assert_eq!(read(0x40, b"\x01\x02", level), Ok(Packet::PubAck(id(0x0102))));
+            assert_eq!(read(0x50, b"\x01\x02", level), Ok(Packet::PubRec(id(0x0102))));
+            assert_eq!(read(0x62, b"\x01\x02", level), Ok(Packet::PubRel(id(0x0102))));
+            assert_eq!(read(0x70, b"\x01\x02", level), Ok(Packet::PubComp(id(0x0102))));
+            assert_eq!(read(0xc0, b"", level), Ok(Packet::PingReq));
+            assert_eq!(read(0xe0, b"", level), Ok(Packet::Disconnect));
+        }
+    }
+}

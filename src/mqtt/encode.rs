@@ -126,3 +126,109 @@ pub(super) fn with_packet_id(out: &mut Vec<u8>, first_byte: u8, packet_id: Packe
     let [high, low] = packet_id.get().to_be_bytes();
     out.extend_from_slice(&[first_byte, 2, high, low]);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(id: u16) -> PacketId {
+        PacketId::new(id).unwrap()
+    }
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut out = b"before".to_vec();
+        write(&mut out);
+        assert_eq!(&out[..6], b"before", "an encoder appends");
+        out.split_off(6)
+    }
+
+    #[test]
+    fn mqtt_3_2_2_connack_bytes() {
+        assert_eq!(
+            written(|out| connack(out, false, ConnectReturnCode::Accepted)),
+            [0x20, 2, 0, 0]
+        );
+        assert_eq!(
+            written(|out| connack(out, true, ConnectReturnCode::Accepted)),
+            [0x20, 2, 1, 0]
+        );
+        assert_eq!(
+            written(|out| connack(out, false, ConnectReturnCode::NotAuthorized)),
+            [0x20, 2, 0, 5]
+        );
+    }
+
+    #[test]
+    #[should_panic]
+    fn mqtt_3_2_2_4_a_refusal_with_session_present_is_our_mistake() {
+        written(|out| connack(out, true, ConnectReturnCode::IdentifierRejected));
+    }
+
+    #[test]
+    fn mqtt_3_9_3_1_suback_has_one_code_per_filter_in_order() {
+        let codes = [
+            SubscribeReturnCode::Granted(QoS::ExactlyOnce),
+            SubscribeReturnCode::Failure,
+        ];
+        assert_eq!(
+            written(|out| suback(out, id(0x1234), &codes)),
+            [0x90, 4, 0x12, 0x34, 2, 0x80]
+        );
+        let many = [SubscribeReturnCode::Granted(QoS::AtLeastOnce); 200];
+        let bytes = written(|out| suback(out, id(1), &many));
+        assert_eq!(&bytes[..5], [0x90, 202 | 0x80, 1, 0, 1]);
+        assert_eq!(bytes[5..], [1; 200]);
+    }
+
+    #[test]
+    fn section_3_4_acknowledgement_bytes() {
+        assert_eq!(written(|out| puback(out, id(0x1234))), [0x40, 2, 0x12, 0x34]);
+        assert_eq!(written(|out| pubrec(out, id(0x1234))), [0x50, 2, 0x12, 0x34]);
+        assert_eq!(written(|out| pubrel(out, id(0x1234))), [0x62, 2, 0x12, 0x34]);
+        assert_eq!(written(|out| pubcomp(out, id(0x1234))), [0x70, 2, 0x12, 0x34]);
+        assert_eq!(written(|out| unsuback(out, id(0x1234))), [0xb0, 2, 0x12, 0x34]);
+        assert_eq!(written(pingresp), [0xd0, 0]);
+    }
+
+    #[test]
+    fn section_3_3_publish_bytes() {
+        let bytes = written(|out| publish(out, false, QoS::AtMostOnce, true, "a/b", None, b"x"));
+        assert_eq!(bytes, b"\x31\x06\0\x03a/bx");
+        let bytes = written(|out| publish(out, true, QoS::ExactlyOnce, false, "a/b", Some(id(0x1234)), b""));
+        assert_eq!(bytes, b"\x3c\x07\0\x03a/b\x12\x34");
+    }
+
+    #[test]
+    fn section_2_2_3_remaining_lengths_at_their_limits() {
+        for (remaining, bytes) in [
+            (0, &[0][..]),
+            (127, &[0x7f]),
+            (128, &[0x80, 1]),
+            (16_383, &[0xff, 0x7f]),
+            (16_384, &[0x80, 0x80, 1]),
+            (2_097_151, &[0xff, 0xff, 0x7f]),
+            (2_097_152, &[0x80, 0x80, 0x80, 1]),
+            (268_435_455, &[0xff, 0xff, 0xff, 0x7f]),
+        ] {
+            assert_eq!(&written(|out| fixed_header(out, 0x30, remaining))[1..], bytes);
+        }
+    }
+
+    #[test]
+    fn publish_len_is_what_publish_appends_and_reserves() {
+        for payload_len in [0, 119, 120, 121, 16_376, 16_377, 2_097_144, 2_097_145] {
+            let payload = vec![1; payload_len];
+            for (qos, packet_id) in [(QoS::AtMostOnce, None), (QoS::AtLeastOnce, Some(id(9)))] {
+                let mut out = Vec::new();
+                publish(&mut out, false, qos, false, "a/b", packet_id, &payload);
+                assert_eq!(out.len(), publish_len(qos, "a/b", &payload));
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic]
+    fn mqtt_2_3_1_5_a_packet_id_at_qos_0_is_our_mistake() {
+        written(|out| publish(out, false, QoS::AtMostOnce, false, "a", Some(id(1)), b""));
+    }
+}

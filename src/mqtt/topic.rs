@@ -186,3 +186,200 @@ fn check_specials(filter: &[u8]) -> Result<(), DecodeError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn matches(filter: &str, name: &str) -> bool {
+        TopicFilter::new(filter).unwrap().matches(TopicName::new(name).unwrap())
+    }
+
+    /// The text of section 4.7, level by level, with nothing clever.
+    fn naive_matches(filter: &[&str], name: &[&str]) -> bool {
+        match (filter, name) {
+            (["#"], _) => true,
+            ([], []) => true,
+            (["+", filter @ ..], [_, name @ ..]) => naive_matches(filter, name),
+            ([level, filter @ ..], [same, name @ ..]) if level == same => naive_matches(filter, name),
+            _ => false,
+        }
+    }
+
+    #[test]
+    fn x20_hash_matches_the_parent_and_all_below() {
+        assert!(matches("sport/#", "sport"));
+        assert!(matches("sport/#", "sport/"));
+        assert!(matches("sport/#", "sport/tennis/player1"));
+        assert!(!matches("sport/#", "sports"));
+        assert!(!matches("sport/#", "spor"));
+        assert!(matches("#", "/"));
+        assert!(matches("#", "a/b/c"));
+        assert!(matches("+/#", "a"));
+        assert!(matches("sport/+/#", "sport/a"));
+        assert!(!matches("sport/+/#", "sport"));
+        assert!(!matches("/#", "a"));
+        assert!(matches("/#", "/"));
+    }
+
+    #[test]
+    fn x21_empty_levels_count() {
+        assert!(matches("+/+", "/finance"));
+        assert!(matches("/+", "/finance"));
+        assert!(!matches("+", "/finance"));
+        assert!(matches("a/+", "a/"));
+        assert!(!matches("a/+", "a"));
+        assert!(!matches("a", "a/"));
+        assert!(matches("+", "a"));
+        assert!(matches("a//b", "a//b"));
+        assert!(matches("a/+/b", "a//b"));
+        assert!(!matches("a/b", "a//b"));
+        assert!(matches("/", "/"));
+        assert!(matches("+/+", "/"));
+    }
+
+    #[test]
+    fn mqtt_4_7_2_1_a_leading_wildcard_does_not_match_a_leading_dollar() {
+        assert!(!matches("#", "$SYS/x"));
+        assert!(!matches("+/x", "$SYS/x"));
+        assert!(!matches("+/#", "$SYS"));
+        assert!(matches("$SYS/#", "$SYS/x"));
+        assert!(matches("$SYS/#", "$SYS"));
+        assert!(matches("$SYS/+", "$SYS/x"));
+        assert!(matches("a/+", "a/$SYS"));
+        assert!(matches("a/#", "a/$SYS"));
+        assert!(matches("+", "a$"));
+    }
+
+    #[test]
+    fn mqtt_4_7_3_4_topics_are_compared_byte_by_byte() {
+        assert!(!matches("ACCOUNTS", "Accounts"));
+        assert!(!matches("\u{e4}", "a\u{308}"));
+        assert!(matches("+/größte", "wärme/größte"));
+        assert!(!matches("\u{feff}a", "a"));
+    }
+
+    #[test]
+    fn mqtt_4_7_1_wildcards_are_whole_levels_and_hash_is_the_last() {
+        for good in [
+            "#",
+            "+",
+            "/",
+            "//",
+            "a",
+            "a/#",
+            "+/#",
+            "/#",
+            "+/+",
+            "a/+/b/#",
+            "$SYS/#",
+            " ",
+            "0123456789/+",
+        ] {
+            assert!(TopicFilter::new(good).is_ok(), "{good}");
+        }
+        for (bad, rule) in [
+            ("", DecodeError::EmptyTopicFilter),
+            ("a#", DecodeError::MultiLevelWildcard),
+            ("#a", DecodeError::MultiLevelWildcard),
+            ("##", DecodeError::MultiLevelWildcard),
+            ("#/", DecodeError::MultiLevelWildcard),
+            ("a/#/b", DecodeError::MultiLevelWildcard),
+            ("a/b#", DecodeError::MultiLevelWildcard),
+            ("a+", DecodeError::SingleLevelWildcard),
+            ("+a", DecodeError::SingleLevelWildcard),
+            ("++", DecodeError::SingleLevelWildcard),
+            ("+#", DecodeError::SingleLevelWildcard),
+            ("+a/b", DecodeError::SingleLevelWildcard),
+            ("a/b+", DecodeError::SingleLevelWildcard),
+            ("a/b+/c", DecodeError::SingleLevelWildcard),
+            ("a\0b", DecodeError::NulCharacter),
+            ("0123456789a\0", DecodeError::NulCharacter),
+        ] {
+            assert_eq!(TopicFilter::new(bad), Err(rule), "{bad}");
+        }
+    }
+
+    #[test]
+    fn mqtt_4_7_3_1_and_3_lengths_are_1_to_65_535() {
+        assert_eq!(TopicName::new(""), Err(DecodeError::EmptyTopicName));
+        let longest = "a".repeat(65_535);
+        assert!(TopicName::new(&longest).is_ok() && TopicFilter::new(&longest).is_ok());
+        let longer = "a".repeat(65_536);
+        assert_eq!(TopicName::new(&longer), Err(DecodeError::TopicTooLong));
+        assert_eq!(TopicFilter::new(&longer), Err(DecodeError::TopicTooLong));
+    }
+
+    #[test]
+    fn every_byte_value_at_every_place_is_judged_alike_by_word_and_by_byte() {
+        for length in 1..=40 {
+            for place in 0..length {
+                for byte in 0..=u8::MAX {
+                    let mut bytes = vec![b'a'; length];
+                    bytes[place] = byte;
+                    assert_eq!(
+                        has_special(&bytes),
+                        matches!(byte, 0 | b'+' | b'#'),
+                        "{byte:02x} at {place}"
+                    );
+                }
+            }
+        }
+    }
+
+    fn level() -> impl Strategy<Value = String> {
+        prop_oneof![Just(String::new()), "[ab]", "[ab$]{1,2}", Just("ä".to_owned())]
+    }
+
+    fn name() -> impl Strategy<Value = String> {
+        prop::collection::vec(level(), 1..5)
+            .prop_map(|levels| levels.join("/"))
+            .prop_filter("empty", |s| !s.is_empty())
+    }
+
+    fn filter() -> impl Strategy<Value = String> {
+        let level = prop_oneof![3 => level(), 2 => Just("+".to_owned())];
+        (prop::collection::vec(level, 0..5), any::<bool>())
+            .prop_map(|(mut levels, hash)| {
+                levels.extend(hash.then(|| "#".to_owned()));
+                levels.join("/")
+            })
+            .prop_filter("empty", |s| !s.is_empty())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_096))]
+
+        #[test]
+        fn matches_agrees_with_the_naive_matcher(filter in filter(), name in name()) {
+            let dollar = name.starts_with('$') && filter.starts_with(['+', '#']);
+            let expected = !dollar
+                && naive_matches(
+                    &TopicFilter::trusted(&filter).levels().collect::<Vec<_>>(),
+                    &TopicName::trusted(&name).levels().collect::<Vec<_>>(),
+                );
+            prop_assert_eq!(matches(&filter, &name), expected);
+        }
+
+        #[test]
+        fn a_topic_name_is_a_filter_that_matches_itself(name in name()) {
+            prop_assert!(matches(&name, &name));
+        }
+
+        #[test]
+        fn names_and_filters_are_judged_as_the_naive_checks_do(text in "[a/+#\\x00ä]{0,12}") {
+            let levels: Vec<&str> = text.split('/').collect();
+            let nul = text.contains('\0');
+            let wild = text.contains(['+', '#']);
+            prop_assert_eq!(TopicName::new(&text).is_ok(), !text.is_empty() && !nul && !wild);
+            let whole = levels.iter().all(|level| level.len() == 1 || !level.contains(['+', '#']));
+            let last = !levels[..levels.len() - 1].contains(&"#");
+            prop_assert_eq!(TopicFilter::new(&text).is_ok(), !text.is_empty() && !nul && whole && last);
+            if let Ok(filter) = TopicFilter::new(&text) {
+                prop_assert_eq!(filter.has_wildcard(), wild);
+            }
+        }
+    }
+}

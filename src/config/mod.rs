@@ -1,0 +1,537 @@
+//! Layer 6: the settings of one run, checked and typed.
+//!
+//! Owns    [`Config`], its defaults, the ranges of its values, and the sentences that say what to change.
+//! Called  by `main` ([`Config::load`]); read by `server`, which hands each module its own small struct.
+//! Holds   - a value that exists is in its range;
+//!         - file < environment < flags; the embedded [`DEFAULT_TOML`] says the same as [`Config::default`].
+
+mod raw;
+mod units;
+
+pub use raw::Raw;
+pub use units::{Port, Size, Span};
+
+use crate::limits;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Every key with its default and what it does: what `skein config` prints.
+pub const DEFAULT_TOML: &str = include_str!("default.toml");
+
+/// What the broker runs with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub access: Access,
+    /// Worker threads.
+    pub cores: u16,
+    pub driver: Driver,
+    pub private_fds: PrivateFds,
+    pub connections_max: usize,
+    pub shard_levels: usize,
+    pub bind: IpAddr,
+    /// None: closed. 0: any free port.
+    pub mqtt_port: Option<u16>,
+    pub packet_bytes_max: usize,
+    pub inflight_max: usize,
+    pub queued_max: usize,
+    pub queued_bytes_max: usize,
+    pub outbox_bytes_max: usize,
+    pub subscriptions_per_session_max: usize,
+    pub client_id_bytes_max: usize,
+    pub connect_timeout: Duration,
+    pub log: LogLevel,
+    pub log_format: LogFormat,
+    pub ready_file: Option<PathBuf>,
+}
+
+/// `--access`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Access {
+    /// Anyone, without credentials, on any topic
+    Open,
+}
+
+/// `--driver`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Driver {
+    Auto,
+    IoUring,
+    Epoll,
+}
+
+/// `--private-fds`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum PrivateFds {
+    Auto,
+    On,
+    Off,
+}
+
+/// `--log`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum LogLevel {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// `--log-format`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What the operator has to change, as a sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the settings file {path}: {error}; give --config a file that can be read", path = path.display())]
+    Unreadable { path: PathBuf, error: std::io::Error },
+    #[error("{file}, line {line}: {problem}")]
+    File { file: String, line: usize, problem: String },
+    #[error("--{name} {value} is out of range: give {min} to {max}")]
+    OutOfRange {
+        name: &'static str,
+        value: String,
+        min: String,
+        max: String,
+    },
+    #[error("no port is open: give --mqtt-port a number, or 0 for any free port")]
+    NoPort,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            access: Access::Open,
+            cores: cpus(),
+            driver: Driver::Auto,
+            private_fds: PrivateFds::Auto,
+            connections_max: limits::CONNECTIONS_MAX,
+            shard_levels: limits::SHARD_LEVELS,
+            bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            mqtt_port: Some(1883),
+            packet_bytes_max: limits::PACKET_BYTES_MAX,
+            inflight_max: limits::INFLIGHT_MAX,
+            queued_max: limits::QUEUED_MAX,
+            queued_bytes_max: limits::QUEUED_BYTES_MAX,
+            outbox_bytes_max: limits::OUTBOX_BYTES_MAX,
+            subscriptions_per_session_max: limits::SUBSCRIPTIONS_PER_SESSION_MAX,
+            client_id_bytes_max: limits::CLIENT_ID_BYTES_MAX,
+            connect_timeout: Duration::from_millis(limits::CONNECT_TIMEOUT_MS),
+            log: LogLevel::Info,
+            log_format: LogFormat::Text,
+            ready_file: None,
+        }
+    }
+}
+
+impl Config {
+    /// The flags (environment included) over the file, if there is one, over the defaults.
+    pub fn load(flags: Raw, file: Option<&Path>) -> Result<Config, ConfigError> {
+        let under = match file {
+            None => Raw::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
+                    path: path.to_owned(),
+                    error,
+                })?;
+                parse_toml(&text, &path.display().to_string())?
+            }
+        };
+        Config::check(flags.over(under))
+    }
+
+    /// Defaults where `raw` says nothing; every value in its range.
+    pub fn check(raw: Raw) -> Result<Config, ConfigError> {
+        let default = Config::default();
+        let count = |name, value: Option<u64>, default: usize, range: RangeInclusive<u64>| match value {
+            None => Ok(default),
+            Some(value) if range.contains(&value) => Ok(value as usize),
+            Some(value) => Err(ConfigError::out_of_range(name, value, range.start(), range.end())),
+        };
+        let size = |name, value: Option<Size>, default: usize, range: RangeInclusive<u64>| match value {
+            None => Ok(default),
+            Some(Size(bytes)) if range.contains(&bytes) => Ok(bytes as usize),
+            Some(value) => Err(ConfigError::out_of_range(
+                name,
+                value,
+                Size(*range.start()),
+                Size(*range.end()),
+            )),
+        };
+        let span = |name, value: Option<Span>, default, min: Duration, max: Duration| match value {
+            None => Ok(default),
+            Some(Span(span)) if (min..=max).contains(&span) => Ok(span),
+            Some(value) => Err(ConfigError::out_of_range(name, value, Span(min), Span(max))),
+        };
+        let config = Config {
+            access: raw.access.unwrap_or(default.access),
+            cores: count(
+                "cores",
+                raw.cores,
+                usize::from(default.cores),
+                1..=limits::CORES_MAX as u64,
+            )? as u16,
+            driver: raw.driver.unwrap_or(default.driver),
+            private_fds: raw.private_fds.unwrap_or(default.private_fds),
+            connections_max: count(
+                "max-connections",
+                raw.max_connections,
+                default.connections_max,
+                1..=100_000_000,
+            )?,
+            shard_levels: count("shard-levels", raw.shard_levels, default.shard_levels, 1..=16)?,
+            bind: raw.bind.unwrap_or(default.bind),
+            mqtt_port: raw.mqtt_port.map_or(default.mqtt_port, |Port(port)| port),
+            packet_bytes_max: size(
+                "max-packet",
+                raw.max_packet,
+                default.packet_bytes_max,
+                KIB..=256 * KIB * KIB,
+            )?,
+            inflight_max: count(
+                "max-inflight",
+                raw.max_inflight,
+                default.inflight_max,
+                1..=INFLIGHT_MAX_MAX,
+            )?,
+            queued_max: count("max-queued", raw.max_queued, default.queued_max, 1..=100_000_000)?,
+            queued_bytes_max: size(
+                "max-queued-bytes",
+                raw.max_queued_bytes,
+                default.queued_bytes_max,
+                KIB..=1024 * KIB * KIB * KIB,
+            )?,
+            outbox_bytes_max: size(
+                "max-outbox",
+                raw.max_outbox,
+                default.outbox_bytes_max,
+                4 * KIB..=KIB * KIB * KIB,
+            )?,
+            subscriptions_per_session_max: count(
+                "max-subscriptions",
+                raw.max_subscriptions,
+                default.subscriptions_per_session_max,
+                1..=100_000_000,
+            )?,
+            // A Server takes at least 23 bytes [MQTT-3.1.3-5]; a string carries at most 65,535.
+            client_id_bytes_max: count(
+                "client-id-max",
+                raw.client_id_max,
+                default.client_id_bytes_max,
+                23..=65_535,
+            )?,
+            connect_timeout: span(
+                "connect-timeout",
+                raw.connect_timeout,
+                default.connect_timeout,
+                Duration::from_millis(limits::DEADLINE_TICK_MS),
+                Duration::from_secs(600),
+            )?,
+            log: raw.log.unwrap_or(default.log),
+            log_format: raw.log_format.unwrap_or(default.log_format),
+            ready_file: raw.ready_file.or(default.ready_file),
+        };
+        match config.mqtt_port {
+            Some(_) => Ok(config),
+            None => Err(ConfigError::NoPort),
+        }
+    }
+}
+
+const KIB: u64 = 1024;
+/// Packet Identifiers are 16 bits, and the window may span [`limits::INFLIGHT_SPAN_FACTOR`] times itself.
+const INFLIGHT_MAX_MAX: u64 = (u16::MAX as usize / limits::INFLIGHT_SPAN_FACTOR) as u64;
+
+impl ConfigError {
+    fn out_of_range(name: &'static str, value: impl ToString, min: impl ToString, max: impl ToString) -> Self {
+        ConfigError::OutOfRange {
+            name,
+            value: value.to_string(),
+            min: min.to_string(),
+            max: max.to_string(),
+        }
+    }
+}
+
+/// The CPUs this process may use, by affinity and cgroup quota.
+fn cpus() -> u16 {
+    std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(limits::CORES_MAX) as u16)
+}
+
+fn parse_toml(text: &str, file: &str) -> Result<Raw, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let line = error
+            .span()
+            .map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        let problem = match error
+            .message()
+            .strip_prefix("unknown field `")
+            .and_then(|rest| rest.split_once('`'))
+        {
+            Some((key, _)) => format!("there is no key `{key}`; `skein config` prints every key there is"),
+            None => error.message().lines().collect::<Vec<_>>().join("; "),
+        };
+        ConfigError::File {
+            file: file.to_owned(),
+            line,
+            problem,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use std::fs;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        raw: Raw,
+    }
+
+    fn flags(args: &[&str]) -> Raw {
+        Flags::try_parse_from(std::iter::once(&"skein").chain(args))
+            .unwrap()
+            .raw
+    }
+
+    fn from_file(text: &str) -> Result<Config, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        let name = file.path().display().to_string();
+        Config::load(Raw::default(), Some(file.path())).map_err(|error| error.to_string().replace(&name, "FILE"))
+    }
+
+    #[test]
+    fn the_embedded_file_says_what_the_defaults_are() {
+        let raw = parse_toml(DEFAULT_TOML, "default.toml").unwrap();
+        assert_eq!(Config::check(raw.clone()).unwrap(), Config::default());
+        assert_eq!(Config::check(Raw::default()).unwrap(), Config::default());
+        // Every key is there and set, but for the two that have no fixed default, which are there as comments.
+        let Raw {
+            cores: None,
+            ready_file: None,
+            ..
+        } = raw
+        else {
+            panic!("these two depend on the host")
+        };
+        let command = <Flags as clap::CommandFactory>::command();
+        for flag in command.get_arguments().filter(|flag| flag.get_id() != "help") {
+            let key = flag.get_long().unwrap();
+            let is_comment = ["cores", "ready-file"].contains(&key);
+            let start = format!("\n{}{key} = ", if is_comment { "# " } else { "" });
+            assert!(DEFAULT_TOML.contains(&start), "{key} is not in default.toml");
+            assert_eq!(
+                flag.get_env().unwrap().to_str().unwrap(),
+                format!("SKEIN_{}", key.to_uppercase().replace('-', "_"))
+            );
+        }
+    }
+
+    #[test]
+    fn the_examples_in_the_comments_of_the_embedded_file_are_valid() {
+        let text = DEFAULT_TOML
+            .replace("\n# cores = ", "\ncores = ")
+            .replace("\n# ready-file = ", "\nready-file = ");
+        let config = from_file(&text).unwrap();
+        assert_eq!(config.cores, 2);
+        assert_eq!(config.ready_file, Some(PathBuf::from("/run/skein/ready.json")));
+    }
+
+    #[test]
+    fn a_flag_goes_before_the_file_and_the_file_before_the_default() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "max-inflight = 10\nmax-queued = 20\nmqtt-port = \"off\"\n").unwrap();
+        let config = Config::load(flags(&["--max-queued", "30", "--mqtt-port", "0"]), Some(file.path())).unwrap();
+        assert_eq!(config.inflight_max, 10);
+        assert_eq!(config.queued_max, 30);
+        assert_eq!(config.mqtt_port, Some(0));
+        assert_eq!(config.outbox_bytes_max, limits::OUTBOX_BYTES_MAX);
+    }
+
+    #[test]
+    fn every_setting_of_the_upper_layer_wins() {
+        let upper = flags(&[
+            "--access=open",
+            "--cores=3",
+            "--driver=io_uring",
+            "--private-fds=on",
+            "--max-connections=7",
+            "--shard-levels=2",
+            "--bind=::1",
+            "--mqtt-port=99",
+            "--max-packet=1MB",
+            "--max-inflight=8",
+            "--max-queued=9",
+            "--max-queued-bytes=2KiB",
+            "--max-outbox=1 MiB",
+            "--max-subscriptions=11",
+            "--client-id-max=23",
+            "--connect-timeout=500ms",
+            "--log=debug",
+            "--log-format=json",
+            "--ready-file=/r",
+        ]);
+        let lower = parse_toml(DEFAULT_TOML, "default.toml").unwrap();
+        assert_eq!(upper.clone().over(lower.clone()), upper);
+        assert_eq!(Raw::default().over(upper.clone()), upper);
+        let config = Config::check(upper.over(lower)).unwrap();
+        let expected = Config {
+            access: Access::Open,
+            cores: 3,
+            driver: Driver::IoUring,
+            private_fds: PrivateFds::On,
+            connections_max: 7,
+            shard_levels: 2,
+            bind: "::1".parse().unwrap(),
+            mqtt_port: Some(99),
+            packet_bytes_max: 1_000_000,
+            inflight_max: 8,
+            queued_max: 9,
+            queued_bytes_max: 2048,
+            outbox_bytes_max: 1 << 20,
+            subscriptions_per_session_max: 11,
+            client_id_bytes_max: 23,
+            connect_timeout: Duration::from_millis(500),
+            log: LogLevel::Debug,
+            log_format: LogFormat::Json,
+            ready_file: Some("/r".into()),
+        };
+        assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn a_problem_in_the_file_names_the_file_the_line_and_what_to_change() {
+        for (text, sentence) in [
+            (
+                "access = \"open\"\n\nmax-pakcet = 5\n",
+                "FILE, line 3: there is no key `max-pakcet`; `skein config` prints every key there is",
+            ),
+            (
+                "\nmax-packet = \"5 cows\"",
+                "FILE, line 2: `5 cows` is no size: give a whole number of bytes, or one with a unit of B, KB, MB, GB, KiB, \
+                 MiB, GiB",
+            ),
+            (
+                "connect-timeout = \"10\"",
+                "FILE, line 1: `10` is no duration: give numbers with a unit, such as 10s, 500ms or 1m 30s",
+            ),
+            (
+                "mqtt-port = 70000",
+                "FILE, line 1: `70000` is no port: give 1 to 65535, 0 for any free port, or off",
+            ),
+            (
+                "mqtt-port = true",
+                "FILE, line 1: expected a whole number, or a text in quotes",
+            ),
+            (
+                "driver = \"kqueue\"",
+                "FILE, line 1: unknown variant `kqueue`, expected one of `auto`, `io_uring`, `epoll`",
+            ),
+            (
+                "# é\ncores = -1",
+                "FILE, line 2: invalid value: integer `-1`, expected u64",
+            ),
+        ] {
+            assert_eq!(from_file(text).unwrap_err(), sentence, "{text}");
+        }
+        for text in [
+            "cores = ",
+            "cores = 1\ncores = 2",
+            "[section]\ncores = 1",
+            "\u{0}",
+            "= 1",
+        ] {
+            assert!(from_file(text).unwrap_err().starts_with("FILE, line "), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let error = Config::load(Raw::default(), Some(Path::new("/nowhere/skein.toml")))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("cannot read the settings file /nowhere/skein.toml: "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_value_out_of_range_names_its_flag_and_the_range() {
+        for (args, sentence) in [
+            (["--cores", "0"], "--cores 0 is out of range: give 1 to 256"),
+            (["--cores", "257"], "--cores 257 is out of range: give 1 to 256"),
+            (
+                ["--max-inflight", "4096"],
+                "--max-inflight 4096 is out of range: give 1 to 4095",
+            ),
+            (
+                ["--max-packet", "257 MiB"],
+                "--max-packet 257 MiB is out of range: give 1 KiB to 256 MiB",
+            ),
+            (
+                ["--max-packet", "1000"],
+                "--max-packet 1000 B is out of range: give 1 KiB to 256 MiB",
+            ),
+            (
+                ["--client-id-max", "22"],
+                "--client-id-max 22 is out of range: give 23 to 65535",
+            ),
+            (
+                ["--connect-timeout", "1ms"],
+                "--connect-timeout 1ms is out of range: give 250ms to 10m",
+            ),
+            (
+                ["--shard-levels", "0"],
+                "--shard-levels 0 is out of range: give 1 to 16",
+            ),
+            (
+                ["--max-connections", "0"],
+                "--max-connections 0 is out of range: give 1 to 100000000",
+            ),
+            (
+                ["--max-outbox", "1"],
+                "--max-outbox 1 B is out of range: give 4 KiB to 1 GiB",
+            ),
+            (
+                ["--mqtt-port", "off"],
+                "no port is open: give --mqtt-port a number, or 0 for any free port",
+            ),
+        ] {
+            assert_eq!(Config::load(flags(&args), None).unwrap_err().to_string(), sentence);
+        }
+        assert_eq!(
+            Config::load(flags(&["--max-inflight", "4095"]), None)
+                .unwrap()
+                .inflight_max,
+            4095
+        );
+    }
+
+    #[test]
+    fn a_largest_packet_is_one_the_protocol_can_carry() {
+        assert!(256 * KIB * KIB <= limits::REMAINING_LENGTH_MAX as u64 + 5);
+        assert!(INFLIGHT_MAX_MAX as usize * limits::INFLIGHT_SPAN_FACTOR < u16::MAX as usize);
+    }
+}

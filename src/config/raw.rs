@@ -1,0 +1,116 @@
+//! The settings as they were written: every one optional, none checked against the others. One struct for the file (TOML,
+//! unknown keys refused), the environment and the flags, so that the names are the same everywhere.
+//!
+//! Called by `main` (clap fills it from flags and `SKEIN_…`, a flag winning) and by `config` (which lays it over the file).
+
+use super::units::{Port, Size, Span};
+use super::{Access, Driver, LogFormat, LogLevel, PrivateFds};
+use std::{net::IpAddr, path::PathBuf};
+
+/// One layer of settings.
+#[derive(Clone, Debug, Default, PartialEq, clap::Args, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Raw {
+    /// Who may connect: `open` lets anyone in, on any topic
+    #[arg(long, env = "SKEIN_ACCESS", value_enum, hide_env = true)]
+    pub access: Option<Access>,
+
+    /// Threads that serve connections; as many as there are CPUs unless given
+    #[arg(long, env = "SKEIN_CORES", value_name = "N", hide_env = true)]
+    pub cores: Option<u64>,
+
+    /// How sockets are waited for; `auto` takes io_uring where the kernel allows it
+    #[arg(long, env = "SKEIN_DRIVER", value_enum, hide_env = true)]
+    pub driver: Option<Driver>,
+
+    /// One table of file descriptors per core; `auto` does so where the limit of open files is too low for --max-connections
+    #[arg(long, env = "SKEIN_PRIVATE_FDS", value_enum, hide_env = true)]
+    pub private_fds: Option<PrivateFds>,
+
+    /// Connections at a time over all cores
+    #[arg(long, env = "SKEIN_MAX_CONNECTIONS", value_name = "N", hide_env = true)]
+    pub max_connections: Option<u64>,
+
+    /// Leading topic levels that choose the core which owns a topic
+    #[arg(long, env = "SKEIN_SHARD_LEVELS", value_name = "N", hide_env = true)]
+    pub shard_levels: Option<u64>,
+
+    /// Address to listen on; 127.0.0.1 unless given, 0.0.0.0 for every IPv4 address of the host
+    #[arg(long, env = "SKEIN_BIND", value_name = "IP", hide_env = true)]
+    pub bind: Option<IpAddr>,
+
+    /// Port of MQTT over TCP; 0 picks a free one, `off` closes it
+    #[arg(long, env = "SKEIN_MQTT_PORT", value_name = "PORT", hide_env = true)]
+    pub mqtt_port: Option<Port>,
+
+    /// Largest MQTT packet
+    #[arg(long, env = "SKEIN_MAX_PACKET", value_name = "SIZE", hide_env = true)]
+    pub max_packet: Option<Size>,
+
+    /// QoS 1 and 2 deliveries one client may leave unacknowledged
+    #[arg(long, env = "SKEIN_MAX_INFLIGHT", value_name = "N", hide_env = true)]
+    pub max_inflight: Option<u64>,
+
+    /// Messages that may wait for one session
+    #[arg(long, env = "SKEIN_MAX_QUEUED", value_name = "N", hide_env = true)]
+    pub max_queued: Option<u64>,
+
+    /// Bytes that may wait for one session
+    #[arg(long, env = "SKEIN_MAX_QUEUED_BYTES", value_name = "SIZE", hide_env = true)]
+    pub max_queued_bytes: Option<Size>,
+
+    /// Encoded bytes one connection may hold that its socket has not taken
+    #[arg(long, env = "SKEIN_MAX_OUTBOX", value_name = "SIZE", hide_env = true)]
+    pub max_outbox: Option<Size>,
+
+    /// Filters one session may hold
+    #[arg(long, env = "SKEIN_MAX_SUBSCRIPTIONS", value_name = "N", hide_env = true)]
+    pub max_subscriptions: Option<u64>,
+
+    /// Longest Client Identifier, in bytes
+    #[arg(long, env = "SKEIN_CLIENT_ID_MAX", value_name = "N", hide_env = true)]
+    pub client_id_max: Option<u64>,
+
+    /// Time from accepting a connection to its whole CONNECT
+    #[arg(long, env = "SKEIN_CONNECT_TIMEOUT", value_name = "DURATION", hide_env = true)]
+    pub connect_timeout: Option<Span>,
+
+    /// Least severe log lines to write
+    #[arg(long, env = "SKEIN_LOG", value_enum, value_name = "LEVEL", hide_env = true)]
+    pub log: Option<LogLevel>,
+
+    /// Shape of a log line
+    #[arg(long, env = "SKEIN_LOG_FORMAT", value_enum, hide_env = true)]
+    pub log_format: Option<LogFormat>,
+
+    /// File to write once every port listens: JSON with the process id and the ports
+    #[arg(long, env = "SKEIN_READY_FILE", value_name = "FILE", hide_env = true)]
+    pub ready_file: Option<PathBuf>,
+}
+
+impl Raw {
+    /// This layer where it says something, `under` elsewhere.
+    pub fn over(self, under: Raw) -> Raw {
+        Raw {
+            access: self.access.or(under.access),
+            cores: self.cores.or(under.cores),
+            driver: self.driver.or(under.driver),
+            private_fds: self.private_fds.or(under.private_fds),
+            max_connections: self.max_connections.or(under.max_connections),
+            shard_levels: self.shard_levels.or(under.shard_levels),
+            bind: self.bind.or(under.bind),
+            mqtt_port: self.mqtt_port.or(under.mqtt_port),
+            max_packet: self.max_packet.or(under.max_packet),
+            max_inflight: self.max_inflight.or(under.max_inflight),
+            max_queued: self.max_queued.or(under.max_queued),
+            max_queued_bytes: self.max_queued_bytes.or(under.max_queued_bytes),
+            max_outbox: self.max_outbox.or(under.max_outbox),
+            max_subscriptions: self.max_subscriptions.or(under.max_subscriptions),
+            client_id_max: self.client_id_max.or(under.client_id_max),
+            connect_timeout: self.connect_timeout.or(under.connect_timeout),
+            log: self.log.or(under.log),
+            log_format: self.log_format.or(under.log_format),
+            ready_file: self.ready_file.or(under.ready_file),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! One block of plain counters per core, their names beside them; a reader sums the blocks.
+//!
+//! Called  by `shard` and `worker`, each for its own core: plain additions, no atomics.
+
+use crate::mqtt::error::DecodeError;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What one core has counted since it started.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: u64,)*
+            /// Connections closed for a malformed packet, by the rule it broke.
+            pub malformed: ByRule,
+        }
+
+        impl Counters {
+            /// Every counter with its name, in the order of this file.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                let rules = DecodeError::ALL.iter().map(|rule| (rule.name(), self.malformed.0[rule.index()]));
+                [$((stringify!($name), self.$name),)*].into_iter().chain(rules)
+            }
+
+            /// Adds another core's counts.
+            pub fn add(&mut self, other: &Counters) {
+                $(self.$name += other.$name;)*
+                for (count, more) in self.malformed.0.iter_mut().zip(other.malformed.0) {
+                    *count += more;
+                }
+            }
+        }
+    };
+}
+
+/// One counter per rule of form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ByRule([u64; DecodeError::COUNT]);
+
+impl ByRule {
+    pub fn count(&mut self, rule: DecodeError) {
+        self.0[rule.index()] += 1;
+    }
+}
+
+impl Default for ByRule {
+    fn default() -> Self {
+        ByRule([0; DecodeError::COUNT])
+    }
+}
+
+counters! {
+    /// Sockets accepted by this core.
+    sockets_accepted,
+    /// Sockets closed at once because `--max-connections` or the descriptors were used up.
+    sockets_refused,
+    /// CONNECT packets answered with return code 0.
+    connects_accepted,
+    /// CONNECT packets answered with another return code.
+    connects_refused,
+    /// Connections handed to another core after their CONNECT.
+    handoffs,
+    /// Connections closed by the client's DISCONNECT.
+    closed_disconnect,
+    /// Connections closed or reset from the other side.
+    closed_peer,
+    /// Connections closed for a malformed packet.
+    closed_malformed,
+    /// Connections closed for a packet out of order.
+    closed_violation,
+    /// Connections closed for silence beyond their Keep Alive.
+    closed_keep_alive,
+    /// Connections closed because another took over the client identifier.
+    closed_taken_over,
+    /// Connections closed without a whole CONNECT in time.
+    closed_connect_timeout,
+    /// Connections closed because the broker stops.
+    closed_stopping,
+    /// PUBLISH packets from clients, by QoS.
+    publishes_qos0,
+    publishes_qos1,
+    publishes_qos2,
+    /// QoS 2 PUBLISH packets that repeated one already received.
+    publishes_repeated,
+    /// PUBLISH packets that the access rules refused; acknowledged and dropped.
+    publishes_refused,
+    /// Wills published.
+    wills_published,
+    /// Matches of a message and a Session: each is delivered, queued or dropped.
+    matched,
+    /// PUBLISH packets written to an outbox for the first time, by QoS.
+    delivered_qos0,
+    delivered_qos1,
+    delivered_qos2,
+    /// PUBLISH packets written again after a resume.
+    redelivered,
+    /// QoS 0 messages dropped: the outbox was at its bound.
+    dropped_outbox_full,
+    /// Messages dropped: the Session's queue was at its bound.
+    dropped_queue_full,
+    /// QoS 0 messages dropped: the Session was away.
+    dropped_away,
+    /// Messages dropped with the Session that held them.
+    dropped_session_ended,
+    /// Retained messages sent to new subscriptions.
+    retained_delivered,
+    /// SUBSCRIBE filters granted.
+    subscribed,
+    /// SUBSCRIBE filters refused by the access rules or a bound.
+    subscribe_refused,
+    /// UNSUBSCRIBE filters that were held.
+    unsubscribed,
+    /// Times a connection was paused because another core or its own acknowledgements were behind.
+    pauses,
+    /// Batches sent to other cores.
+    batches_sent,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sum_of_blocks_has_every_counter_under_its_own_name() {
+        let mut one = Counters {
+            matched: 3,
+            ..Counters::default()
+        };
+        one.malformed.count(DecodeError::PacketIdZero);
+        let mut sum = one.clone();
+        sum.add(&one);
+        let counted: Vec<_> = sum.iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(counted, [("matched", 6), (DecodeError::PacketIdZero.name(), 2)]);
+        let mut names: Vec<_> = sum.iter().map(|(name, _)| name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), sum.iter().count());
+    }
+}

@@ -1,0 +1,172 @@
+//! A client comes home, and every way it leaves.
+//!
+//! Called  on `Input::Connected` and `Input::Disconnected`, and by `Shard::close`.
+//! Holds   - CONNACK is the first packet of a connection [MQTT-3.2.0-1];
+//!         - one connection per Client Identifier: the older is closed first, its Will published [MQTT-3.1.4-2];
+//!         - a clean Session ends with its connection, a durable one when a clean CONNECT replaces it [MQTT-3.1.2-6].
+
+use crate::mqtt::encode;
+use crate::mqtt::packet::{Connect, Level, Will};
+use crate::mqtt::reason::ConnectReturnCode;
+use crate::mqtt::topic::{TopicFilter, TopicName};
+use crate::registry::access::AccountId;
+use crate::routing::shard_key::Owners;
+use crate::routing::subscriptions::Unsubscribed;
+use crate::session::message::Message;
+use crate::session::will::Ending;
+
+use super::clients::{Connection, State};
+use super::event::{CloseReason, ConnectionId, Lane, PeerId};
+use super::message::ShardMessage;
+use super::{Shard, mark};
+
+impl Shard {
+    pub(super) fn connected(&mut self, id: ConnectionId, connect: Connect, account: AccountId) {
+        let existing = self.clients.find(account, &connect.client_id);
+        if let Some(older) = existing.and_then(|client| self.clients.sessions[client as usize].connection) {
+            self.close(older, CloseReason::TakenOver);
+        }
+        // A clean Session has ended with its connection just now; a durable one is still there.
+        let existing = self.clients.find(account, &connect.client_id);
+        let (client, session_present) = match existing {
+            Some(client) if !connect.clean_session => (client, true),
+            replaced => {
+                if let Some(replaced) = replaced {
+                    self.end_session(replaced);
+                }
+                let client_id = connect.client_id.into_boxed_str();
+                (self.clients.insert(account, client_id, connect.clean_session), false)
+            }
+        };
+        self.clients.sessions[client as usize].connection = Some(id);
+
+        let index = id.index as usize;
+        if self.clients.connections.len() <= index {
+            self.clients.connections.resize_with(index + 1, Connection::default);
+        }
+        let connection = &mut self.clients.connections[index];
+        assert!(
+            connection.state == State::Closed,
+            "the shell reuses an id after it said that its socket is gone"
+        );
+        *connection = Connection {
+            will: connect.will.map(Box::new),
+            generation: id.generation,
+            client,
+            last_packet: self.now,
+            keep_alive_s: connect.keep_alive_s,
+            level_is_v31: connect.level == Level::V31,
+            state: State::Open,
+            ..Connection::default()
+        };
+        // Level 3 has no Session Present: that byte is reserved.
+        let session_present = session_present && connect.level == Level::V311;
+        encode::connack(
+            connection.outbox.writer(&mut self.pool),
+            session_present,
+            ConnectReturnCode::Accepted,
+        );
+        mark(connection, id, &mut self.outputs);
+        let deadline = connection.silence_deadline();
+        if let Some(deadline) = deadline {
+            self.deadlines.arm(id, deadline);
+        }
+        self.clients.open += 1;
+        self.counters.connects_accepted += 1;
+        self.refill(id);
+    }
+
+    /// The socket is gone.
+    pub(super) fn disconnected(&mut self, id: ConnectionId) {
+        self.end_connection(id, Ending::Abnormal);
+        if let Some(connection) = self.clients.connections.get_mut(id.index as usize)
+            && connection.generation == id.generation
+        {
+            connection.outbox.clear(&mut self.pool);
+        }
+    }
+
+    /// Takes Session and connection apart; does nothing for a connection that has ended before. The outbox stays for the
+    /// shell to write.
+    pub(super) fn end_connection(&mut self, id: ConnectionId, ending: Ending) {
+        let Some(connection) = self.clients.open_connection(id) else {
+            return;
+        };
+        connection.state = State::Closed;
+        connection.acknowledgements = None;
+        connection.scans = None;
+        let will = connection.will.take();
+        let index = connection.client;
+        self.clients.open -= 1;
+        let client = &mut self.clients.sessions[index as usize];
+        let account = client.account;
+        client.connection = None;
+        if client.clean_session {
+            self.end_session(index);
+        } else {
+            if let Some(outbound) = &mut client.outbound {
+                outbound.disconnected();
+            }
+            if let Some(received) = &mut client.received {
+                received.disconnected();
+            }
+            client.trim();
+        }
+        if let Some(will) = will
+            && ending.publishes_will()
+        {
+            self.publish_will(account, &will);
+        }
+    }
+
+    /// The Session's state is gone for good [MQTT-3.2.2-1].
+    fn end_session(&mut self, index: u32) {
+        let client = self.clients.remove(index);
+        if let Some(outbound) = &client.outbound {
+            self.counters.dropped_session_ended += outbound.held() as u64;
+        }
+        let mut text = std::mem::take(&mut self.text);
+        for filter in client.filters.as_slice() {
+            text.clear();
+            text.push_str(self.subscriptions.filter_text(*filter));
+            if let Unsubscribed::LastOnCore(_) = self.subscriptions.unsubscribe_id(*filter, index) {
+                self.withdraw(TopicFilter::trusted(&text));
+            }
+        }
+        self.text = text;
+    }
+
+    /// The last holder on this core of `filter` is gone: its owners need not send what matches it any more.
+    pub(super) fn withdraw(&mut self, filter: TopicFilter<'_>) {
+        if self.cores == 1 {
+            return;
+        }
+        let owners = match self.shard_key.owners(filter) {
+            Owners::All => 0..self.cores,
+            Owners::One(core) => core..core + 1,
+        };
+        for core in owners {
+            if core == self.core.0 {
+                self.interest.remove(filter, core);
+            } else {
+                self.send(PeerId(core), Lane::ToOwner, &ShardMessage::Withdraw { filter });
+            }
+        }
+    }
+
+    fn publish_will(&mut self, account: AccountId, will: &Will) {
+        let topic = TopicName::trusted(&will.topic);
+        if !self.access.may_publish(account, topic) {
+            self.counters.publishes_refused += 1;
+            return;
+        }
+        self.counters.wills_published += 1;
+        let message = Message {
+            topic,
+            payload: &will.payload,
+            qos: will.qos,
+        };
+        // Nobody is owed an acknowledgement, so nothing waits for a receipt.
+        self.dispatch(&message, will.retain, None);
+    }
+}

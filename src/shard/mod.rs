@@ -1,0 +1,501 @@
+//! Layer 2: all that one core knows.
+//!
+//! Owns    the core's Sessions and connections, its trie, and, for the topics it owns, interest and retained messages.
+//! Called  by the worker, one [`Input`] at a time, and drained of every [`Output`] before the next.
+//! Holds   - no socket, clock, thread or randomness: one seed replays a run;
+//!         - a QoS 0 message between two clients of one core allocates nothing between read buffer and outbox;
+//!         - every queue has a bound in [`Limits`] or [`crate::limits`], and what gives way there is counted.
+//!
+//! ```text
+//! Input ─▶ handle ─┬▶ connect     CONNECT came home: refuse nothing, resume or start anew; every ending
+//!                  ├▶ publish     a client's PUBLISH on its home core ─▶ topic at its owner ─▶ deliver at the homes
+//!                  ├▶ subscribe   SUBSCRIBE, UNSUBSCRIBE, retained messages for new subscriptions
+//!                  └▶ deliver     PUBACK, PUBREC, PUBCOMP, room in an outbox
+//! poll_output ◀─ outputs, peers (batches for other cores), records (for the store)
+//! ```
+
+pub mod clients;
+mod connect;
+pub mod deadlines;
+mod deliver;
+pub mod event;
+pub mod greeting;
+pub mod message;
+pub mod peers;
+mod publish;
+pub mod receipt;
+pub mod record;
+mod subscribe;
+mod topic;
+
+use std::collections::VecDeque;
+
+use ahash::RandomState;
+use slab::Slab;
+
+use crate::limits::OUTBOX_FLUSH_BYTES;
+use crate::metrics::Counters;
+use crate::mqtt::decode::decode;
+use crate::mqtt::frame::{Framing, next_frame};
+use crate::mqtt::packet::Packet;
+use crate::registry::access::{Access, AccountId};
+use crate::routing::interest::Interest;
+use crate::routing::retained::RetainedMessages;
+use crate::routing::shard_key::ShardKey;
+use crate::routing::subscriptions::{Subscriptions, Target};
+use crate::session::outbound;
+use crate::session::outbox::BufferPool;
+use crate::session::will::Ending;
+
+use clients::{Clients, Connection, State};
+use deadlines::{Deadlines, TickNumber};
+use message::{Messages, ShardMessage};
+use peers::Peers;
+use receipt::{AwaitsCommit, Receipts};
+use record::Record;
+use subscribe::PendingSubscribe;
+
+pub use event::{CloseReason, ConnectionId, Input, Lane, Millis, Output, PeerId, RecordNumber, Violation};
+
+/// What an operator may set of a shard.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    pub packet_bytes_max: usize,
+    pub inflight_max: usize,
+    pub queued_max: usize,
+    pub queued_bytes_max: usize,
+    pub outbox_bytes_max: usize,
+    pub subscriptions_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        use crate::limits::*;
+        Limits {
+            packet_bytes_max: PACKET_BYTES_MAX,
+            inflight_max: INFLIGHT_MAX,
+            queued_max: QUEUED_MAX,
+            queued_bytes_max: QUEUED_BYTES_MAX,
+            outbox_bytes_max: OUTBOX_BYTES_MAX,
+            subscriptions_max: SUBSCRIPTIONS_PER_SESSION_MAX,
+        }
+    }
+}
+
+/// What a shard is made with; the same on every core of a run but for `core`.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    pub core: PeerId,
+    pub cores: u16,
+    pub shard_levels: usize,
+    /// Key of every hash: random in a broker, fixed in a simulation.
+    pub hash_key: [u64; 4],
+    pub limits: Limits,
+    pub access: Access,
+}
+
+/// The state of one core.
+pub struct Shard {
+    core: PeerId,
+    cores: u16,
+    packet_bytes_max: usize,
+    subscriptions_max: usize,
+    delivery_limits: outbound::Limits,
+    access: Access,
+    shard_key: ShardKey,
+    home_hasher: RandomState,
+    now: TickNumber,
+
+    clients: Clients,
+    deadlines: Deadlines,
+    subscriptions: Subscriptions,
+    interest: Interest,
+    retained: RetainedMessages,
+
+    receipts: Receipts,
+    pending_subscribes: Slab<PendingSubscribe>,
+    peers: Peers,
+    /// Records sent to the store, and what waits for their commit, in order.
+    last_record: RecordNumber,
+    awaits_commit: VecDeque<AwaitsCommit>,
+
+    outputs: VecDeque<Output>,
+    pool: BufferPool,
+    counters: Counters,
+    /// Reused by every match.
+    targets: Vec<Target>,
+    cores_wanting: Vec<u16>,
+    due: Vec<ConnectionId>,
+    text: String,
+}
+
+impl Shard {
+    pub fn new(config: ShardConfig) -> Shard {
+        let ShardConfig {
+            core,
+            cores,
+            shard_levels,
+            hash_key,
+            limits,
+            access,
+        } = config;
+        assert!(core.0 < cores, "a core is one of the cores");
+        let [a, b, c, d] = hash_key;
+        Shard {
+            core,
+            cores,
+            packet_bytes_max: limits.packet_bytes_max,
+            subscriptions_max: limits.subscriptions_max,
+            delivery_limits: outbound::Limits {
+                inflight_max: limits.inflight_max,
+                queued_max: limits.queued_max,
+                queued_bytes_max: limits.queued_bytes_max,
+                outbox_bytes_max: limits.outbox_bytes_max,
+            },
+            access,
+            shard_key: ShardKey::new(hash_key, cores, shard_levels),
+            // Another key than the tables': else every client of a core would share the low bits of its hash there.
+            home_hasher: RandomState::with_seeds(d, c, b, a),
+            now: TickNumber(0),
+            clients: Clients::new(hash_key),
+            deadlines: Deadlines::new(),
+            subscriptions: Subscriptions::new(hash_key),
+            interest: Interest::new(hash_key),
+            retained: RetainedMessages::new(),
+            receipts: Receipts::default(),
+            pending_subscribes: Slab::new(),
+            peers: Peers::new(cores),
+            last_record: RecordNumber(0),
+            awaits_commit: VecDeque::new(),
+            outputs: VecDeque::new(),
+            pool: BufferPool::new(),
+            counters: Counters::default(),
+            targets: Vec::new(),
+            cores_wanting: Vec::new(),
+            due: Vec::new(),
+            text: String::new(),
+        }
+    }
+
+    /// The home core of a client, on any core of a run.
+    pub fn home(&self, account: AccountId, client_id: &str) -> PeerId {
+        PeerId((self.home_hasher.hash_one((account, client_id)) % u64::from(self.cores)) as u16)
+    }
+
+    /// Feeds one input. For `Received`, returns how many bytes were consumed; for all others, 0. `now` never goes back.
+    pub fn handle(&mut self, input: Input<'_>, now: Millis) -> usize {
+        self.now = self.now.max(TickNumber::at_or_before(now));
+        match input {
+            Input::Received { connection, bytes } => return self.received(connection, bytes),
+            Input::Sent { connection, bytes } => self.sent(connection, bytes),
+            Input::Batch { from, bytes } => self.batch(from, bytes),
+            Input::Connected {
+                connection,
+                connect,
+                account,
+            } => self.connected(connection, *connect, account),
+            Input::Disconnected { connection } => self.disconnected(connection),
+            Input::Committed { up_to } => self.committed(up_to),
+            Input::Tick => self.tick(now),
+        }
+        0
+    }
+
+    /// The next thing to do; `None` ends the turn.
+    #[inline]
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Encoded bytes that wait for this socket, oldest first; empty for a connection that is not known.
+    pub fn unsent(&self, connection: ConnectionId) -> &[u8] {
+        self.clients
+            .connection(connection)
+            .map_or(&[], |connection| connection.outbox.unsent())
+    }
+
+    /// All messages that wait for a peer, as one batch of at most about
+    /// [`MESH_BACKLOG_BYTES_MAX`](crate::limits::MESH_BACKLOG_BYTES_MAX); `None` if nothing waits. Connections that were
+    /// paused for this peer resume (outputs follow).
+    pub fn take_batch(&mut self, peer: PeerId, lane: Lane) -> Option<Vec<u8>> {
+        let (batch, paused) = self.peers.take(peer, lane)?;
+        for connection in paused {
+            self.resume(connection, clients::paused::PEER);
+        }
+        self.counters.batches_sent += 1;
+        Some(batch)
+    }
+
+    /// Gives an emptied batch back for reuse, whichever core made it.
+    pub fn recycle_batch(&mut self, batch: Vec<u8>) {
+        self.peers.recycle(batch);
+    }
+
+    /// Whether batches of `Lane::ToOwner` may be fed now; those of `Lane::ToHome` always may.
+    pub fn takes_requests(&self) -> bool {
+        self.peers.takes_requests()
+    }
+
+    /// When a `Tick` is due at the latest; `None` while nothing is timed.
+    pub fn next_deadline(&self) -> Option<Millis> {
+        self.deadlines.next_deadline()
+    }
+
+    /// Connections that are open now.
+    pub fn connection_count(&self) -> usize {
+        self.clients.open
+    }
+
+    /// Sessions at home here, connected or not.
+    pub fn session_count(&self) -> usize {
+        self.clients.sessions.len()
+    }
+
+    /// Distinct Topic Filters of this core's Sessions.
+    pub fn filter_count(&self) -> usize {
+        self.subscriptions.filter_count()
+    }
+
+    /// Retained messages of the topics this core owns.
+    pub fn retained_count(&self) -> usize {
+        self.retained.len()
+    }
+
+    /// Whether nothing is on its way: no receipt, no SUBSCRIBE, no batch, no record waits for an answer. What a test asks
+    /// at rest.
+    pub fn is_quiescent(&self) -> bool {
+        self.receipts.is_empty()
+            && self.pending_subscribes.is_empty()
+            && self.awaits_commit.is_empty()
+            && self.peers.waiting_bytes() == 0
+            && self.outputs.is_empty()
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub fn counters_mut(&mut self) -> &mut Counters {
+        &mut self.counters
+    }
+
+    /// Bytes of a client: every whole packet in them, until one pauses or closes the connection.
+    fn received(&mut self, id: ConnectionId, bytes: &[u8]) -> usize {
+        let mut consumed = 0;
+        let now = self.now;
+        while let Some(connection) = self.clients.open_connection(id) {
+            if connection.paused != 0 {
+                return consumed;
+            }
+            let frame = match next_frame(&bytes[consumed..], self.packet_bytes_max) {
+                Ok(Framing::Whole(frame)) => frame,
+                Ok(Framing::Missing(_)) => return consumed,
+                Err(error) => {
+                    self.close(id, CloseReason::Malformed(error));
+                    return bytes.len();
+                }
+            };
+            connection.last_packet = now;
+            consumed += frame.len;
+            match decode(frame, connection.level()) {
+                Ok(packet) => self.packet(id, packet),
+                Err(error) => self.close(id, CloseReason::Malformed(error)),
+            }
+        }
+        // Closed: whatever else came is not looked at.
+        bytes.len()
+    }
+
+    #[inline]
+    fn packet(&mut self, id: ConnectionId, packet: Packet<'_>) {
+        match packet {
+            Packet::Publish(publish) => self.publish(id, publish),
+            Packet::PubAck(packet_id) => self.puback(id, packet_id),
+            Packet::PubRec(packet_id) => self.pubrec(id, packet_id),
+            Packet::PubRel(packet_id) => self.pubrel(id, packet_id),
+            Packet::PubComp(packet_id) => self.pubcomp(id, packet_id),
+            Packet::Subscribe(subscribe) => self.subscribe(id, subscribe),
+            Packet::Unsubscribe(unsubscribe) => self.unsubscribe(id, unsubscribe),
+            Packet::PingReq => self.write(id, crate::mqtt::encode::pingresp),
+            Packet::Disconnect => self.close(id, CloseReason::Disconnect),
+        }
+    }
+
+    fn batch(&mut self, from: PeerId, bytes: &[u8]) {
+        for message in Messages::new(bytes) {
+            match message {
+                ShardMessage::Publish {
+                    receipt,
+                    retain,
+                    message,
+                } => self.publish_from(from, receipt, retain, &message),
+                ShardMessage::Deliver { receipt, message } => self.deliver_from(receipt, &message),
+                ShardMessage::Routed { receipt, parts } => {
+                    if let Some(sender) = self.receipts.routed(receipt, parts) {
+                        self.complete(sender);
+                    }
+                }
+                ShardMessage::Delivered { receipt } => self.confirm(self.core, receipt),
+                ShardMessage::Register { request, entry, filter } => self.register(from, request, entry, filter),
+                ShardMessage::Withdraw { filter } => self.interest.remove(filter, from.0),
+                ShardMessage::Registered {
+                    request,
+                    entry,
+                    sequence,
+                    may_match,
+                } => {
+                    self.registered(from, request, entry, sequence, may_match);
+                }
+                ShardMessage::RetainedNext {
+                    scan,
+                    filter,
+                    after,
+                    sequence_max,
+                } => {
+                    self.retained_next(from, scan, filter, after, sequence_max);
+                }
+                ShardMessage::Retained { scan, message } => self.retained_came(scan, &message),
+                ShardMessage::RetainedEnd { scan, finished } => self.retained_ended(scan, finished),
+            }
+        }
+    }
+
+    fn committed(&mut self, up_to: RecordNumber) {
+        assert!(up_to <= self.last_record, "the store confirms what it was given");
+        while let Some(waits) = self.awaits_commit.front().copied()
+            && waits.record <= up_to
+        {
+            self.awaits_commit.pop_front();
+            self.confirm(waits.home, waits.receipt);
+        }
+    }
+
+    fn tick(&mut self, now: Millis) {
+        let mut due = std::mem::take(&mut self.due);
+        self.deadlines.expire(now, &mut due);
+        for id in due.drain(..) {
+            let tick = self.now;
+            let Some(connection) = self.clients.open_connection(id) else {
+                continue;
+            };
+            let Some(deadline) = connection.silence_deadline() else {
+                continue;
+            };
+            // While the broker itself does not read, the client's silence proves nothing.
+            if deadline <= tick && connection.paused == 0 {
+                self.close(id, CloseReason::KeepAlive);
+                continue;
+            }
+            if connection.acknowledgements.as_ref().is_some_and(|owed| owed.is_empty()) {
+                connection.acknowledgements = None;
+            }
+            let client = connection.client;
+            self.deadlines.arm(id, deadline.max(TickNumber(tick.0 + 1)));
+            self.clients.sessions[client as usize].trim();
+        }
+        if due.capacity() > 1_024 {
+            due = Vec::new();
+        }
+        self.due = due;
+    }
+
+    /// Sends a message to another core; `true` if its batch is past the bound, so that whoever caused it pauses.
+    #[inline]
+    fn send(&mut self, peer: PeerId, lane: Lane, message: &ShardMessage<'_>) -> bool {
+        send(&mut self.peers, &mut self.outputs, peer, lane, message)
+    }
+
+    /// Hands a record to the store; what depends on it waits for the returned number.
+    fn persist(&mut self, record: Record) -> RecordNumber {
+        self.last_record.0 += 1;
+        self.outputs
+            .push_back(Output::Persist(self.last_record, Box::new(record)));
+        self.last_record
+    }
+
+    /// One part of a receipt is confirmed: here, or at the publisher's home core.
+    fn confirm(&mut self, home: PeerId, receipt: receipt::ReceiptId) {
+        if home == self.core {
+            if let Some(sender) = self.receipts.arrived(receipt) {
+                self.complete(sender);
+            }
+        } else {
+            self.send(home, Lane::ToHome, &ShardMessage::Delivered { receipt });
+        }
+    }
+
+    /// Appends one packet to a connection's outbox, if it is open.
+    #[inline]
+    fn write(&mut self, id: ConnectionId, encode: impl FnOnce(&mut Vec<u8>)) {
+        if let Some(connection) = self.clients.open_connection(id) {
+            encode(connection.outbox.writer(&mut self.pool));
+            mark(connection, id, &mut self.outputs);
+        }
+    }
+
+    fn pause(&mut self, id: ConnectionId, reason: u8) {
+        let Some(connection) = self.clients.open_connection(id) else {
+            return;
+        };
+        if connection.paused == 0 {
+            self.outputs.push_back(Output::Pause(id));
+            self.counters.pauses += 1;
+        }
+        connection.paused |= reason;
+    }
+
+    fn resume(&mut self, id: ConnectionId, reason: u8) {
+        let now = self.now;
+        let Some(connection) = self.clients.open_connection(id) else {
+            return;
+        };
+        if connection.paused == 0 {
+            return;
+        }
+        connection.paused &= !reason;
+        if connection.paused == 0 {
+            connection.last_packet = now;
+            self.outputs.push_back(Output::Resume(id));
+        }
+    }
+
+    /// Ends a connection for a reason of ours; the shell writes what is unsent and closes the socket.
+    fn close(&mut self, id: ConnectionId, reason: CloseReason) {
+        let ending = match reason {
+            CloseReason::Disconnect => Ending::Graceful,
+            CloseReason::Stopping => Ending::Stopping,
+            _ => Ending::Abnormal,
+        };
+        self.outputs.push_back(Output::Close(id, reason));
+        self.end_connection(id, ending);
+    }
+}
+
+/// [`Shard::send`] where other parts of the shard are borrowed.
+#[inline]
+fn send(
+    peers: &mut Peers,
+    outputs: &mut VecDeque<Output>,
+    peer: PeerId,
+    lane: Lane,
+    message: &ShardMessage<'_>,
+) -> bool {
+    let state = peers.send(peer, lane, message);
+    if state.is_first {
+        outputs.push_back(Output::Forward(peer, lane));
+    }
+    state.is_full
+}
+
+/// Says that an outbox has something: once until it is empty, and once more when it is best written at once.
+#[inline]
+fn mark(connection: &mut Connection, id: ConnectionId, outputs: &mut VecDeque<Output>) {
+    debug_assert_eq!(connection.state, State::Open);
+    if !connection.transmit_said {
+        connection.transmit_said = true;
+        outputs.push_back(Output::Transmit(id));
+    } else if !connection.flush_said && connection.outbox.len() >= OUTBOX_FLUSH_BYTES {
+        connection.flush_said = true;
+        outputs.push_back(Output::Transmit(id));
+    }
+}

@@ -1,0 +1,251 @@
+//! A client's PUBLISH on its home core: acknowledge last.
+//!
+//! Called  with every PUBLISH and PUBREL of a client, with a Will, and when a receipt is complete.
+//! Gives   the message to the owner core of its topic: `shard::topic` if that is this one, else over the mesh.
+//! Holds   - PUBACK and PUBREC leave when everybody concerned has the message and the disk has what is durable about it;
+//!         - QoS 0 waits for nothing;
+//!         - whoever fills a peer's batch past its bound is paused; what was sent is not lost.
+
+use crate::limits::RECEIPTS_PER_CONNECTION_MAX;
+use crate::mqtt::encode;
+use crate::mqtt::packet::{PacketId, Publish, QoS};
+use crate::session::inbound::{Acknowledgement, Received};
+use crate::session::message::Message;
+
+use super::clients::{Connection, paused};
+use super::event::{ConnectionId, Lane, PeerId};
+use super::message::ShardMessage;
+use super::receipt::{AwaitsCommit, Sender};
+use super::record::Record;
+use super::{Shard, mark};
+
+/// Where a message stands when the home core has done its part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Dispatched {
+    /// A receipt is open: the acknowledgement waits.
+    pub waits: bool,
+    /// This peer's batch is past its bound: the publisher pauses.
+    pub congested: Option<(PeerId, Lane)>,
+}
+
+impl Shard {
+    #[inline]
+    pub(super) fn publish(&mut self, id: ConnectionId, publish: Publish<'_>) {
+        let Publish {
+            qos,
+            retain,
+            topic,
+            packet_id,
+            payload,
+            ..
+        } = publish;
+        let connection = &mut self.clients.connections[id.index as usize];
+        let index = connection.client;
+        let account = self.clients.sessions[index as usize].account;
+        let message = Message { topic, payload, qos };
+        let allowed = self.access.may_publish(account, topic);
+        let Some(packet_id) = packet_id else {
+            self.counters.publishes_qos0 += 1;
+            if !allowed {
+                self.counters.publishes_refused += 1;
+                return;
+            }
+            let dispatched = self.dispatch(&message, retain, None);
+            self.pause_if_congested(id, dispatched);
+            return;
+        };
+
+        let sequence = connection
+            .acknowledgements
+            .as_ref()
+            .map_or(0, |owed| owed.next_sequence());
+        let mut sender = Sender {
+            connection: id,
+            sequence,
+            packet_id: None,
+        };
+        let mut record = None;
+        let acknowledgement = if qos == QoS::AtLeastOnce {
+            self.counters.publishes_qos1 += 1;
+            Acknowledgement::PubAck(packet_id)
+        } else {
+            self.counters.publishes_qos2 += 1;
+            let key = self.clients.key(index);
+            let client = &mut self.clients.sessions[index as usize];
+            let received = client.received.get_or_insert_default();
+            sender.packet_id = Some((key, packet_id));
+            match received.receive(packet_id) {
+                Received::New => {
+                    if !client.clean_session {
+                        record = Some(Record::PacketIdReceived {
+                            session: key,
+                            packet_id,
+                        });
+                    }
+                    Acknowledgement::PubRec(packet_id)
+                }
+                Received::Repeated => {
+                    self.counters.publishes_repeated += 1;
+                    self.owe(id, Acknowledgement::PubRec(packet_id), true);
+                    return;
+                }
+                Received::RepeatedTooEarly => {
+                    self.counters.publishes_repeated += 1;
+                    received.wait(packet_id, sequence);
+                    self.owe(id, Acknowledgement::PubRec(packet_id), false);
+                    return;
+                }
+            }
+        };
+        if !allowed {
+            // 3.1.1 cannot report it: acknowledged as usual, and dropped [MQTT-3.3.5-2].
+            self.counters.publishes_refused += 1;
+            self.owe(id, acknowledgement, true);
+            return;
+        }
+        // The identifier must be on disk before the message can be: with both or neither, it is published once.
+        let record = record.map(|record| self.persist(record));
+        let dispatched = self.dispatch_recorded(&message, retain, Some(sender), record);
+        if dispatched.waits
+            && let Some((key, packet_id)) = sender.packet_id
+            && let Some(received) = self.clients.session(key).and_then(|client| client.received.as_mut())
+        {
+            received.routing(packet_id);
+        }
+        self.owe(id, acknowledgement, !dispatched.waits);
+        self.pause_if_congested(id, dispatched);
+    }
+
+    /// PUBREL: the identifier is free again. PUBCOMP in any case [MQTT-4.3.3-2].
+    pub(super) fn pubrel(&mut self, id: ConnectionId, packet_id: PacketId) {
+        let client = self.clients.connections[id.index as usize].client;
+        if let Some(received) = &mut self.clients.sessions[client as usize].received {
+            received.release(packet_id);
+        }
+        self.write(id, |out| encode::pubcomp(out, packet_id));
+    }
+
+    /// Gives a message to the owner of its topic. With a sender, opens a receipt unless everything is done at once.
+    #[inline]
+    pub(super) fn dispatch(&mut self, message: &Message<'_>, retain: bool, sender: Option<Sender>) -> Dispatched {
+        self.dispatch_recorded(message, retain, sender, None)
+    }
+
+    /// The same, with a record of this core's that the receipt waits for as well.
+    fn dispatch_recorded(
+        &mut self,
+        message: &Message<'_>,
+        retain: bool,
+        sender: Option<Sender>,
+        record: Option<super::RecordNumber>,
+    ) -> Dispatched {
+        let owner = PeerId(if self.cores == 1 {
+            0
+        } else {
+            self.shard_key.owner(message.topic)
+        });
+        if owner == self.core {
+            return self.route_here(message, retain, sender, record);
+        }
+        let receipt = sender.map(|sender| self.receipts.open(sender, None, u32::from(record.is_some())));
+        if let (Some(receipt), Some(record)) = (receipt, record) {
+            self.awaits_commit.push_back(AwaitsCommit {
+                record,
+                home: self.core,
+                receipt,
+            });
+        }
+        let publish = ShardMessage::Publish {
+            receipt,
+            retain,
+            message: *message,
+        };
+        let is_full = self.send(owner, Lane::ToOwner, &publish);
+        Dispatched {
+            waits: receipt.is_some(),
+            congested: is_full.then_some((owner, Lane::ToOwner)),
+        }
+    }
+
+    /// Owes an acknowledgement. The common case, nothing owed before and everything done, goes straight to the outbox.
+    fn owe(&mut self, id: ConnectionId, acknowledgement: Acknowledgement, ready: bool) {
+        let Some(connection) = self.clients.open_connection(id) else {
+            return;
+        };
+        let nothing_before = connection.acknowledgements.as_ref().is_none_or(|owed| owed.is_empty());
+        if ready && nothing_before {
+            write_acknowledgement(connection.outbox.writer(&mut self.pool), acknowledgement);
+            mark(connection, id, &mut self.outputs);
+            return;
+        }
+        let owed = connection.acknowledgements.get_or_insert_default();
+        owed.push(acknowledgement, ready);
+        if owed.len() >= RECEIPTS_PER_CONNECTION_MAX {
+            self.pause(id, paused::RECEIPTS);
+        }
+    }
+
+    /// A receipt is complete: the acknowledgement leaves if all before it have.
+    pub(super) fn complete(&mut self, sender: Sender) {
+        let Sender {
+            connection,
+            sequence,
+            packet_id,
+        } = sender;
+        let mut repeated = None;
+        if let Some((key, packet_id)) = packet_id
+            && let Some(client) = self.clients.session(key)
+            && let Some(received) = client.received.as_mut()
+        {
+            // A repetition after a reconnect waits under the number of the connection that is there now.
+            repeated = received
+                .routed(packet_id)
+                .and_then(|sequence| Some((client.connection?, sequence)));
+        }
+        self.acknowledge(connection, sequence);
+        if let Some((connection, sequence)) = repeated {
+            self.acknowledge(connection, sequence);
+        }
+    }
+
+    fn acknowledge(&mut self, id: ConnectionId, sequence: u32) {
+        let Some(connection) = self.clients.open_connection(id) else {
+            return;
+        };
+        let Connection {
+            acknowledgements: Some(owed),
+            outbox,
+            ..
+        } = connection
+        else {
+            return;
+        };
+        owed.complete(sequence);
+        let mut wrote = false;
+        while let Some(acknowledgement) = owed.pop() {
+            write_acknowledgement(outbox.writer(&mut self.pool), acknowledgement);
+            wrote = true;
+        }
+        let has_room = owed.len() <= RECEIPTS_PER_CONNECTION_MAX / 2;
+        if wrote {
+            mark(connection, id, &mut self.outputs);
+        }
+        if has_room {
+            self.resume(id, paused::RECEIPTS);
+        }
+    }
+
+    fn pause_if_congested(&mut self, id: ConnectionId, dispatched: Dispatched) {
+        if let Some((peer, lane)) = dispatched.congested {
+            self.pause(id, paused::PEER);
+            self.peers.pause(peer, lane, id);
+        }
+    }
+}
+
+fn write_acknowledgement(out: &mut Vec<u8>, acknowledgement: Acknowledgement) {
+    match acknowledgement {
+        Acknowledgement::PubAck(packet_id) => encode::puback(out, packet_id),
+        Acknowledgement::PubRec(packet_id) => encode::pubrec(out, packet_id),
+    }
+}

@@ -1,0 +1,127 @@
+//! What must be confirmed before an acknowledgement leaves.
+//!
+//! Owns    one [`Receipt`] per QoS 1 or 2 PUBLISH that is not confirmed yet, at the publisher's home core.
+//! Called  by `shard::publish` (open), and by the answers of other cores and of the store (arrive).
+//! Holds   - a PUBLISH that concerns one core only and nothing durable never opens one;
+//!         - parts may arrive before their number is known: cores answer the home core directly, not through the owner;
+//!         - every part arrives exactly once, so a place is free as soon as its receipt is complete.
+
+use slab::Slab;
+
+use crate::mqtt::packet::PacketId;
+
+use super::event::{ConnectionId, PeerId, RecordNumber};
+use super::record::SessionKey;
+
+/// A receipt's place on the publisher's home core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceiptId(pub u32);
+
+/// Whom to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender {
+    pub connection: ConnectionId,
+    /// The entry of the connection's `Acknowledgements`.
+    pub sequence: u32,
+    /// For QoS 2, the identifier the Session remembers, since it may outlive the connection.
+    pub packet_id: Option<(SessionKey, PacketId)>,
+}
+
+struct Receipt {
+    sender: Sender,
+    /// Known when the owner has routed the message.
+    parts: Option<u32>,
+    /// Confirmations the home core itself waits for, beyond the owner's parts.
+    parts_here: u32,
+    arrived: u32,
+}
+
+/// The open receipts of one core.
+#[derive(Default)]
+pub struct Receipts {
+    receipts: Slab<Receipt>,
+}
+
+impl Receipts {
+    /// `parts`: how many places will confirm, `None` if only the owner can tell; `parts_here`: those of this core that
+    /// the owner does not know of.
+    pub fn open(&mut self, sender: Sender, parts: Option<u32>, parts_here: u32) -> ReceiptId {
+        let index = self.receipts.insert(Receipt {
+            sender,
+            parts,
+            parts_here,
+            arrived: 0,
+        });
+        ReceiptId(u32::try_from(index).expect("bounded by connections times RECEIPTS_PER_CONNECTION_MAX"))
+    }
+
+    /// The owner has routed the message to this many places that will confirm. Returns the sender if that was the last.
+    pub fn routed(&mut self, id: ReceiptId, parts: u32) -> Option<Sender> {
+        let receipt = &mut self.receipts[id.0 as usize];
+        assert!(receipt.parts.is_none(), "an owner routes a message once");
+        receipt.parts = Some(parts);
+        self.close_if_complete(id)
+    }
+
+    /// One place has confirmed. Returns the sender if that was the last.
+    pub fn arrived(&mut self, id: ReceiptId) -> Option<Sender> {
+        self.receipts[id.0 as usize].arrived += 1;
+        self.close_if_complete(id)
+    }
+
+    pub fn len(&self) -> usize {
+        self.receipts.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.receipts.is_empty()
+    }
+
+    fn close_if_complete(&mut self, id: ReceiptId) -> Option<Sender> {
+        let receipt = &self.receipts[id.0 as usize];
+        let parts = receipt.parts? + receipt.parts_here;
+        assert!(receipt.arrived <= parts, "a place confirms once");
+        (receipt.arrived == parts).then(|| self.receipts.remove(id.0 as usize).sender)
+    }
+}
+
+/// A confirmation that waits for the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AwaitsCommit {
+    pub record: RecordNumber,
+    /// Whose receipt: the publisher's home core, this one or another.
+    pub home: PeerId,
+    pub receipt: ReceiptId,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sender(sequence: u32) -> Sender {
+        Sender {
+            connection: ConnectionId {
+                index: 0,
+                generation: 0,
+            },
+            sequence,
+            packet_id: None,
+        }
+    }
+
+    #[test]
+    fn a_receipt_is_complete_when_routed_and_all_parts_arrived_in_any_order() {
+        let mut receipts = Receipts::default();
+        let early = receipts.open(sender(1), None, 0);
+        let late = receipts.open(sender(2), None, 1);
+        assert_eq!(receipts.arrived(early), None);
+        assert_eq!(receipts.arrived(early), None);
+        assert_eq!(receipts.routed(early, 2), Some(sender(1)));
+        assert_eq!(receipts.routed(late, 1), None);
+        assert_eq!(receipts.arrived(late), None, "one more part is this core's own");
+        assert_eq!(receipts.arrived(late), Some(sender(2)));
+        let nobody = receipts.open(sender(3), None, 0);
+        assert_eq!(receipts.routed(nobody, 0), Some(sender(3)));
+        assert!(receipts.is_empty());
+    }
+}

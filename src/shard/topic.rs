@@ -1,0 +1,145 @@
+//! A message at the owner core of its topic: here every publisher of the topic meets, so here is its order.
+//!
+//! Called  by `shard::publish` for a message of this core, and with `Publish` from another.
+//! Gives   the message to every interested core, this one first among equals: `shard::deliver` here, `Deliver` there.
+//! Holds   - interested cores see the messages of a topic in the order in which they passed here;
+//!         - the retained message is replaced before anything is delivered, so a Session that subscribes meanwhile gets
+//!           the message once: live if its registration came first, retained if not.
+
+use crate::session::message::Message;
+
+use super::Shard;
+use super::event::{Lane, PeerId, RecordNumber};
+use super::message::ShardMessage;
+use super::publish::Dispatched;
+use super::receipt::{AwaitsCommit, ReceiptId, Sender};
+use super::record::Record;
+
+impl Shard {
+    /// A message whose publisher is at home here, or a Will. `record` is one more that its receipt waits for.
+    #[inline]
+    pub(super) fn route_here(
+        &mut self,
+        message: &Message<'_>,
+        retain: bool,
+        sender: Option<Sender>,
+        record: Option<RecordNumber>,
+    ) -> Dispatched {
+        let retained = if retain { Some(self.retain(message)) } else { None };
+        if self.cores == 1 {
+            let delivered = self.deliver(message);
+            let record = record.max(retained).max(delivered);
+            let (Some(sender), Some(record)) = (sender, record) else {
+                return Dispatched::default();
+            };
+            let receipt = self.receipts.open(sender, Some(1), 0);
+            self.awaits_commit.push_back(AwaitsCommit {
+                record,
+                home: self.core,
+                receipt,
+            });
+            return Dispatched {
+                waits: true,
+                congested: None,
+            };
+        }
+        let cores = self.find_interested(message);
+        let delivered = if cores.contains(&self.core.0) {
+            self.deliver(message)
+        } else {
+            None
+        };
+        let record = record.max(retained).max(delivered);
+        let parts = self.count_others(&cores) + u32::from(record.is_some());
+        let receipt = match sender {
+            Some(sender) if parts > 0 => Some(self.receipts.open(sender, Some(parts), 0)),
+            _ => None,
+        };
+        if let (Some(receipt), Some(record)) = (receipt, record) {
+            self.awaits_commit.push_back(AwaitsCommit {
+                record,
+                home: self.core,
+                receipt,
+            });
+        }
+        let congested = self.forward(&cores, receipt.map(|receipt| (self.core, receipt)), message);
+        self.cores_wanting = cores;
+        Dispatched {
+            waits: receipt.is_some(),
+            congested,
+        }
+    }
+
+    /// A message whose publisher is at home on `from`.
+    pub(super) fn publish_from(
+        &mut self,
+        from: PeerId,
+        receipt: Option<ReceiptId>,
+        retain: bool,
+        message: &Message<'_>,
+    ) {
+        let retained = if retain { Some(self.retain(message)) } else { None };
+        let cores = self.find_interested(message);
+        let delivered = if cores.contains(&self.core.0) {
+            self.deliver(message)
+        } else {
+            None
+        };
+        if let Some(receipt) = receipt {
+            let record = retained.max(delivered);
+            if let Some(record) = record {
+                self.awaits_commit.push_back(AwaitsCommit {
+                    record,
+                    home: from,
+                    receipt,
+                });
+            }
+            let parts = self.count_others(&cores) + u32::from(record.is_some());
+            self.send(from, Lane::ToHome, &ShardMessage::Routed { receipt, parts });
+        }
+        // Past the bound, the next batch of requests is not taken: nobody to pause here.
+        self.forward(&cores, receipt.map(|receipt| (from, receipt)), message);
+        self.cores_wanting = cores;
+    }
+
+    /// The cores with a Session that wants the topic; given back to `cores_wanting` by the caller.
+    fn find_interested(&mut self, message: &Message<'_>) -> Vec<u16> {
+        let mut cores = std::mem::take(&mut self.cores_wanting);
+        self.interest.matches(message.topic, &mut cores);
+        cores
+    }
+
+    fn count_others(&self, cores: &[u16]) -> u32 {
+        cores.iter().filter(|core| **core != self.core.0).count() as u32
+    }
+
+    /// Sends the message to every core but this one; the last whose batch is past its bound, if any.
+    fn forward(
+        &mut self,
+        cores: &[u16],
+        receipt: Option<(PeerId, ReceiptId)>,
+        message: &Message<'_>,
+    ) -> Option<(PeerId, Lane)> {
+        let mut congested = None;
+        let deliver = ShardMessage::Deliver {
+            receipt,
+            message: *message,
+        };
+        for core in cores {
+            if *core != self.core.0 && self.send(PeerId(*core), Lane::ToHome, &deliver) {
+                congested = Some((PeerId(*core), Lane::ToHome));
+            }
+        }
+        congested
+    }
+
+    /// Replaces or clears the retained message of the topic [MQTT-3.3.1-5] [MQTT-3.3.1-10].
+    fn retain(&mut self, message: &Message<'_>) -> RecordNumber {
+        self.retained.set(message.topic, message.payload, message.qos);
+        self.persist(Record::Retained {
+            topic: message.topic.as_str().into(),
+            payload: message.payload.into(),
+            qos: message.qos,
+        })
+    }
+}

@@ -1,0 +1,77 @@
+//! The binary's flags, environment and exit codes, by settings that are refused: nothing here starts a broker.
+#![allow(clippy::unwrap_used)]
+
+use std::process::{Command, Output};
+
+fn skein(args: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_skein"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SKEIN_")) {
+        command.env_remove(name);
+    }
+    command.args(args).envs(environment.iter().copied()).output().unwrap()
+}
+
+/// The sentence of a start that must be refused.
+fn refusal(args: &[&str], environment: &[(&str, &str)]) -> String {
+    let output = skein(args, environment);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn the_file_gives_way_to_the_environment_and_that_to_a_flag() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "max-inflight = 5001\n").unwrap();
+    let path = file.path().to_str().unwrap();
+    let sentence = |value| format!("skein: --max-inflight {value} is out of range: give 1 to 4095\n");
+    let environment = [("SKEIN_MAX_INFLIGHT", "5002")];
+    for command in [&[][..], &["serve"]] {
+        let with = |args: &[&'static str]| [command, &["--config", path], args].concat();
+        assert_eq!(refusal(&with(&[]), &[]), sentence(5001));
+        assert_eq!(refusal(&with(&[]), &environment), sentence(5002));
+        assert_eq!(
+            refusal(&with(&["--max-inflight", "5003"]), &environment),
+            sentence(5003)
+        );
+    }
+    assert_eq!(refusal(&[], &[("SKEIN_CONFIG", path)]), sentence(5001));
+}
+
+#[test]
+fn a_wrong_flag_or_variable_says_what_is_right_and_exits_2() {
+    assert!(refusal(&["--max-packet", "5 cows"], &[]).contains("`5 cows` is no size: give"));
+    assert!(refusal(&[], &[("SKEIN_CONNECT_TIMEOUT", "10")]).contains("`10` is no duration: give"));
+    assert!(refusal(&["--access", "platform"], &[]).contains("[possible values: open]"));
+    assert!(refusal(&["--drivr", "epoll"], &[]).contains("'--driver'"));
+    assert!(
+        refusal(&["--config", "/nowhere.toml"], &[])
+            .starts_with("skein: cannot read the settings file /nowhere.toml: ")
+    );
+}
+
+#[test]
+fn the_printed_settings_are_a_valid_file() {
+    let printed = skein(&["config"], &[("SKEIN_CORES", "0")]);
+    assert_eq!(printed.status.code(), Some(0));
+    assert!(printed.stderr.is_empty());
+    assert_eq!(skein(&["--print-config"], &[]).stdout, printed.stdout);
+    assert_eq!(
+        String::from_utf8(printed.stdout.clone()).unwrap(),
+        skein::config::DEFAULT_TOML
+    );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), printed.stdout).unwrap();
+    // What is refused is the flag, so the file has been read.
+    let refused = refusal(&["--config", file.path().to_str().unwrap(), "--cores", "0"], &[]);
+    assert_eq!(refused, "skein: --cores 0 is out of range: give 1 to 1024\n");
+}
+
+#[test]
+fn help_and_version_exit_0() {
+    for flag in ["--help", "--version"] {
+        let output = skein(&[flag], &[]);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(!output.stdout.is_empty());
+    }
+}
