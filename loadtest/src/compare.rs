@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
-use crate::report::{Throughput, Verdict, figure};
+use crate::report::{Throughput, Verdict, figure, ratio};
 use crate::stats::{Spread, paired_ratios, spread};
 use crate::throughput;
 
@@ -146,12 +146,12 @@ impl Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{}; {} rounds, median [min..max], × = ratio to the first",
+            "{}; {} rounds, median [min..max], then the ratio to the first [least..greatest]",
             self.settings, self.rounds
         )?;
         write!(f, "{:26}", "")?;
         for name in &self.brokers {
-            write!(f, " {name:<48}")?;
+            write!(f, " {name:<56}")?;
         }
         writeln!(f)?;
         for row in &self.rows {
@@ -159,17 +159,20 @@ impl Display for Comparison {
             for (broker, cell) in row.cells.iter().enumerate() {
                 let text = match cell {
                     None => "-".to_string(),
-                    Some(Cell { values: v, ratio }) => {
+                    Some(Cell {
+                        values: v,
+                        ratio: to_first,
+                    }) => {
                         let values = format!("{} [{}..{}]", figure(v.median), figure(v.min), figure(v.max));
-                        match ratio {
+                        match to_first {
                             Some(r) if broker > 0 => {
-                                format!("{values} ×{} [{}..{}]", figure(r.median), figure(r.min), figure(r.max))
+                                format!("{values} {} [{}..{}]", ratio(r.median), ratio(r.min), ratio(r.max))
                             }
                             _ => values,
                         }
                     }
                 };
-                write!(f, " {text:<48}")?;
+                write!(f, " {text:<56}")?;
             }
             writeln!(f)?;
         }

@@ -14,9 +14,11 @@ mod idle;
 mod pace;
 mod packet;
 mod private_fds;
+mod progress;
 mod relay;
 mod report;
 mod sequence;
+mod source_ports;
 mod stats;
 mod throughput;
 
