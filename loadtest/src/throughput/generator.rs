@@ -107,6 +107,8 @@ pub struct Generator<'a> {
     answers: Vec<u8>,
     pace: Option<Pace>,
     paced: u64,
+    /// What is due by then is sent, however late; nothing after it.
+    paced_until_ns: u64,
     /// Latencies count for messages stamped in this span.
     measured_ns: std::ops::Range<u64>,
     histogram: Histogram<u64>,
@@ -202,6 +204,7 @@ impl<'a> Generator<'a> {
             answers: Vec::new(),
             pace: settings.rate.map(|rate| Pace::new(rate, plan.publishers as u64)),
             paced: 0,
+            paced_until_ns: u64::MAX,
             measured_ns: 0..0,
             histogram: Histogram::new_with_bounds(100, 3_600_000_000_000, 3)?,
             sent: 0,
@@ -265,6 +268,7 @@ impl<'a> Generator<'a> {
                     // The measured span starts when it really does: a long turn may have passed its time.
                     measure_until = begin.now_ns + seconds(self.settings.seconds);
                     self.measured_ns = begin.now_ns..measure_until;
+                    self.paced_until_ns = measure_until;
                     phase = Phase::Measured;
                 }
                 Phase::Measured if now >= measure_until => {
@@ -273,6 +277,11 @@ impl<'a> Generator<'a> {
                     drain_until = end.now_ns + seconds(self.settings.drain);
                     heard_ns = now;
                     phase = Phase::Drain;
+                    if self.pace.is_some() {
+                        // A thread woken late still owes what the schedule asked for.
+                        self.pace(now)?;
+                        self.send_queued()?;
+                    }
                 }
                 _ => {}
             }
@@ -353,7 +362,7 @@ impl<'a> Generator<'a> {
     /// Open loop: queues the publishers of the messages that have become due, and sets the timer for the next one.
     fn pace(&mut self, now: u64) -> Result<()> {
         let Some(pace) = self.pace else { return Ok(()) };
-        let due = pace.total_due_count(now);
+        let due = pace.total_due_count(now.min(self.paced_until_ns));
         let publishers = self.publishers.len() as u64;
         for message in self.paced..due.min(self.paced + publishers) {
             self.enqueue((message % publishers) as usize);
@@ -398,7 +407,7 @@ impl<'a> Generator<'a> {
 
     /// Sends what `publisher` may send, in writes of up to a batch, until its window or the socket is full.
     fn send(&mut self, publisher: usize, may_publish: bool) -> Result<()> {
-        let (plan, pace) = (self.plan, self.pace);
+        let (plan, pace, paced_until_ns) = (self.plan, self.pace, self.paced_until_ns);
         let now = self.now_ns();
         let p = &mut self.publishers[publisher];
         let stride = p.batch.len() / p.batch_messages;
@@ -406,7 +415,9 @@ impl<'a> Generator<'a> {
         while !p.connection.wants_write() {
             let room = match pace {
                 _ if !may_publish => 0,
-                Some(pace) => pace.due_count(publisher as u64, now).saturating_sub(p.sent),
+                Some(pace) => pace
+                    .due_count(publisher as u64, now.min(paced_until_ns))
+                    .saturating_sub(p.sent),
                 None => {
                     let outstanding = (p.sent * plan.fan).saturating_sub(p.credited + p.written_off);
                     plan.window.saturating_sub(outstanding.div_ceil(plan.fan))

@@ -260,7 +260,8 @@ fn an_open_loop_keeps_its_rate_and_counts_a_stall_of_the_broker_in_full() {
         honest(n, frame, subscriber, publisher)
     });
     let figures = run(&address, None, &open).unwrap();
-    assert!((480..=520).contains(&figures.sent), "{figures}");
+    // All that was due, plus what fell due while the first turn waited for a CPU.
+    assert!((500..=600).contains(&figures.sent), "{figures}");
     // Some 250 messages fell due during the stall: a closed loop would have seen a window of late ones.
     let latency = &figures.latency_us;
     let late = latency.count
