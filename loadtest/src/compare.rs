@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
+use crate::broker_process::BrokerProcess;
 use crate::report::{Throughput, Verdict, figure, ratio};
 use crate::stats::{Spread, paired_ratios, spread};
 use crate::throughput;
@@ -78,6 +79,10 @@ pub fn run(settings: &Settings, throughput: &throughput::Settings) -> Result<Com
         .iter()
         .map(|text| parse_target(text))
         .collect::<Result<_>>()?;
+    // A wrong process id is told before the first round, not in the middle of it.
+    for (target, text) in targets.iter().zip(&settings.against) {
+        BrokerProcess::new(target.pid).with_context(|| format!("--against {text}"))?;
+    }
     let mut runs: Vec<Vec<Throughput>> = targets.iter().map(|_| Vec::new()).collect();
     for round in 0..settings.rounds {
         let mut order: Vec<usize> = (0..targets.len()).collect();
