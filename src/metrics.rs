@@ -1,4 +1,8 @@
 //! One block of plain counters per core, their names beside them; a reader sums the blocks.
+//!
+//! Called  by `shard` and `worker`, each for its own core: plain additions, no atomics.
+
+use crate::mqtt::error::DecodeError;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -6,20 +10,42 @@ macro_rules! counters {
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct Counters {
             $($(#[$doc])* pub $name: u64,)*
+            /// Connections closed for a malformed packet, by the rule it broke.
+            pub malformed: ByRule,
         }
 
         impl Counters {
             /// Every counter with its name, in the order of this file.
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
-                [$((stringify!($name), self.$name),)*].into_iter()
+                let rules = DecodeError::ALL.iter().map(|rule| (rule.name(), self.malformed.0[rule.index()]));
+                [$((stringify!($name), self.$name),)*].into_iter().chain(rules)
             }
 
             /// Adds another core's counts.
             pub fn add(&mut self, other: &Counters) {
                 $(self.$name += other.$name;)*
+                for (count, more) in self.malformed.0.iter_mut().zip(other.malformed.0) {
+                    *count += more;
+                }
             }
         }
     };
+}
+
+/// One counter per rule of form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ByRule([u64; DecodeError::COUNT]);
+
+impl ByRule {
+    pub fn count(&mut self, rule: DecodeError) {
+        self.0[rule.index()] += 1;
+    }
+}
+
+impl Default for ByRule {
+    fn default() -> Self {
+        ByRule([0; DecodeError::COUNT])
+    }
 }
 
 counters! {
@@ -87,4 +113,26 @@ counters! {
     pauses,
     /// Batches sent to other cores.
     batches_sent,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sum_of_blocks_has_every_counter_under_its_own_name() {
+        let mut one = Counters {
+            matched: 3,
+            ..Counters::default()
+        };
+        one.malformed.count(DecodeError::PacketIdZero);
+        let mut sum = one.clone();
+        sum.add(&one);
+        let counted: Vec<_> = sum.iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(counted, [("matched", 6), (DecodeError::PacketIdZero.name(), 2)]);
+        let mut names: Vec<_> = sum.iter().map(|(name, _)| name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), sum.iter().count());
+    }
 }

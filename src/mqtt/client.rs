@@ -210,7 +210,8 @@ mod tests {
         };
         assert_eq!(read(out[0], &out[2..]), Ok(ServerPacket::Publish(expected)));
 
-        let writers: [(fn(&mut Vec<u8>, PacketId), ServerPacket<'_>); 5] = [
+        type Write = fn(&mut Vec<u8>, PacketId);
+        let writers: [(Write, ServerPacket<'_>); 5] = [
             (encode::puback, ServerPacket::PubAck(id(7))),
             (encode::pubrec, ServerPacket::PubRec(id(7))),
             (encode::pubrel, ServerPacket::PubRel(id(7))),

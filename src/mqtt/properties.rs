@@ -135,8 +135,10 @@ fn filter() -> impl Strategy<Value = String> {
         .prop_filter("empty", |filter| !filter.is_empty())
 }
 
+/// The long ones cross the border between two and three bytes of remaining length.
 fn payload() -> impl Strategy<Value = Vec<u8>> {
-    prop_oneof![9 => prop::collection::vec(any::<u8>(), 0..200), 1 => prop::collection::vec(any::<u8>(), 16_300..16_500)]
+    let long = (any::<u8>(), 16_300..16_500_usize).prop_map(|(byte, length)| vec![byte; length]);
+    prop_oneof![9 => prop::collection::vec(any::<u8>(), 0..200), 1 => long]
 }
 
 fn filters() -> impl Strategy<Value = Vec<(String, QoS)>> {
@@ -230,7 +232,7 @@ fn nearly_a_packet() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_048))]
+    #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
@@ -334,7 +336,8 @@ proptest! {
         });
         prop_assert_eq!(read_by_them(&bytes), v4::Packet::SubAck(v4::SubAck::new(id.get(), codes.collect())));
 
-        let answers: [(fn(&mut Vec<u8>, PacketId), v4::Packet); 5] = [
+        type Write = fn(&mut Vec<u8>, PacketId);
+        let answers: [(Write, v4::Packet); 5] = [
             (encode::puback, v4::Packet::PubAck(v4::PubAck::new(id.get()))),
             (encode::pubrec, v4::Packet::PubRec(v4::PubRec::new(id.get()))),
             (encode::pubrel, v4::Packet::PubRel(v4::PubRel::new(id.get()))),

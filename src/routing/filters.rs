@@ -1,7 +1,7 @@
 //! Distinct Topic Filters with a value each, and the answer to "which of them match this topic".
 //!
 //! ```text
-//! by_text   whole text ─▶ id     one hash, one probe: every filter without a wildcard that matches a topic equals it
+//! by_text   whole text ─▶ id     one hash, two cache lines: every filter without a wildcard that matches a topic equals it
 //! trie      levels     ─▶ id     filters with a wildcard only; costs nothing while there is none
 //! filters   id ─▶ text, value    the text is stored once
 //! ```
@@ -18,13 +18,20 @@ use ahash::RandomState;
 use slab::Slab;
 
 use super::id_table::{IdTable, fold};
+use super::text::Text;
 use super::trie::WildcardTrie;
 use crate::mqtt::topic::{TopicFilter, TopicName};
 
+/// One cache line.
+#[repr(align(64))]
 pub(super) struct Filter<V> {
-    text: Box<str>,
+    text: Text<TEXT_INLINE>,
     value: V,
 }
+
+/// The bytes of a filter that fit in its entry.
+const TEXT_INLINE: usize = 46;
+const _: () = assert!(size_of::<Filter<[u64; 2]>>() == 64);
 
 pub(super) struct Filters<V> {
     hasher: RandomState,
@@ -58,8 +65,12 @@ impl<V> Filters<V> {
         if let Some(id) = self.find_text(hash, text) {
             return (id, true);
         }
+        if self.filters.len() == self.filters.capacity() {
+            // By a quarter, not by the whole: entries are large, and what is not yet used is not wanted.
+            self.filters.reserve_exact((self.filters.len() / 4).max(4));
+        }
         let id = u32::try_from(self.filters.insert(Filter {
-            text: text.into(),
+            text: Text::new(text),
             value,
         }))
         .expect("2^32 filters of one byte each would not fit in memory");
@@ -73,9 +84,10 @@ impl<V> Filters<V> {
     /// `id` is valid.
     pub fn remove(&mut self, id: u32) {
         let Filter { text, .. } = self.filters.remove(id as usize);
-        self.by_text.remove(self.hash(&text), id);
-        if TopicFilter::trusted(&text).has_wildcard() {
-            self.trie.remove(&self.hasher, &text);
+        let text = text.as_str();
+        self.by_text.remove(self.hash(text), id);
+        if TopicFilter::trusted(text).has_wildcard() {
+            self.trie.remove(&self.hasher, text);
         }
         if self.filters.is_empty() {
             self.filters = Slab::new();
@@ -84,7 +96,7 @@ impl<V> Filters<V> {
 
     /// `id` is valid.
     pub fn text(&self, id: u32) -> &str {
-        &self.filters[id as usize].text
+        self.filters[id as usize].text.as_str()
     }
 
     /// `id` is valid.
@@ -111,7 +123,8 @@ impl<V> Filters<V> {
     }
 
     fn find_text(&self, hash: u32, text: &str) -> Option<u32> {
-        self.by_text.find(hash, |id| &*self.filters[id as usize].text == text)
+        self.by_text
+            .find(hash, |id| self.filters[id as usize].text.as_bytes() == text.as_bytes())
     }
 
     fn hash(&self, text: &str) -> u32 {

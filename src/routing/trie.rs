@@ -19,14 +19,19 @@ use ahash::RandomState;
 use slab::Slab;
 
 use super::id_table::{IdTable, fold};
+use super::text::Text;
 use crate::mqtt::topic::TopicName;
 
 const NONE: u32 = u32::MAX;
 const ROOT: u32 = 0;
+/// The bytes of a level that fit in its node.
+const LEVEL_INLINE: usize = 38;
 
+/// One cache line.
+#[repr(align(64))]
 struct Node {
     /// The literal level that leads here; empty for a `+` node (and for an empty level).
-    level: Box<str>,
+    level: Text<LEVEL_INLINE>,
     /// Under which the level is found from `parent`.
     hash: u32,
     parent: u32,
@@ -40,7 +45,7 @@ struct Node {
     multi: u32,
 }
 
-const _: () = assert!(size_of::<Node>() == 40);
+const _: () = assert!(size_of::<Node>() == 64);
 
 pub(super) struct WildcardTrie {
     nodes: Slab<Node>,
@@ -52,7 +57,7 @@ pub(super) struct WildcardTrie {
 
 impl WildcardTrie {
     pub fn new() -> Self {
-        let mut nodes = Slab::new();
+        let mut nodes = Slab::with_capacity(1);
         let root = nodes.insert(Node::new("", 0, NONE));
         debug_assert_eq!(root, ROOT as usize);
         WildcardTrie {
@@ -209,7 +214,7 @@ impl WildcardTrie {
 impl Node {
     fn new(level: &str, hash: u32, parent: u32) -> Node {
         Node {
-            level: level.into(),
+            level: Text::new(level),
             hash,
             parent,
             literals: 0,

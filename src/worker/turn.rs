@@ -785,7 +785,8 @@ fn count_close(counters: &mut Counters, connection: ConnectionId, reason: CloseR
         CloseReason::Disconnect => &mut counters.closed_disconnect,
         CloseReason::PeerClosed => &mut counters.closed_peer,
         CloseReason::Malformed(rule) => {
-            tracing::debug!(?connection, ?rule, "closed: a malformed packet");
+            tracing::debug!(?connection, rule = rule.name(), "closed: {rule}");
+            counters.malformed.count(rule);
             &mut counters.closed_malformed
         }
         CloseReason::Violation(rule) => {
