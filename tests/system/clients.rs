@@ -247,6 +247,13 @@ impl Agent {
         reply["session_present"].as_bool().unwrap()
     }
 
+    /// Connects in vain, and returns what the library says of the return code.
+    pub fn refused(&mut self, client: &str, broker: &Broker, hello: Hello) -> String {
+        self.begin_connect(client, broker, &hello);
+        let reply = self.await_reply(client, "refused", Duration::from_secs(10));
+        reply["reason"].as_str().unwrap().to_owned()
+    }
+
     /// Subscribes, and returns the granted QoS of each filter.
     pub fn subscribe(&mut self, client: &str, filters: &[(&str, u8)]) -> Vec<u8> {
         self.tell(client, "subscribe", json!({"filters": filters}));

@@ -1,9 +1,11 @@
-//! More connections than one table of file descriptors may hold: `--private-fds on` gives each core its own.
+//! How many connections there may be: `--max-connections`, and more of them than one table of file descriptors may hold
+//! (`--private-fds on` gives each core its own).
 
-use crate::broker::{Broker, io_uring, patience};
-use crate::clients::{Agent, Library, Message, hello};
+use crate::broker::{Broker, SETTINGS, io_uring, patience};
+use crate::clients::{Agent, LIBRARIES, Library, Message, hello};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::{Read, Write};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// Descriptors the broker may have in one table, and connections it has to hold.
@@ -63,6 +65,30 @@ fn private_tables_hold_more_connections_than_the_limit_of_one() {
                 "{} sockets are left",
                 broker.socket_count()
             );
+        }
+        broker.stop();
+    }
+}
+
+/// [MQTT-3.2.2-4]: return code 3, over all cores together.
+#[test]
+fn one_more_than_max_connections_is_refused_and_one_that_goes_makes_room() {
+    let mut agents = LIBRARIES.map(Agent::start);
+    for setting in SETTINGS {
+        let broker = Broker::start(setting, &["--max-connections", "3"]);
+        for agent in &mut agents {
+            for name in ["0", "1", "2"] {
+                agent.connect(name, &broker, hello(name));
+            }
+            let reason = agent.refused("3", &broker, hello("3"));
+            assert!(reason.to_lowercase().contains("server unavailable"), "{reason}");
+            for name in ["0", "1", "2"] {
+                agent.disconnect(name);
+            }
+            // Closed at this end; the other learns of it in its own time.
+            sleep(Duration::from_millis(300));
+            agent.connect("3", &broker, hello("3"));
+            agent.disconnect("3");
         }
         broker.stop();
     }
