@@ -36,8 +36,8 @@ pub const RECEIPTS_PER_CONNECTION_MAX: usize = 4_096;
 
 /// Leading topic levels that choose the owner core (`--shard-levels`).
 pub const SHARD_LEVELS: usize = 3;
-/// Cores (`--cores`): a core's number and a receipt's address fit 16 bits, and the mesh is cores x cores rings.
-pub const CORES_MAX: usize = 1_024;
+/// Cores (`--cores`): the mesh is cores x cores rings of about 1 KB, two per ordered pair.
+pub const CORES_MAX: usize = 256;
 /// Bytes for one peer and lane that wait for room in its ring; beyond it the publishing connection pauses.
 pub const MESH_BACKLOG_BYTES_MAX: usize = 256 * 1024;
 /// Parcels in one ring of the mesh.
