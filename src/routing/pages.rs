@@ -7,7 +7,7 @@
 
 use std::ops::{Index, IndexMut};
 
-const PAGE_BITS: u32 = 9;
+const PAGE_BITS: u32 = 12;
 const PAGE_ENTRIES: usize = 1 << PAGE_BITS;
 const NONE: u32 = u32::MAX;
 
