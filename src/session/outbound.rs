@@ -116,11 +116,6 @@ impl Outbound {
         self.queue.len()
     }
 
-    /// Messages that would be lost with the Session.
-    pub fn held(&self) -> usize {
-        self.queue.len() + self.unacknowledged
-    }
-
     /// Sends, queues or drops one message at `qos`, the lower of its own and the granted one. `shared` is filled when the
     /// message must be kept, once for all Sessions it is offered to. `connection` is `None` while the client is away.
     pub fn offer(
