@@ -1,16 +1,19 @@
 //! Matching, subscribing and retained messages at a million filters and topics.
 //!
-//! `cargo bench --bench routing`. Before the timings it prints the heap a filter takes and the longest pause of one
-//! subscribe on the way to a million.
+//! `cargo bench --bench routing`. Times are the thread's CPU time: what else runs on the host costs it caches, not turns.
+//! Before the timings it prints the heap a filter takes and the largest request to
+//! the allocator on the way to a million (what one subscribe at most moves).
 
 #[path = "../tests/memory/counting.rs"]
 mod counting;
 
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use counting::held_bytes;
+use counting::{held_bytes, largest_request_bytes};
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use rustix::time::{ClockId, clock_gettime};
 use skein::mqtt::packet::QoS;
 use skein::mqtt::topic::{TopicFilter, TopicName};
 use skein::routing::interest::Interest;
@@ -28,6 +31,53 @@ const WILDCARD: usize = 10_000;
 const STRIDE: usize = EXACT / WILDCARD;
 /// Filters subscribed and unsubscribed around the million.
 const CHURN: usize = 50_000;
+
+/// The CPU time of this thread.
+#[derive(Clone, Copy)]
+struct Instant(Duration);
+
+impl Instant {
+    fn now() -> Instant {
+        let now = clock_gettime(ClockId::ThreadCPUTime);
+        Instant(Duration::new(now.tv_sec as u64, now.tv_nsec as u32))
+    }
+
+    fn elapsed(self) -> Duration {
+        Instant::now().0 - self.0
+    }
+}
+
+/// Measures as [`Instant`] does, prints as criterion does.
+struct ThreadTime;
+
+impl Measurement for ThreadTime {
+    type Intermediate = Instant;
+    type Value = Duration;
+
+    fn start(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn end(&self, start: Instant) -> Duration {
+        start.elapsed()
+    }
+
+    fn add(&self, a: &Duration, b: &Duration) -> Duration {
+        *a + *b
+    }
+
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn to_f64(&self, value: &Duration) -> f64 {
+        value.as_nanos() as f64
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        WallTime.formatter()
+    }
+}
 
 /// Texts in one buffer, in an order that has nothing to do with that of the filters; the reads cost no cache miss of their
 /// own, as a topic in a read buffer does not.
@@ -71,7 +121,7 @@ fn topic(device: usize) -> String {
 
 fn wildcard(at: usize) -> String {
     let device = at * STRIDE;
-    if at % 2 == 0 {
+    if at.is_multiple_of(2) {
         format!("dt/json/DEV{device:07}/#")
     } else {
         format!("dt/+/DEV{device:07}/telemetry")
@@ -82,24 +132,41 @@ fn filters() -> Texts {
     Texts::new((0..EXACT).map(topic).chain((0..WILDCARD).map(wildcard)))
 }
 
-fn subscriptions(c: &mut Criterion) {
+/// What one dependent read of a cold cache line takes on this host, to read the other figures by.
+fn floor(c: &mut Criterion<ThreadTime>) {
+    const LINES: usize = 1 << 20;
+    let mut lines = vec![[0u64; 8]; LINES];
+    for (at, line) in lines.iter_mut().enumerate() {
+        // A full cycle: the multiplier is 1 modulo 4, the step odd, the length a power of two.
+        line[0] = ((at * 0x9E37_79B5 + 0x1_2345) % LINES) as u64;
+    }
+    let mut at = 0;
+    c.bench_function("floor/one dependent line of 64 MiB", |b| {
+        b.iter(|| {
+            at = lines[at as usize][0];
+            at
+        })
+    });
+}
+
+fn subscriptions(c: &mut Criterion<ThreadTime>) {
     let mut texts = filters();
     let mut subscriptions = Subscriptions::new(KEY);
-    let (before, mut longest) = (held_bytes(), Duration::ZERO);
+    let before = held_bytes();
+    largest_request_bytes();
     let started = Instant::now();
     for session in 0..texts.len() {
-        let one = Instant::now();
         subscriptions.subscribe(TopicFilter::trusted(texts.next()), session as u32, QoS::AtLeastOnce);
-        longest = longest.max(one.elapsed());
     }
+    let (taken, largest) = (started.elapsed(), largest_request_bytes());
     let each = (held_bytes() - before - texts.buffer.len()) as f64 / texts.len() as f64;
     println!(
         "filters: {}, bytes of heap per filter beyond its text: {each:.1}",
         texts.len()
     );
     println!(
-        "subscribed from none: {:?} each, the longest {longest:?}",
-        started.elapsed() / texts.len() as u32
+        "subscribed from none: {:?} each, largest request {largest} bytes",
+        taken / texts.len() as u32
     );
 
     let mut group = c.benchmark_group("subscriptions");
@@ -161,7 +228,7 @@ fn subscriptions(c: &mut Criterion) {
                         black_box(subscriptions.unsubscribe(TopicFilter::trusted(churn.next()), session as u32));
                     }
                     timed += if timed_subscribe {
-                        between - started
+                        between.0 - started.0
                     } else {
                         between.elapsed()
                     };
@@ -202,7 +269,7 @@ fn subscriptions(c: &mut Criterion) {
     group.finish();
 }
 
-fn interest(c: &mut Criterion) {
+fn interest(c: &mut Criterion<ThreadTime>) {
     let mut interest = Interest::new(KEY);
     let mut texts = filters();
     for at in 0..texts.len() {
@@ -226,7 +293,7 @@ fn interest(c: &mut Criterion) {
     });
 }
 
-fn retained(c: &mut Criterion) {
+fn retained(c: &mut Criterion<ThreadTime>) {
     let mut retained = RetainedMessages::new();
     let before = held_bytes();
     // Four topics for each of 250,000 devices.
@@ -275,7 +342,9 @@ fn retained(c: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = subscriptions, interest, retained
+    config = Criterion::default()
+        .with_measurement(ThreadTime)
+        .warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    targets = floor, subscriptions, interest, retained
 }
 criterion_main!(benches);

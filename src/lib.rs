@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Layers import downward only: 0 `mqtt limits metrics` < 1 `session routing registry` < 2 `shard` <
-//! 3 `mesh store` < 4 `worker`, 5 `net` < 6 `config` < 7 `server` < `main`. Layers 0 to 2 are the heart: no socket,
+//! 3 `mesh store` < 4 `net` < 5 `worker` < 6 `config` < 7 `server` < `main`. Layers 0 to 2 are the heart: no socket,
 //! file, thread, `async`, clock or randomness; values in, values out.
 
 pub mod config;
@@ -18,7 +18,11 @@ pub mod limits;
 pub mod mesh;
 pub mod metrics;
 pub mod mqtt;
+pub mod net;
 pub mod registry;
 pub mod routing;
+pub mod server;
 pub mod session;
 pub mod shard;
+pub mod store;
+pub mod worker;

@@ -36,8 +36,8 @@ pub const RECEIPTS_PER_CONNECTION_MAX: usize = 4_096;
 
 /// Leading topic levels that choose the owner core (`--shard-levels`).
 pub const SHARD_LEVELS: usize = 3;
-/// Cores (`--cores`): a core's number and a receipt's address fit 16 bits, and the mesh is cores x cores rings.
-pub const CORES_MAX: usize = 1_024;
+/// Cores (`--cores`): the mesh is cores x cores rings of about 1 KB, two per ordered pair.
+pub const CORES_MAX: usize = 256;
 /// Bytes for one peer and lane that wait for room in its ring; beyond it the publishing connection pauses.
 pub const MESH_BACKLOG_BYTES_MAX: usize = 256 * 1024;
 /// Parcels in one ring of the mesh.
@@ -51,6 +51,10 @@ pub const RETAINED_CHUNK_BYTES: usize = 64 * 1024;
 pub const READ_BYTES_PER_TURN: usize = 64 * 1024;
 /// Readiness events taken in one batch.
 pub const EVENTS_PER_BATCH: usize = 256;
+/// Connections accepted from one listener in one batch; the rest waits in its backlog.
+pub const ACCEPTS_PER_BATCH: usize = 64;
+/// Parcels taken from the mesh per lane in one batch; the rest waits in its ring.
+pub const MESH_PARCELS_PER_BATCH: usize = 64;
 /// Resolution of every deadline: a silent client goes at most this much after its time, never before it.
 pub const DEADLINE_TICK_MS: u64 = 250;
 /// Stop: from SIGTERM to exit 0.

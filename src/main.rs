@@ -7,6 +7,7 @@ mod logging;
 
 use clap::{Args, Parser, Subcommand};
 use skein::config::{Config, DEFAULT_TOML, Raw};
+use skein::server;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -83,12 +84,4 @@ fn refuse(error: &dyn std::error::Error) -> ExitCode {
     // Nothing is left to be done when standard error is closed.
     let _ = writeln!(std::io::stderr(), "skein: {error}");
     ExitCode::from(2)
-}
-
-/// PLACEHOLDER, on this branch only: `use skein::server;` takes its place when `src/server.rs` is merged.
-mod server {
-    pub fn run(config: skein::config::Config) -> Result<(), std::io::Error> {
-        let _ = config;
-        Err(std::io::Error::other("this build has no server yet"))
-    }
 }

@@ -1,4 +1,5 @@
 //! The binary's flags, environment and exit codes, by settings that are refused: nothing here starts a broker.
+#![allow(clippy::unwrap_used)]
 
 use std::process::{Command, Output};
 

@@ -1,1 +1,139 @@
-fn main() {}
+//! `skein-load`: a load generator for any MQTT 3.1.1 broker. Flags in, a scenario run, figures and an exit code out.
+//!
+//! `throughput` sends messages through a broker, `compare` does so against several brokers in turn, `idle` holds
+//! connections that do nothing; `relay` is the floor to compare with. What they share: `client` (one connection), `packet` (bytes), `sequence` and
+//! `acknowledgement` (was every rule kept), `pace` (open loop), `broker_process` (/proc), `stats` and `report`.
+//!
+//! Exit codes: 0 done, 1 the broker broke a delivery rule, 2 it could not be measured (the sentence is on stderr).
+
+mod acknowledgement;
+mod broker_process;
+mod client;
+mod compare;
+mod idle;
+mod pace;
+mod packet;
+mod private_fds;
+mod relay;
+mod report;
+mod sequence;
+mod stats;
+mod throughput;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "skein-load", version, about = "A load generator for any MQTT 3.1.1 broker")]
+struct Arguments {
+    #[command(subcommand)]
+    scenario: Scenario,
+}
+
+#[derive(Debug, Subcommand)]
+enum Scenario {
+    /// Hold many connections that do nothing; measure what each costs the broker in user memory
+    Idle {
+        /// The broker, HOST:PORT
+        #[arg(long, default_value = "127.0.0.1:1883")]
+        addr: String,
+        /// Its process, to read CPU time and memory of
+        #[arg(long)]
+        broker_pid: Option<u32>,
+        #[command(flatten)]
+        settings: idle::Settings,
+        /// Write the figures here as well
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Send messages through a broker; check, count and time every one
+    Throughput {
+        /// The broker, HOST:PORT
+        #[arg(long, default_value = "127.0.0.1:1883")]
+        addr: String,
+        /// Its process, to read CPU time and memory of
+        #[arg(long)]
+        broker_pid: Option<u32>,
+        #[command(flatten)]
+        settings: throughput::Settings,
+        /// Write the figures here as well
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Run one throughput scenario against several brokers in turn; print medians and ratios
+    Compare {
+        #[command(flatten)]
+        settings: compare::Settings,
+        #[command(flatten)]
+        throughput: throughput::Settings,
+        /// Write the figures of all rounds here as well
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Be a relay for QoS 0 without broker semantics: the floor a broker's cost is compared with
+    Relay {
+        #[command(flatten)]
+        settings: relay::Settings,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().scenario) {
+        Ok(verdict) => verdict,
+        Err(error) => {
+            eprintln!("skein-load: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(scenario: Scenario) -> Result<ExitCode> {
+    let is_good = match scenario {
+        Scenario::Idle {
+            addr,
+            broker_pid,
+            settings,
+            json,
+        } => {
+            let figures = idle::run(&addr, broker_pid, &settings)?;
+            print!("{figures}");
+            if let Some(path) = json {
+                report::write_json(&path, &figures)?;
+            }
+            figures.is_good()
+        }
+        Scenario::Throughput {
+            addr,
+            broker_pid,
+            settings,
+            json,
+        } => {
+            let figures = throughput::run(&addr, broker_pid, &settings)?;
+            print!("{figures}");
+            if let Some(path) = json {
+                report::write_json(&path, &figures)?;
+            }
+            figures.verdict == report::Verdict::Good
+        }
+        Scenario::Compare {
+            settings,
+            throughput,
+            json,
+        } => {
+            let comparison = compare::run(&settings, &throughput)?;
+            print!("{comparison}");
+            if let Some(path) = json {
+                report::write_json(&path, &comparison)?;
+            }
+            comparison.is_good()
+        }
+        Scenario::Relay { settings } => {
+            relay::run(&settings)?;
+            true
+        }
+    };
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -480,8 +480,8 @@ mod tests {
     #[test]
     fn a_value_out_of_range_names_its_flag_and_the_range() {
         for (args, sentence) in [
-            (["--cores", "0"], "--cores 0 is out of range: give 1 to 1024"),
-            (["--cores", "1025"], "--cores 1025 is out of range: give 1 to 1024"),
+            (["--cores", "0"], "--cores 0 is out of range: give 1 to 256"),
+            (["--cores", "257"], "--cores 257 is out of range: give 1 to 256"),
             (
                 ["--max-inflight", "4096"],
                 "--max-inflight 4096 is out of range: give 1 to 4095",

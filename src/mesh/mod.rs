@@ -373,6 +373,7 @@ impl<T: Send> Incoming<T> {
 struct Padded<T>(T);
 
 #[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -592,6 +593,7 @@ mod tests {
 }
 
 #[cfg(all(test, loom))]
+#[allow(clippy::unwrap_used)]
 mod model {
     use super::*;
 

@@ -1,7 +1,7 @@
 //! Distinct Topic Filters with a value each, and the answer to "which of them match this topic".
 //!
 //! ```text
-//! by_text   whole text ─▶ id     one hash, one probe: every filter without a wildcard that matches a topic equals it
+//! by_text   whole text ─▶ id     one hash, two cache lines: every filter without a wildcard that matches a topic equals it
 //! trie      levels     ─▶ id     filters with a wildcard only; costs nothing while there is none
 //! filters   id ─▶ text, value    the text is stored once
 //! ```
@@ -15,20 +15,27 @@
 use std::hash::{BuildHasher, Hasher};
 
 use ahash::RandomState;
-use slab::Slab;
 
 use super::id_table::{IdTable, fold};
+use super::pages::Pages;
+use super::text::Text;
 use super::trie::WildcardTrie;
 use crate::mqtt::topic::{TopicFilter, TopicName};
 
+/// One cache line.
+#[repr(align(64))]
 pub(super) struct Filter<V> {
-    text: Box<str>,
+    text: Text<TEXT_INLINE>,
     value: V,
 }
 
+/// The bytes of a filter that fit in its entry.
+const TEXT_INLINE: usize = 46;
+const _: () = assert!(size_of::<Filter<[u64; 2]>>() == 64);
+
 pub(super) struct Filters<V> {
     hasher: RandomState,
-    filters: Slab<Filter<V>>,
+    filters: Pages<Filter<V>>,
     by_text: IdTable,
     trie: WildcardTrie,
 }
@@ -37,7 +44,7 @@ impl<V> Filters<V> {
     pub fn new([k0, k1, k2, k3]: [u64; 4]) -> Self {
         Filters {
             hasher: RandomState::with_seeds(k0, k1, k2, k3),
-            filters: Slab::new(),
+            filters: Pages::new(),
             by_text: IdTable::new(),
             trie: WildcardTrie::new(),
         }
@@ -58,11 +65,10 @@ impl<V> Filters<V> {
         if let Some(id) = self.find_text(hash, text) {
             return (id, true);
         }
-        let id = u32::try_from(self.filters.insert(Filter {
-            text: text.into(),
+        let id = self.filters.insert(Filter {
+            text: Text::new(text),
             value,
-        }))
-        .expect("2^32 filters of one byte each would not fit in memory");
+        });
         self.by_text.insert(hash, id);
         if filter.has_wildcard() {
             self.trie.insert(&self.hasher, text, id);
@@ -72,28 +78,26 @@ impl<V> Filters<V> {
 
     /// `id` is valid.
     pub fn remove(&mut self, id: u32) {
-        let Filter { text, .. } = self.filters.remove(id as usize);
-        self.by_text.remove(self.hash(&text), id);
-        if TopicFilter::trusted(&text).has_wildcard() {
-            self.trie.remove(&self.hasher, &text);
-        }
-        if self.filters.is_empty() {
-            self.filters = Slab::new();
+        let Filter { text, .. } = self.filters.remove(id);
+        let text = text.as_str();
+        self.by_text.remove(self.hash(text), id);
+        if TopicFilter::trusted(text).has_wildcard() {
+            self.trie.remove(&self.hasher, text);
         }
     }
 
     /// `id` is valid.
     pub fn text(&self, id: u32) -> &str {
-        &self.filters[id as usize].text
+        self.filters[id].text.as_str()
     }
 
     /// `id` is valid.
     pub fn value(&self, id: u32) -> &V {
-        &self.filters[id as usize].value
+        &self.filters[id].value
     }
 
     pub fn value_mut(&mut self, id: u32) -> Option<&mut V> {
-        Some(&mut self.filters.get_mut(id as usize)?.value)
+        Some(&mut self.filters.get_mut(id)?.value)
     }
 
     /// Replaces `found` by the id of every filter that matches.
@@ -111,7 +115,8 @@ impl<V> Filters<V> {
     }
 
     fn find_text(&self, hash: u32, text: &str) -> Option<u32> {
-        self.by_text.find(hash, |id| &*self.filters[id as usize].text == text)
+        self.by_text
+            .find(hash, |id| self.filters[id].text.as_bytes() == text.as_bytes())
     }
 
     fn hash(&self, text: &str) -> u32 {

@@ -144,7 +144,7 @@ impl Crowd {
     fn entry(&mut self, place: usize) -> hashbrown::hash_table::OccupiedEntry<'_, u32> {
         let hash = session_hash(self.targets[place].session);
         let entry = self.places.find_entry(hash, |&at| at as usize == place);
-        entry.ok().expect("every place is in the table, or none is")
+        entry.expect("every place is in the table, or none is")
     }
 }
 

@@ -16,17 +16,22 @@
 use std::hash::{BuildHasher, Hasher};
 
 use ahash::RandomState;
-use slab::Slab;
 
 use super::id_table::{IdTable, fold};
+use super::pages::Pages;
+use super::text::Text;
 use crate::mqtt::topic::TopicName;
 
 const NONE: u32 = u32::MAX;
 const ROOT: u32 = 0;
+/// The bytes of a level that fit in its node.
+const LEVEL_INLINE: usize = 38;
 
+/// One cache line.
+#[repr(align(64))]
 struct Node {
     /// The literal level that leads here; empty for a `+` node (and for an empty level).
-    level: Box<str>,
+    level: Text<LEVEL_INLINE>,
     /// Under which the level is found from `parent`.
     hash: u32,
     parent: u32,
@@ -40,10 +45,10 @@ struct Node {
     multi: u32,
 }
 
-const _: () = assert!(size_of::<Node>() == 40);
+const _: () = assert!(size_of::<Node>() == 64);
 
 pub(super) struct WildcardTrie {
-    nodes: Slab<Node>,
+    nodes: Pages<Node>,
     children: IdTable,
     /// Nodes whose path matches the levels read so far, and those of one level more: empty between matches.
     here: Vec<u32>,
@@ -52,9 +57,9 @@ pub(super) struct WildcardTrie {
 
 impl WildcardTrie {
     pub fn new() -> Self {
-        let mut nodes = Slab::new();
+        let mut nodes = Pages::new();
         let root = nodes.insert(Node::new("", 0, NONE));
-        debug_assert_eq!(root, ROOT as usize);
+        debug_assert_eq!(root, ROOT);
         WildcardTrie {
             nodes,
             children: IdTable::new(),
@@ -69,14 +74,14 @@ impl WildcardTrie {
         for level in filter.split('/') {
             at = match level {
                 "#" => {
-                    let before = std::mem::replace(&mut self.nodes[at as usize].multi, id);
+                    let before = std::mem::replace(&mut self.nodes[at].multi, id);
                     debug_assert_eq!(before, NONE);
                     return;
                 }
-                "+" => match self.nodes[at as usize].plus {
+                "+" => match self.nodes[at].plus {
                     NONE => {
-                        let child = self.nodes.insert(Node::new("", 0, at)) as u32;
-                        self.nodes[at as usize].plus = child;
+                        let child = self.nodes.insert(Node::new("", 0, at));
+                        self.nodes[at].plus = child;
                         child
                     }
                     child => child,
@@ -84,15 +89,15 @@ impl WildcardTrie {
                 literal => {
                     let hash = child_hash(at, level_hash(hasher, literal.as_bytes()));
                     self.literal_child(at, hash, literal.as_bytes()).unwrap_or_else(|| {
-                        let child = self.nodes.insert(Node::new(literal, hash, at)) as u32;
+                        let child = self.nodes.insert(Node::new(literal, hash, at));
                         self.children.insert(hash, child);
-                        self.nodes[at as usize].literals += 1;
+                        self.nodes[at].literals += 1;
                         child
                     })
                 }
             };
         }
-        let before = std::mem::replace(&mut self.nodes[at as usize].end, id);
+        let before = std::mem::replace(&mut self.nodes[at].end, id);
         debug_assert_eq!(before, NONE);
     }
 
@@ -106,7 +111,7 @@ impl WildcardTrie {
                     multi = true;
                     break;
                 }
-                "+" => self.nodes[at as usize].plus,
+                "+" => self.nodes[at].plus,
                 literal => {
                     let hash = child_hash(at, level_hash(hasher, literal.as_bytes()));
                     self.literal_child(at, hash, literal.as_bytes())
@@ -114,12 +119,12 @@ impl WildcardTrie {
                 }
             };
         }
-        let last = &mut self.nodes[at as usize];
+        let last = &mut self.nodes[at];
         *(if multi { &mut last.multi } else { &mut last.end }) = NONE;
 
-        while at != ROOT && self.nodes[at as usize].is_unused() {
-            let Node { hash, parent, .. } = self.nodes.remove(at as usize);
-            let above = &mut self.nodes[parent as usize];
+        while at != ROOT && self.nodes[at].is_unused() {
+            let Node { hash, parent, .. } = self.nodes.remove(at);
+            let above = &mut self.nodes[parent];
             if above.plus == at {
                 above.plus = NONE;
             } else {
@@ -128,14 +133,14 @@ impl WildcardTrie {
             }
             at = parent;
         }
-        if self.nodes.len() == 1 && self.nodes[ROOT as usize].is_unused() {
+        if self.nodes.len() == 1 && self.nodes[ROOT].is_unused() {
             *self = WildcardTrie::new();
         }
     }
 
     /// Appends the id of every filter that matches `topic`.
     pub fn matches(&mut self, hasher: &RandomState, topic: TopicName<'_>, found: &mut Vec<u32>) {
-        let root = &self.nodes[ROOT as usize];
+        let root = &self.nodes[ROOT];
         if root.is_unused() {
             return;
         }
@@ -163,7 +168,7 @@ impl WildcardTrie {
             let mut here = std::mem::take(&mut self.here);
             let mut below = std::mem::take(&mut self.below);
             for at in here.drain(..) {
-                let node = &self.nodes[at as usize];
+                let node = &self.nodes[at];
                 if node.multi != NONE {
                     found.push(node.multi);
                 }
@@ -175,7 +180,7 @@ impl WildcardTrie {
             (self.here, self.below) = (below, here);
         }
         for at in self.here.drain(..) {
-            let node = &self.nodes[at as usize];
+            let node = &self.nodes[at];
             if node.end != NONE {
                 found.push(node.end);
             }
@@ -200,7 +205,7 @@ impl WildcardTrie {
 
     fn literal_child(&self, at: u32, hash: u32, level: &[u8]) -> Option<u32> {
         self.children.find(hash, |child| {
-            let child = &self.nodes[child as usize];
+            let child = &self.nodes[child];
             child.parent == at && child.level.as_bytes() == level
         })
     }
@@ -209,7 +214,7 @@ impl WildcardTrie {
 impl Node {
     fn new(level: &str, hash: u32, parent: u32) -> Node {
         Node {
-            level: level.into(),
+            level: Text::new(level),
             hash,
             parent,
             literals: 0,

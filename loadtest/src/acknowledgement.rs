@@ -1,0 +1,179 @@
+//! A publisher's unacknowledged messages at QoS 1 and 2: which Packet Identifier waits for what.
+//!
+//! Called  by `throughput`, for each message sent and each PUBACK, PUBREC and PUBCOMP received.
+//! Holds   - an identifier is used again only when its flow has ended [MQTT-2.3.1-4];
+//!         - identifiers are taken in a circle of `RING`, so that the order of the answers can be checked
+//!           ([MQTT-4.6.0-2] and [MQTT-4.6.0-3], which bind the client's side; a Server that answers out of order is
+//!           counted, not refused).
+
+use serde::Serialize;
+
+const RING: usize = 1 << 14;
+/// Most messages one publisher may have unacknowledged.
+pub const UNACKED_MAX: usize = RING / 2;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    /// PUBACK at QoS 1, PUBREC at QoS 2.
+    First,
+    Complete,
+}
+
+#[derive(Debug)]
+pub struct Unacknowledged {
+    states: Vec<State>,
+    qos: u8,
+    taken: usize,
+    answered: usize,
+    in_flight: usize,
+    faults: AcknowledgementFaults,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct AcknowledgementFaults {
+    /// For an identifier that waits for no such packet.
+    pub unexpected: u64,
+    pub out_of_order: u64,
+    /// Never came.
+    pub missing: u64,
+}
+
+/// What to do about an acknowledgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The flow of one message has ended.
+    Ended,
+    SendPubrel,
+    /// Counted as a fault.
+    Fault,
+}
+
+impl Unacknowledged {
+    pub fn new(qos: u8) -> Unacknowledged {
+        Unacknowledged {
+            states: vec![State::Free; RING],
+            qos,
+            taken: 0,
+            answered: 0,
+            in_flight: 0,
+            faults: AcknowledgementFaults::default(),
+        }
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// The identifier of the next message; `None` while the one whose turn it is has not ended.
+    pub fn take(&mut self) -> Option<u16> {
+        let slot = self.taken % RING;
+        if self.states[slot] != State::Free {
+            return None;
+        }
+        self.states[slot] = State::First;
+        self.taken += 1;
+        self.in_flight += 1;
+        Some(slot as u16 + 1)
+    }
+
+    /// PUBACK at QoS 1, PUBREC at QoS 2.
+    pub fn first(&mut self, packet_id: u16) -> Answer {
+        if !self.step(
+            packet_id,
+            State::First,
+            if self.qos == 2 { State::Complete } else { State::Free },
+        ) {
+            return Answer::Fault;
+        }
+        if packet_id as usize != self.answered % RING + 1 {
+            self.faults.out_of_order += 1;
+        }
+        self.answered += 1;
+        if self.qos == 2 {
+            return Answer::SendPubrel;
+        }
+        self.in_flight -= 1;
+        Answer::Ended
+    }
+
+    pub fn complete(&mut self, packet_id: u16) -> Answer {
+        if !self.step(packet_id, State::Complete, State::Free) {
+            return Answer::Fault;
+        }
+        self.in_flight -= 1;
+        Answer::Ended
+    }
+
+    fn step(&mut self, packet_id: u16, from: State, to: State) -> bool {
+        match self.states.get_mut((packet_id as usize).wrapping_sub(1)) {
+            Some(state) if *state == from => {
+                *state = to;
+                true
+            }
+            _ => {
+                self.faults.unexpected += 1;
+                false
+            }
+        }
+    }
+
+    pub fn faults(&self) -> AcknowledgementFaults {
+        AcknowledgementFaults {
+            missing: self.in_flight as u64,
+            ..self.faults
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identifier_comes_again_only_after_its_flow_has_ended() {
+        let mut unacked = Unacknowledged::new(2);
+        for _ in 0..RING {
+            assert!(unacked.take().is_some());
+        }
+        assert_eq!(unacked.take(), None);
+        assert_eq!(unacked.first(1), Answer::SendPubrel);
+        assert_eq!(unacked.take(), None, "PUBREC does not end a QoS 2 flow");
+        assert_eq!(unacked.complete(1), Answer::Ended);
+        assert_eq!(unacked.take(), Some(1));
+    }
+
+    #[test]
+    fn a_second_a_foreign_and_a_missing_acknowledgement_are_counted() {
+        let mut unacked = Unacknowledged::new(1);
+        assert_eq!((unacked.take(), unacked.take()), (Some(1), Some(2)));
+        assert_eq!(unacked.first(1), Answer::Ended);
+        for wrong in [1, 3, 0, 65_535] {
+            assert_eq!(unacked.first(wrong), Answer::Fault);
+        }
+        let faults = AcknowledgementFaults {
+            unexpected: 4,
+            missing: 1,
+            out_of_order: 0,
+        };
+        assert_eq!(unacked.faults(), faults);
+    }
+
+    #[test]
+    fn answers_out_of_order_are_counted() {
+        let mut unacked = Unacknowledged::new(1);
+        for _ in 0..3 {
+            unacked.take();
+        }
+        for id in [2, 1, 3] {
+            assert_eq!(unacked.first(id), Answer::Ended);
+        }
+        assert_eq!(
+            unacked.faults(),
+            AcknowledgementFaults {
+                out_of_order: 2,
+                ..Default::default()
+            }
+        );
+    }
+}

@@ -1,0 +1,328 @@
+//! One client of the broker under test: the handshake, blocking and bounded in time, and the non-blocking connection after it.
+//!
+//! Owns    the socket, the piece of a frame a read ended in, and the bytes the socket did not take yet.
+//! Called  by `throughput`; `idle` has its own, smaller state for its many clients and shares the errors.
+//! Holds   - bytes leave in the order they were given: while `pending` is not empty nothing else is written;
+//!         - every error is a sentence that names the address and the cause.
+
+use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::packet::{self, Credentials};
+
+/// How long a TCP connect, a CONNACK or a SUBACK may take.
+pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub struct Connection {
+    socket: TcpStream,
+    pub address: SocketAddr,
+    /// The start of a frame whose end has not come.
+    leftover: Vec<u8>,
+    /// What the socket did not take, to go before anything else.
+    pending: Vec<u8>,
+}
+
+/// What a read gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// `buffer[..len]` starts with a frame; `full` says that more may wait.
+    Bytes {
+        len: usize,
+        full: bool,
+    },
+    Nothing,
+}
+
+/// The first address of `text`, "host:port".
+pub fn resolve(text: &str) -> Result<SocketAddr> {
+    let mut addresses = text
+        .to_socket_addrs()
+        .with_context(|| format!("{text} is no address, HOST:PORT is wanted"))?;
+    addresses.next().with_context(|| format!("{text} names no address"))
+}
+
+/// Why a CONNACK refuses.
+pub fn connack_cause(code: u8) -> &'static str {
+    match code {
+        1 => "unacceptable protocol version",
+        2 => "identifier rejected",
+        3 => "server unavailable",
+        4 => "bad user name or password",
+        5 => "not authorized",
+        _ => "a reserved return code",
+    }
+}
+
+/// The CONNACK of an accepted connection, or the refusal as an error.
+pub fn check_connack(address: SocketAddr, frame: packet::Frame<'_>) -> Result<()> {
+    match (frame.kind(), frame.body) {
+        (packet::CONNACK, [_, 0]) => Ok(()),
+        (packet::CONNACK, [_, code]) => bail!("{address} refused CONNECT with code {code}: {}", connack_cause(*code)),
+        _ => bail!("{address} answered CONNECT with a packet of type {}", frame.kind()),
+    }
+}
+
+/// The SUBACK for the one filter asked for at `qos`, or what is wrong with it as an error.
+pub fn check_suback(address: SocketAddr, frame: packet::Frame<'_>, qos: u8) -> Result<()> {
+    match (frame.kind(), frame.body) {
+        (packet::SUBACK, [0, 1, code]) if *code == qos => Ok(()),
+        (packet::SUBACK, [0, 1, 0x80]) => bail!("{address} refused the subscription"),
+        (packet::SUBACK, [0, 1, code]) => bail!("{address} granted QoS {code} where {qos} was asked for"),
+        _ => bail!("{address} answered SUBSCRIBE with a packet of type {}", frame.kind()),
+    }
+}
+
+impl Connection {
+    /// Connects and waits for CONNACK.
+    pub fn open(
+        address: SocketAddr,
+        client_id: &str,
+        keep_alive_s: u16,
+        credentials: &Credentials,
+    ) -> Result<Connection> {
+        let socket = TcpStream::connect_timeout(&address, HANDSHAKE_MAX)
+            .map_err(|error| anyhow!("cannot connect to {address}: {error}"))?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(HANDSHAKE_MAX))?;
+        socket.set_write_timeout(Some(HANDSHAKE_MAX))?;
+        let mut connection = Connection {
+            socket,
+            address,
+            leftover: Vec::new(),
+            pending: Vec::new(),
+        };
+        let mut bytes = Vec::new();
+        packet::connect(&mut bytes, client_id, keep_alive_s, credentials);
+        connection.request(&bytes, "CONNACK", packet::CONNACK, |frame| {
+            check_connack(address, frame)
+        })?;
+        Ok(connection)
+    }
+
+    /// Subscribes to one filter and waits for SUBACK. Messages that come before it stay to be read.
+    pub fn subscribe(&mut self, filter: &str, qos: u8) -> Result<()> {
+        let mut bytes = Vec::new();
+        packet::subscribe(&mut bytes, filter, qos);
+        let address = self.address;
+        self.request(&bytes, "SUBACK", packet::SUBACK, |frame| {
+            check_suback(address, frame, qos)
+        })
+    }
+
+    /// Ends the blocking phase.
+    pub fn set_nonblocking(&mut self) -> Result<()> {
+        Ok(self.socket.set_nonblocking(true)?)
+    }
+
+    pub fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
+    /// True when `send` left bytes behind: call [`Connection::flush`] once the socket is writable.
+    pub fn wants_write(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    fn request(
+        &mut self,
+        bytes: &[u8],
+        wanted: &str,
+        kind: u8,
+        check: impl Fn(packet::Frame<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let address = self.address;
+        let lost = |error: std::io::Error| match error.kind() {
+            ErrorKind::WouldBlock => anyhow!("{address} sent no {wanted} within {} s", HANDSHAKE_MAX.as_secs()),
+            _ => anyhow!("{address} broke the connection before {wanted}: {error}"),
+        };
+        self.socket.write_all(bytes).map_err(lost)?;
+        let mut buffer = [0; 4096];
+        loop {
+            let mut at = 0;
+            while let Some(frame) =
+                packet::next_frame(&self.leftover[at..]).with_context(|| format!("{address} sent"))?
+            {
+                if frame.kind() == kind || frame.kind() != packet::PUBLISH {
+                    check(frame)?;
+                    let len = frame.len;
+                    self.leftover.drain(at..at + len);
+                    return Ok(());
+                }
+                at += frame.len;
+            }
+            match self.socket.read(&mut buffer).map_err(lost)? {
+                0 => bail!("{address} closed the connection before {wanted}"),
+                n => self.leftover.extend_from_slice(&buffer[..n]),
+            }
+        }
+    }
+
+    /// Reads once. What the last read left over comes first in `buffer`, which must be longer than the longest frame.
+    pub fn receive(&mut self, buffer: &mut [u8]) -> Result<Received> {
+        let left = self.leftover.len();
+        let read = self.socket.read(&mut buffer[left..]);
+        match read {
+            Ok(0) => bail!("{} closed the connection", self.address),
+            Ok(n) => {
+                buffer[..left].copy_from_slice(&self.leftover);
+                self.leftover.clear();
+                Ok(Received::Bytes {
+                    len: left + n,
+                    full: left + n == buffer.len(),
+                })
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                Ok(Received::Nothing)
+            }
+            Err(error) => bail!("{} broke the connection: {error}", self.address),
+        }
+    }
+
+    /// Gives back what `receive` gave and no frame used up.
+    pub fn keep(&mut self, rest: &[u8]) {
+        self.leftover.extend_from_slice(rest);
+    }
+
+    /// Writes the parts in one call; what the socket does not take is kept. Call only when [`Connection::wants_write`] is false.
+    pub fn send(&mut self, first: &[u8], second: &[u8]) -> Result<()> {
+        debug_assert!(self.pending.is_empty());
+        let written = if first.is_empty() {
+            (&self.socket).write(second)
+        } else {
+            (&self.socket).write_vectored(&[IoSlice::new(first), IoSlice::new(second)])
+        };
+        let written = self.written(written)?;
+        if written < first.len() {
+            self.pending.extend_from_slice(&first[written..]);
+            self.pending.extend_from_slice(second);
+        } else {
+            self.pending.extend_from_slice(&second[written - first.len()..]);
+        }
+        Ok(())
+    }
+
+    /// Puts bytes behind what is pending.
+    pub fn append(&mut self, bytes: &[u8]) {
+        self.pending.extend_from_slice(bytes);
+    }
+
+    /// Writes what is pending.
+    pub fn flush(&mut self) -> Result<()> {
+        if !self.pending.is_empty() {
+            let written = (&self.socket).write(&self.pending);
+            let written = self.written(written)?;
+            self.pending.drain(..written);
+        }
+        Ok(())
+    }
+
+    fn written(&self, result: std::io::Result<usize>) -> Result<usize> {
+        match result {
+            Ok(n) => Ok(n),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(0),
+            Err(error) => bail!("{} broke the connection: {error}", self.address),
+        }
+    }
+
+    /// DISCONNECT, and the socket closes. The broker may be gone already: nobody is told.
+    pub fn close(mut self) {
+        if self.pending.is_empty() {
+            let _ = self.socket.write(&packet::DISCONNECT_BYTES);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::thread;
+
+    /// A broker of one connection: answers each request with the next of `answers`, then closes.
+    fn broker(answers: Vec<&'static [u8]>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            for answer in answers {
+                let _ = socket.read(&mut [0; 1024]).unwrap();
+                socket.write_all(answer).unwrap();
+            }
+        });
+        address
+    }
+
+    fn open(address: SocketAddr) -> Result<Connection> {
+        Connection::open(address, "c", 0, &Credentials::default())
+    }
+
+    #[test]
+    fn a_refusal_names_the_address_and_the_code() {
+        let address = broker(vec![&[0x20, 2, 0, 5]]);
+        let error = open(address).unwrap_err().to_string();
+        assert_eq!(error, format!("{address} refused CONNECT with code 5: not authorized"));
+    }
+
+    #[test]
+    fn a_port_nobody_listens_on_is_named() {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let error = open(address).unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("cannot connect to {address}: Connection refused")),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_broker_that_closes_is_named() {
+        let address = broker(vec![&[]]);
+        let error = open(address).unwrap_err().to_string();
+        assert_eq!(error, format!("{address} closed the connection before CONNACK"));
+    }
+
+    #[test]
+    fn a_lower_granted_qos_is_an_error_and_a_message_before_suback_is_kept() {
+        let early = [0x30, 4, 0, 1, b'a', b'x'];
+        let address = broker(vec![&[0x20, 2, 0, 0], &[0x30, 4, 0, 1, b'a', b'x', 0x90, 3, 0, 1, 1]]);
+        let mut connection = open(address).unwrap();
+        connection.subscribe("a", 1).unwrap();
+        assert_eq!(connection.leftover, early);
+        let address = broker(vec![&[0x20, 2, 0, 0], &[0x90, 3, 0, 1, 0]]);
+        let error = open(address).unwrap().subscribe("a", 1).unwrap_err().to_string();
+        assert_eq!(error, format!("{address} granted QoS 0 where 1 was asked for"));
+    }
+
+    #[test]
+    fn what_the_socket_does_not_take_goes_first_and_in_order() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut connection = Connection {
+            socket,
+            address,
+            leftover: Vec::new(),
+            pending: Vec::new(),
+        };
+        connection.set_nonblocking().unwrap();
+        let first: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
+        let second: Vec<u8> = (0..9_000_000u32).map(|i| (i % 241) as u8).collect();
+        connection.send(&first, &second).unwrap();
+        assert!(connection.wants_write(), "12 MB do not fit a socket");
+        let reader = thread::spawn(move || {
+            let mut got = vec![0; 12_000_000];
+            peer.read_exact(&mut got).unwrap();
+            got
+        });
+        while connection.wants_write() {
+            connection.flush().unwrap();
+            thread::yield_now();
+        }
+        let got = reader.join().unwrap();
+        assert!(got[..3_000_000] == first && got[3_000_000..] == second);
+    }
+}

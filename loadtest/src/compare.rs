@@ -1,0 +1,214 @@
+//! One throughput scenario against several brokers in turn: medians, and ratios to the first.
+//!
+//! Called  by `main`.
+//! Holds   - brokers take turns within a round, and every second round runs backwards, so that a slow drift of the machine
+//!           meets all of them alike;
+//!         - a ratio is taken within a round and only then summarised.
+
+use std::fmt::{self, Display};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Serialize;
+
+use crate::report::{Throughput, Verdict, figure};
+use crate::stats::{Spread, paired_ratios, spread};
+use crate::throughput;
+
+#[derive(Clone, Debug, Args)]
+pub struct Settings {
+    /// Brokers as HOST:PORT:PID, the one to compare with first; NAME=HOST:PORT:PID gives one a name
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub against: Vec<String>,
+    /// Runs against each
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Target {
+    name: Option<String>,
+    address: String,
+    pid: u32,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Comparison {
+    settings: String,
+    rounds: u32,
+    brokers: Vec<String>,
+    rows: Vec<Row>,
+    runs: Vec<Vec<Throughput>>,
+}
+
+/// One figure of all brokers.
+#[derive(Debug, Serialize)]
+struct Row {
+    what: &'static str,
+    cells: Vec<Option<Cell>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Cell {
+    values: Spread,
+    /// To the first broker.
+    ratio: Option<Spread>,
+}
+
+type Pick = fn(&Throughput) -> Option<f64>;
+
+const FIGURES: [(&str, Pick); 12] = [
+    ("delivered/s", |t| Some(t.delivered_per_s)),
+    ("broker CPU µs/message", |t| t.broker_cpu_us),
+    ("  user µs", |t| t.broker_user_us),
+    ("  system µs", |t| t.broker_system_us),
+    ("broker CPUs", |t| t.broker_cpus),
+    ("latency p50 µs", |t| Some(t.latency_us.p50)),
+    ("latency p90 µs", |t| Some(t.latency_us.p90)),
+    ("latency p99 µs", |t| Some(t.latency_us.p99)),
+    ("latency p99.9 µs", |t| Some(t.latency_us.p999)),
+    ("latency max µs", |t| Some(t.latency_us.max)),
+    ("generator CPU µs/message", |t| Some(t.generator_cpu_us)),
+    ("dropped", |t| Some(t.faults.missing as f64)),
+];
+
+pub fn run(settings: &Settings, throughput: &throughput::Settings) -> Result<Comparison> {
+    let targets: Vec<Target> = settings
+        .against
+        .iter()
+        .map(|text| parse_target(text))
+        .collect::<Result<_>>()?;
+    let mut runs: Vec<Vec<Throughput>> = targets.iter().map(|_| Vec::new()).collect();
+    for round in 0..settings.rounds {
+        let mut order: Vec<usize> = (0..targets.len()).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for broker in order {
+            let Target { address, pid, .. } = &targets[broker];
+            let figures = throughput::run(address, Some(*pid), throughput)
+                .with_context(|| format!("round {} against {}", round + 1, settings.against[broker]))?;
+            runs[broker].push(figures);
+        }
+    }
+    let names = targets.iter().zip(&runs).map(|(target, runs)| match &target.name {
+        Some(name) => name.clone(),
+        None => format!("{} {}", runs[0].broker.as_deref().unwrap_or("?"), target.address),
+    });
+    Ok(Comparison {
+        brokers: names.collect(),
+        settings: runs[0][0].settings.clone(),
+        rounds: settings.rounds,
+        rows: FIGURES.iter().map(|&(what, pick)| row(what, pick, &runs)).collect(),
+        runs,
+    })
+}
+
+fn parse_target(text: &str) -> Result<Target> {
+    let (name, rest) = match text.split_once('=') {
+        Some((name, rest)) => (Some(name.to_string()), rest),
+        None => (None, text),
+    };
+    let parts = rest
+        .rsplit_once(':')
+        .and_then(|(address, pid)| Some((address, pid.parse().ok()?)));
+    match parts {
+        Some((address, pid)) if address.contains(':') => Ok(Target {
+            name,
+            address: address.to_string(),
+            pid,
+        }),
+        _ => bail!("--against {text}: HOST:PORT:PID is wanted"),
+    }
+}
+
+fn row(what: &'static str, pick: Pick, runs: &[Vec<Throughput>]) -> Row {
+    let values: Vec<Vec<f64>> = runs.iter().map(|runs| runs.iter().filter_map(pick).collect()).collect();
+    let cells = values.iter().map(|own| {
+        Some(Cell {
+            values: spread(own)?,
+            ratio: spread(&paired_ratios(own, &values[0])),
+        })
+    });
+    Row {
+        what,
+        cells: cells.collect(),
+    }
+}
+
+impl Comparison {
+    pub fn is_good(&self) -> bool {
+        self.runs.iter().flatten().all(|run| run.verdict == Verdict::Good)
+    }
+}
+
+impl Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{}; {} rounds, median [min..max], × = ratio to the first",
+            self.settings, self.rounds
+        )?;
+        write!(f, "{:26}", "")?;
+        for name in &self.brokers {
+            write!(f, " {name:<48}")?;
+        }
+        writeln!(f)?;
+        for row in &self.rows {
+            write!(f, "{:26}", row.what)?;
+            for (broker, cell) in row.cells.iter().enumerate() {
+                let text = match cell {
+                    None => "-".to_string(),
+                    Some(Cell { values: v, ratio }) => {
+                        let values = format!("{} [{}..{}]", figure(v.median), figure(v.min), figure(v.max));
+                        match ratio {
+                            Some(r) if broker > 0 => {
+                                format!("{values} ×{} [{}..{}]", figure(r.median), figure(r.min), figure(r.max))
+                            }
+                            _ => values,
+                        }
+                    }
+                };
+                write!(f, " {text:<48}")?;
+            }
+            writeln!(f)?;
+        }
+        for (name, runs) in self.brokers.iter().zip(&self.runs) {
+            for (round, run) in runs.iter().enumerate().filter(|(_, run)| run.verdict != Verdict::Good) {
+                writeln!(
+                    f,
+                    "FAILED {name}, round {}: {:?}, {:?}",
+                    round + 1,
+                    run.faults,
+                    run.acknowledgements
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_an_address_and_a_process() {
+        let target = |name: Option<&str>, address: &str, pid| Target {
+            name: name.map(String::from),
+            address: address.into(),
+            pid,
+        };
+        assert_eq!(
+            parse_target("127.0.0.1:1883:42").unwrap(),
+            target(None, "127.0.0.1:1883", 42)
+        );
+        assert_eq!(
+            parse_target("old=[::1]:1883:7").unwrap(),
+            target(Some("old"), "[::1]:1883", 7)
+        );
+        for wrong in ["127.0.0.1:1883", "127.0.0.1", "a:b:c", ""] {
+            assert!(parse_target(wrong).is_err(), "{wrong}");
+        }
+    }
+}

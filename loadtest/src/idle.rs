@@ -1,0 +1,808 @@
+//! Many connections that do nothing: what each costs the broker in user memory, and what is left when they have gone.
+//!
+//! Owns    the idle clients: per client a descriptor, a state and a time, in one flat Vec per thread.
+//! Called  by `main`.
+//! Holds   - each client has its own id and one subscription to a topic of its own; PINGREQ leaves in time;
+//!         - a thread's descriptors never leave it (`private_fds`);
+//!         - a set-up that stands still for `STANDSTILL_MAX` is an error, a connection lost later is counted.
+
+use std::collections::HashMap;
+use std::fmt::{self, Display};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use rustix::event::{Timespec, epoll};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use serde::Serialize;
+
+use crate::broker_process::BrokerProcess;
+use crate::client::{check_connack, check_suback, resolve};
+use crate::pace::Pace;
+use crate::packet::{self, Credentials};
+use crate::private_fds;
+use crate::report::{Host, figure, grouped};
+use crate::throughput::run_tag;
+
+/// Descriptors of a table that are not connections.
+const OTHER_FDS: u64 = 64;
+/// Clients one source address is asked for, well below the 28,232 ports the kernel gives by default.
+const CLIENTS_PER_SOURCE: u32 = 20_000;
+const STANDSTILL_MAX: Duration = Duration::from_secs(30);
+/// From the last SUBACK, and from the last close, to the reading of the memory.
+const SETTLE: Duration = Duration::from_secs(3);
+const READ_BYTES: usize = 64 * 1024;
+
+#[derive(Clone, Debug, Args)]
+pub struct Settings {
+    /// Connections to hold
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub connections: u32,
+    /// Seconds to hold them after the memory was read
+    #[arg(long, default_value_t = 0.0)]
+    pub hold: f64,
+    /// Connects a second over all threads [default: as fast as they are answered]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub rate: Option<u64>,
+    /// Threads; more are started where the limit of open files asks for them
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub threads: u32,
+    /// Connect from 127.0.0.1 to 127.0.0.K in turn [default: none, or enough for 20,000 each on a loopback address]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_000))]
+    pub source_addresses: Option<u32>,
+    /// Handshakes under way at a time, per thread
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub in_flight: u32,
+    /// Keep Alive in seconds; 0 sends no PINGREQ
+    #[arg(long, default_value_t = 300)]
+    pub keep_alive: u16,
+    /// Read the memory again 3 s after all connections were closed
+    #[arg(long)]
+    pub measure_close: bool,
+    /// Close the sockets without DISCONNECT
+    #[arg(long)]
+    pub abrupt: bool,
+    /// QoS of the subscriptions
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
+    pub qos: u8,
+    /// First level of the topics
+    #[arg(long, default_value = "idle")]
+    pub topic_prefix: String,
+    #[command(flatten)]
+    pub credentials: Credentials,
+}
+
+/// What an idle run measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Idle {
+    pub address: String,
+    pub broker: Option<String>,
+    pub host: Host,
+    pub connections: u32,
+    pub threads: u32,
+    pub private_descriptor_tables: bool,
+    pub source_addresses: u32,
+    pub set_up_seconds: f64,
+    pub broker_bytes_before: Option<u64>,
+    pub broker_bytes_held: Option<u64>,
+    pub broker_bytes_after: Option<u64>,
+    pub broker_bytes_per_connection: Option<f64>,
+    pub broker_cpu_us_per_connect: Option<f64>,
+    /// CPUs the broker kept busy while the connections were held.
+    pub broker_cpus_held: Option<f64>,
+    pub own_bytes_per_connection: f64,
+    pub lost: u64,
+    pub pings: u64,
+    pub pings_unanswered: u64,
+}
+
+/// What the threads and the one that waits for them tell each other.
+#[derive(Default)]
+struct Shared {
+    is_closing: AtomicBool,
+    ready: AtomicU64,
+    lost: AtomicU64,
+    pings: AtomicU64,
+    unanswered: AtomicU64,
+    closed: AtomicU64,
+    failure: Mutex<Option<anyhow::Error>>,
+}
+
+/// The clients of one thread.
+#[derive(Clone, Copy)]
+struct Share {
+    thread: u32,
+    threads: u32,
+    first: u32,
+    count: u32,
+    /// 0: the kernel chooses.
+    sources: u32,
+    run: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Connecting,
+    AwaitsConnack,
+    AwaitsSuback,
+    Idle,
+    AwaitsPong,
+    Lost,
+}
+
+struct Client {
+    socket: Option<OwnedFd>,
+    /// Seconds since the thread started.
+    sent_s: u32,
+    state: State,
+}
+
+const _: () = assert!(size_of::<Client>() <= 12);
+
+pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Result<Idle> {
+    let target = resolve(address)?;
+    let broker = broker_pid.map(BrokerProcess::new).transpose()?;
+    let own = BrokerProcess::new(std::process::id())?;
+    let n = settings.connections;
+    if !(0.0..=1e7).contains(&settings.hold) {
+        bail!("--hold {} is no time span", settings.hold);
+    }
+    let is_loopback = matches!(target.ip(), IpAddr::V4(ip) if ip.is_loopback());
+    let sources = match settings.source_addresses {
+        Some(_) if !is_loopback => bail!("--source-addresses are 127.0.0.x, from which {target} cannot be reached"),
+        Some(sources) => sources,
+        None if is_loopback && n > CLIENTS_PER_SOURCE => n.div_ceil(CLIENTS_PER_SOURCE),
+        None => 0,
+    };
+    let per_table = private_fds::raise_limit().saturating_sub(OTHER_FDS).max(1);
+    let is_private = n as u64 > per_table;
+    let threads = if is_private {
+        settings.threads.max((n as u64).div_ceil(per_table) as u32)
+    } else {
+        settings.threads
+    };
+
+    let (bytes_before, own_before) = (memory(broker.as_ref())?, own.memory_bytes()?);
+    let cpu_before = broker.as_ref().map(BrokerProcess::cpu_time).transpose()?;
+    let start = Instant::now();
+    let shared = Shared::default();
+    let run = run_tag();
+    thread::scope(|scope| {
+        let mut first = 0;
+        for thread in 0..threads {
+            let count = n / threads + u32::from(thread < n % threads);
+            let share = Share {
+                thread,
+                threads,
+                first,
+                count,
+                sources,
+                run,
+            };
+            first += count;
+            let shared = &shared;
+            // The state of a thread is one Vec and a few kilobytes of stack.
+            let spawned = thread::Builder::new()
+                .stack_size(256 * 1024)
+                .spawn_scoped(scope, move || {
+                    let result = if is_private { private_fds::unshare() } else { Ok(()) };
+                    if let Err(error) = result.and_then(|()| hold_share(target, settings, share, shared)) {
+                        let mut failure = shared
+                            .failure
+                            .lock()
+                            .expect("no thread panics while it holds this lock");
+                        failure.get_or_insert(error);
+                        shared.is_closing.store(true, Ordering::Release);
+                    }
+                });
+            if let Err(error) = spawned {
+                shared.is_closing.store(true, Ordering::Release);
+                return Err(error).with_context(|| format!("cannot start thread {thread} of {threads}"));
+            }
+        }
+        let outcome = watch(settings, &shared, start, broker.as_ref(), &own);
+        // Whatever happened, the threads end, and with them the scope.
+        shared.is_closing.store(true, Ordering::Release);
+        let (set_up_seconds, held) = outcome?;
+        let mut bytes_after = None;
+        if settings.measure_close {
+            let closing = Instant::now();
+            while shared.closed.load(Ordering::Acquire) < threads as u64 && closing.elapsed() < STANDSTILL_MAX {
+                thread::sleep(Duration::from_millis(10));
+            }
+            thread::sleep(SETTLE);
+            bytes_after = memory(broker.as_ref())?;
+        }
+        let per_connection = |before: u64, now: u64| (now as f64 - before as f64) / n as f64;
+        let cpu_per_connect = held
+            .cpu
+            .zip(cpu_before)
+            .map(|(now, before)| now.since(before).total.as_secs_f64() * 1e6 / n as f64);
+        Ok(Idle {
+            address: address.to_string(),
+            broker: broker.as_ref().map(|b| b.name.clone()),
+            host: Host::this(),
+            connections: n,
+            threads,
+            private_descriptor_tables: is_private,
+            source_addresses: sources,
+            set_up_seconds,
+            broker_bytes_before: bytes_before,
+            broker_bytes_held: held.bytes,
+            broker_bytes_after: bytes_after,
+            broker_bytes_per_connection: bytes_before
+                .zip(held.bytes)
+                .map(|(before, now)| per_connection(before, now)),
+            broker_cpu_us_per_connect: cpu_per_connect,
+            broker_cpus_held: held.cpus,
+            own_bytes_per_connection: per_connection(own_before, held.own_bytes),
+            lost: shared.lost.load(Ordering::Acquire),
+            pings: shared.pings.load(Ordering::Acquire),
+            pings_unanswered: shared.unanswered.load(Ordering::Acquire),
+        })
+    })
+}
+
+fn memory(broker: Option<&BrokerProcess>) -> Result<Option<u64>> {
+    broker.map(BrokerProcess::memory_bytes).transpose()
+}
+
+struct Held {
+    bytes: Option<u64>,
+    cpu: Option<crate::broker_process::CpuTime>,
+    cpus: Option<f64>,
+    own_bytes: u64,
+}
+
+/// Waits until all are subscribed, reads the memory, holds. Gives the seconds the set-up took, and the readings.
+fn watch(
+    settings: &Settings,
+    shared: &Shared,
+    start: Instant,
+    broker: Option<&BrokerProcess>,
+    own: &BrokerProcess,
+) -> Result<(f64, Held)> {
+    let progress = Progress::new();
+    let (mut ready, mut moved) = (0, Instant::now());
+    while ready < settings.connections as u64 {
+        thread::sleep(Duration::from_millis(20));
+        fail_with_thread(shared)?;
+        let now_ready = shared.ready.load(Ordering::Acquire);
+        if now_ready != ready {
+            (ready, moved) = (now_ready, Instant::now());
+        } else if moved.elapsed() > STANDSTILL_MAX {
+            bail!(
+                "the set-up stands still at {ready} of {} connections",
+                settings.connections
+            );
+        }
+        progress.show(&format!(
+            "{} of {} connections",
+            grouped(ready),
+            grouped(settings.connections as u64)
+        ));
+    }
+    let set_up_seconds = start.elapsed().as_secs_f64();
+    let cpu = broker.map(BrokerProcess::cpu_time).transpose()?;
+    let hold_start = Instant::now();
+    wait(SETTLE, shared, &progress)?;
+    let (bytes, own_bytes) = (memory(broker)?, own.memory_bytes()?);
+    wait(Duration::from_secs_f64(settings.hold), shared, &progress)?;
+    let cpus = match (broker, cpu) {
+        (Some(broker), Some(cpu)) => {
+            Some(broker.cpu_time()?.since(cpu).total.as_secs_f64() / hold_start.elapsed().as_secs_f64())
+        }
+        _ => None,
+    };
+    Ok((
+        set_up_seconds,
+        Held {
+            bytes,
+            cpu,
+            cpus,
+            own_bytes,
+        },
+    ))
+}
+
+fn wait(time: Duration, shared: &Shared, progress: &Progress) -> Result<()> {
+    let end = Instant::now() + time;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        thread::sleep(left.min(Duration::from_millis(100)));
+        fail_with_thread(shared)?;
+        let lost = shared.lost.load(Ordering::Acquire);
+        progress.show(&format!("held, {} s to go, {lost} lost", left.as_secs()));
+    }
+    Ok(())
+}
+
+fn fail_with_thread(shared: &Shared) -> Result<()> {
+    match shared
+        .failure
+        .lock()
+        .expect("no thread panics while it holds this lock")
+        .take()
+    {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// One thread: connects its clients, answers for them, closes them when told to.
+fn hold_share(target: SocketAddr, settings: &Settings, share: Share, shared: &Shared) -> Result<()> {
+    let mut holder = Holder {
+        target,
+        settings,
+        share,
+        shared,
+        start: Instant::now(),
+        epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+        clients: Vec::with_capacity(share.count as usize),
+        partial: HashMap::new(),
+        in_flight: 0,
+        ports: Ports::new(share)?,
+        bytes: Vec::new(),
+    };
+    let result = holder.drive();
+    if !settings.abrupt {
+        for socket in holder.clients.iter().filter_map(|client| client.socket.as_ref()) {
+            let _ = rustix::net::send(socket, &packet::DISCONNECT_BYTES, SendFlags::NOSIGNAL);
+        }
+    }
+    drop(holder);
+    shared.closed.fetch_add(1, Ordering::Release);
+    result
+}
+
+struct Holder<'a> {
+    target: SocketAddr,
+    settings: &'a Settings,
+    share: Share,
+    shared: &'a Shared,
+    start: Instant,
+    epoll: OwnedFd,
+    clients: Vec<Client>,
+    /// The few whose last read ended within a frame.
+    partial: HashMap<u32, Vec<u8>>,
+    in_flight: u32,
+    ports: Ports,
+    bytes: Vec<u8>,
+}
+
+impl Holder<'_> {
+    fn drive(&mut self) -> Result<()> {
+        let pace = self
+            .settings
+            .rate
+            .map(|rate| Pace::new(rate, self.share.threads as u64));
+        let mut buffer = vec![0; READ_BYTES];
+        let mut events: Vec<epoll::Event> = Vec::with_capacity(256);
+        let mut swept_s = 0;
+        while !self.shared.is_closing.load(Ordering::Acquire) {
+            let now = self.start.elapsed();
+            let allowed = match pace {
+                Some(pace) => pace
+                    .due_count(self.share.thread as u64, now.as_nanos() as u64)
+                    .min(self.share.count as u64),
+                None => self.share.count as u64,
+            };
+            while (self.clients.len() as u64) < allowed && self.in_flight < self.settings.in_flight {
+                self.connect_next()?;
+            }
+            let now_s = now.as_secs() as u32;
+            if now_s > swept_s && self.settings.keep_alive > 0 {
+                swept_s = now_s;
+                self.ping_due(now_s);
+            }
+            let is_connecting = (self.clients.len() as u32) < self.share.count;
+            let wait_ms = if is_connecting { 5 } else { 100 };
+            let timeout = Timespec {
+                tv_sec: 0,
+                tv_nsec: wait_ms * 1_000_000,
+            };
+            events.clear();
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error).context("epoll_wait"),
+            }
+            for event in &events {
+                let (client, flags) = (event.data.u64() as usize, event.flags);
+                self.ready(client, flags, &mut buffer)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn connect_next(&mut self) -> Result<()> {
+        let target = self.target;
+        let cannot = |error: Errno| anyhow!("cannot connect to {target}: {}", std::io::Error::from(error));
+        let index = self.clients.len();
+        let family = if target.is_ipv4() {
+            AddressFamily::INET
+        } else {
+            AddressFamily::INET6
+        };
+        // A port in use by another process is passed over: at most all of them once.
+        for _ in 0..=self.ports.count {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).map_err(|error| {
+                anyhow!(
+                    "no socket for connection {}: {}",
+                    self.share.first as usize + index,
+                    std::io::Error::from(error)
+                )
+            })?;
+            sockopt::set_tcp_nodelay(&socket, true)?;
+            if let Some(source) = self.ports.next(index as u32) {
+                sockopt::set_socket_reuseaddr(&socket, true)?;
+                match rustix::net::bind(&socket, &source) {
+                    Err(Errno::ADDRINUSE) => continue,
+                    other => other.with_context(|| format!("cannot bind to {source}"))?,
+                }
+            }
+            let state = match rustix::net::connect(&socket, &target) {
+                Ok(()) => State::AwaitsConnack,
+                Err(Errno::INPROGRESS) => State::Connecting,
+                Err(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE) if self.share.sources > 0 => continue,
+                Err(Errno::ADDRNOTAVAIL) => {
+                    bail!("no port is left to connect to {target} from; --source-addresses gives more")
+                }
+                Err(error) => return Err(cannot(error)),
+            };
+            let flags = match state {
+                State::Connecting => epoll::EventFlags::OUT,
+                _ => epoll::EventFlags::IN,
+            };
+            epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(index as u64), flags)?;
+            self.clients.push(Client {
+                socket: Some(socket),
+                sent_s: 0,
+                state,
+            });
+            self.in_flight += 1;
+            if state == State::AwaitsConnack {
+                self.send_connect(index)?;
+            }
+            return Ok(());
+        }
+        bail!("no port is free on the source addresses; --source-addresses gives more")
+    }
+
+    fn number(&self, client: usize) -> u32 {
+        self.share.first + client as u32
+    }
+
+    fn send_connect(&mut self, client: usize) -> Result<()> {
+        self.bytes.clear();
+        let id = format!("si{:08x}n{}", self.share.run, self.number(client));
+        packet::connect(
+            &mut self.bytes,
+            &id,
+            self.settings.keep_alive,
+            &self.settings.credentials,
+        );
+        self.send_bytes(client)
+    }
+
+    fn send_bytes(&mut self, client: usize) -> Result<()> {
+        let now_s = self.start.elapsed().as_secs() as u32;
+        let c = &mut self.clients[client];
+        let Some(socket) = &c.socket else { return Ok(()) };
+        // These are the first bytes of a connection: they fit its send buffer, or the connection is broken.
+        let sent = rustix::net::send(socket, &self.bytes, SendFlags::NOSIGNAL);
+        c.sent_s = now_s;
+        match sent {
+            Ok(n) if n == self.bytes.len() => Ok(()),
+            Ok(_) => bail!("{} takes no bytes", self.target),
+            Err(error) => bail!("{} broke the connection: {}", self.target, std::io::Error::from(error)),
+        }
+    }
+
+    fn ready(&mut self, client: usize, flags: epoll::EventFlags, buffer: &mut [u8]) -> Result<()> {
+        let target = self.target;
+        if self.clients[client].state == State::Connecting {
+            let Some(socket) = &self.clients[client].socket else {
+                return Ok(());
+            };
+            if let Err(error) = sockopt::socket_error(socket)? {
+                bail!("cannot connect to {target}: {}", std::io::Error::from(error));
+            }
+            if flags.contains(epoll::EventFlags::OUT) {
+                epoll::modify(
+                    &self.epoll,
+                    socket,
+                    epoll::EventData::new_u64(client as u64),
+                    epoll::EventFlags::IN,
+                )?;
+                self.clients[client].state = State::AwaitsConnack;
+                self.send_connect(client)?;
+            }
+            return Ok(());
+        }
+        let Some(socket) = &self.clients[client].socket else {
+            return Ok(());
+        };
+        let cause = match rustix::net::recv(socket, &mut *buffer, RecvFlags::empty()) {
+            Ok((_, 0)) => anyhow!("{target} closed the connection"),
+            Ok((_, n)) => return self.take_bytes(client, &buffer[..n]),
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
+            Err(error) => anyhow!("{target} broke the connection: {}", std::io::Error::from(error)),
+        };
+        let c = &mut self.clients[client];
+        if !matches!(c.state, State::Idle | State::AwaitsPong) {
+            return Err(cause).with_context(|| format!("connection {}", self.share.first as usize + client));
+        }
+        c.state = State::Lost;
+        c.socket = None;
+        self.shared.lost.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn take_bytes(&mut self, client: usize, bytes: &[u8]) -> Result<()> {
+        let joined = self.partial.remove(&(client as u32)).map(|mut start| {
+            start.extend_from_slice(bytes);
+            start
+        });
+        let bytes = joined.as_deref().unwrap_or(bytes);
+        let mut at = 0;
+        while let Some(frame) = packet::next_frame(&bytes[at..]).with_context(|| format!("{} sent", self.target))? {
+            at += frame.len;
+            self.take_frame(client, frame)?;
+        }
+        if at < bytes.len() {
+            self.partial.insert(client as u32, bytes[at..].to_vec());
+        }
+        Ok(())
+    }
+
+    fn take_frame(&mut self, client: usize, frame: packet::Frame<'_>) -> Result<()> {
+        let context = || format!("connection {}", self.share.first as usize + client);
+        match self.clients[client].state {
+            State::AwaitsConnack => {
+                check_connack(self.target, frame).with_context(context)?;
+                self.clients[client].state = State::AwaitsSuback;
+                self.bytes.clear();
+                let filter = format!("{}/{}", self.settings.topic_prefix, self.number(client));
+                packet::subscribe(&mut self.bytes, &filter, self.settings.qos);
+                self.send_bytes(client)
+            }
+            State::AwaitsSuback if frame.kind() != packet::PUBLISH => {
+                check_suback(self.target, frame, self.settings.qos).with_context(context)?;
+                self.clients[client].state = State::Idle;
+                self.in_flight -= 1;
+                self.shared.ready.fetch_add(1, Ordering::Release);
+                Ok(())
+            }
+            _ => {
+                // Messages somebody else publishes are read and forgotten.
+                if frame.kind() == packet::PINGRESP {
+                    self.clients[client].state = State::Idle;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// PINGREQ for every client that has been silent for two thirds of its Keep Alive.
+    fn ping_due(&mut self, now_s: u32) {
+        let interval_s = (self.settings.keep_alive as u32 * 2 / 3).max(1);
+        let (mut pings, mut unanswered) = (0, 0);
+        for client in &mut self.clients {
+            if now_s - client.sent_s.min(now_s) < interval_s || !matches!(client.state, State::Idle | State::AwaitsPong)
+            {
+                continue;
+            }
+            let Some(socket) = &client.socket else { continue };
+            // What goes wrong here shows up as a lost connection.
+            if rustix::net::send(socket, &packet::PINGREQ_BYTES, SendFlags::NOSIGNAL) == Ok(2) {
+                unanswered += u64::from(client.state == State::AwaitsPong);
+                client.state = State::AwaitsPong;
+                client.sent_s = now_s;
+                pings += 1;
+            }
+        }
+        self.shared.pings.fetch_add(pings, Ordering::Relaxed);
+        self.shared.unanswered.fetch_add(unanswered, Ordering::Relaxed);
+    }
+}
+
+/// Source addresses and ports, each used by one thread only. Ports are bound by number: the kernel's own search through
+/// a nearly full range costs far more than the connection.
+struct Ports {
+    first: u16,
+    /// Ports of this thread per source address.
+    count: u32,
+    share: Share,
+    /// Next port of each source address.
+    cursors: Vec<u32>,
+}
+
+impl Ports {
+    fn new(share: Share) -> Result<Ports> {
+        let path = "/proc/sys/net/ipv4/ip_local_port_range";
+        let text = std::fs::read_to_string(path).with_context(|| path.to_string())?;
+        let (first, last) = parse_port_range(&text).with_context(|| format!("{path} holds {text:?}"))?;
+        // A start that differs from run to run: the ports of the last run are still in TIME_WAIT.
+        let count = (last as u32 - first as u32 + 1) / share.threads;
+        if share.sources > 0 && count == 0 {
+            bail!(
+                "{} threads share ports {first}..={last} of a source address: too few",
+                share.threads
+            );
+        }
+        let start = share.run % count.max(1);
+        Ok(Ports {
+            first,
+            count,
+            share,
+            cursors: vec![start; share.sources as usize],
+        })
+    }
+
+    /// The source of this thread's client `index`; another one when asked again. `None`: the kernel chooses.
+    fn next(&mut self, index: u32) -> Option<SocketAddr> {
+        if self.share.sources == 0 {
+            return None;
+        }
+        let source = (self.share.first.wrapping_add(index)) % self.share.sources;
+        let cursor = &mut self.cursors[source as usize];
+        let port = self.first as u32 + self.share.thread + (*cursor % self.count) * self.share.threads;
+        *cursor += 1;
+        let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + source);
+        Some(SocketAddr::from((address, port as u16)))
+    }
+}
+
+fn parse_port_range(text: &str) -> Option<(u16, u16)> {
+    let mut numbers = text.split_ascii_whitespace().map(|number| number.parse().ok());
+    let (first, last) = (numbers.next()??, numbers.next()??);
+    (first <= last).then_some((first, last))
+}
+
+/// The line that shows the set-up goes on; on a terminal only.
+struct Progress(Option<indicatif::ProgressBar>);
+
+impl Progress {
+    fn new() -> Progress {
+        use std::io::IsTerminal;
+        Progress(
+            std::io::stderr()
+                .is_terminal()
+                .then(indicatif::ProgressBar::new_spinner),
+        )
+    }
+
+    fn show(&self, text: &str) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(text.to_string());
+            bar.tick();
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Idle {
+    pub fn is_good(&self) -> bool {
+        self.lost == 0 && self.pings_unanswered == 0
+    }
+}
+
+impl Display for Idle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let broker = self.broker.as_deref().unwrap_or("broker");
+        let tables = if self.private_descriptor_tables {
+            "a descriptor table each"
+        } else {
+            "one descriptor table"
+        };
+        write!(
+            f,
+            "{broker} at {}: {} idle connections, ",
+            self.address,
+            grouped(self.connections as u64)
+        )?;
+        writeln!(
+            f,
+            "{} threads with {tables}, {} source addresses",
+            self.threads, self.source_addresses
+        )?;
+        writeln!(f, "host         Linux {}, {} CPUs", self.host.kernel, self.host.cpus)?;
+        let rate = grouped((self.connections as f64 / self.set_up_seconds) as u64);
+        write!(f, "set-up       {:.2} s, {rate} connects/s", self.set_up_seconds)?;
+        match self.broker_cpu_us_per_connect {
+            Some(us) => writeln!(f, ", {} µs broker CPU for each with its subscription", figure(us))?,
+            None => writeln!(f)?,
+        }
+        let kib = |bytes: u64| format!("{} KiB", grouped(bytes / 1024));
+        if let (Some(each), Some(before), Some(held)) = (
+            self.broker_bytes_per_connection,
+            self.broker_bytes_before,
+            self.broker_bytes_held,
+        ) {
+            let each = each.round() as i64;
+            writeln!(
+                f,
+                "memory       {each} bytes of user memory per connection ({} before, {} held)",
+                kib(before),
+                kib(held)
+            )?;
+        }
+        if let Some(after) = self.broker_bytes_after {
+            writeln!(f, "after close  {}", kib(after))?;
+        }
+        if let Some(cpus) = self.broker_cpus_held {
+            writeln!(f, "held         {cpus:.4} CPUs of the broker")?;
+        }
+        writeln!(
+            f,
+            "generator    {:.0} bytes of user memory per connection",
+            self.own_bytes_per_connection
+        )?;
+        writeln!(
+            f,
+            "whole run    lost {}, pings {}, unanswered {}",
+            self.lost, self.pings, self.pings_unanswered
+        )?;
+        if !self.is_good() {
+            writeln!(
+                f,
+                "FAILED       the broker dropped connections or did not answer PINGREQ"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn no_two_connections_share_a_source() {
+        let (threads, sources, each) = (3, 4, 2_000);
+        let mut seen = HashSet::new();
+        for thread in 0..threads {
+            let share = Share {
+                thread,
+                threads,
+                first: thread * each,
+                count: each,
+                sources,
+                run: 77,
+            };
+            let mut ports = Ports::new(share).unwrap();
+            for index in 0..each {
+                let source = ports.next(index).unwrap();
+                assert!(source.ip().is_loopback() && source.port() >= ports.first);
+                assert!(seen.insert(source), "{source} twice");
+            }
+        }
+        assert_eq!(
+            seen.iter().map(|source| source.ip()).collect::<HashSet<_>>().len(),
+            sources as usize
+        );
+    }
+
+    #[test]
+    fn a_port_range_is_two_numbers_in_order() {
+        assert_eq!(parse_port_range("32768\t60999\n"), Some((32768, 60999)));
+        assert_eq!(
+            [parse_port_range("9 1"), parse_port_range("1"), parse_port_range("x y")],
+            [None; 3]
+        );
+    }
+}

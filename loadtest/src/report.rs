@@ -1,0 +1,266 @@
+//! The figures of a run, for a reader and as JSON.
+//!
+//! Called  by `main` with what a scenario gives back.
+//! Holds   - a figure that was not measured (no --broker-pid) is absent, not 0.
+
+use std::fmt::{self, Display};
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::acknowledgement::AcknowledgementFaults;
+use crate::sequence::Faults;
+
+/// What a throughput run measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Throughput {
+    pub address: String,
+    /// Name of the broker's process.
+    pub broker: Option<String>,
+    pub settings: String,
+    pub host: Host,
+    /// The measured time, after the warm-up.
+    pub seconds: f64,
+    pub sent_in_time: u64,
+    pub delivered_in_time: u64,
+    pub delivered_per_s: f64,
+    pub latency_us: Latency,
+    pub broker_cpu_us: Option<f64>,
+    pub broker_user_us: Option<f64>,
+    pub broker_system_us: Option<f64>,
+    /// CPUs the broker kept busy.
+    pub broker_cpus: Option<f64>,
+    pub generator_cpu_us: f64,
+    pub generator_cpus: f64,
+    pub broker_memory_bytes: Option<u64>,
+    /// Over the whole run, warm-up and drain included.
+    pub sent: u64,
+    pub received: u64,
+    pub faults: Faults,
+    pub acknowledgements: AcknowledgementFaults,
+    /// Messages of another run, which were ignored.
+    pub foreign: u64,
+    /// Open loop: messages that were due and could not be sent in time.
+    pub behind_schedule: u64,
+    /// Closed loop at QoS 0: times the window was written off because nothing came any more.
+    pub stalls: u64,
+    pub verdict: Verdict,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    Good,
+    /// A message was lost above QoS 0, doubled or out of order, or an acknowledgement was wrong.
+    RulesBroken,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Host {
+    pub kernel: String,
+    pub cpus: usize,
+}
+
+impl Host {
+    pub fn this() -> Host {
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        Host {
+            kernel: release,
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+/// Microseconds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Latency {
+    pub p50: f64,
+    pub p90: f64,
+    pub p99: f64,
+    pub p999: f64,
+    pub max: f64,
+    pub count: u64,
+    /// (microseconds, messages up to it), one step for each filled bucket of 3 digits.
+    pub histogram: Vec<(f64, u64)>,
+}
+
+impl Latency {
+    /// From a histogram in nanoseconds.
+    pub fn of(histogram: &Histogram<u64>) -> Latency {
+        let us = |ns: u64| ns as f64 / 1000.0;
+        let at = |quantile: f64| us(histogram.value_at_quantile(quantile));
+        let mut up_to = 0;
+        let steps = histogram.iter_recorded().map(|step| {
+            up_to += step.count_since_last_iteration();
+            (us(step.value_iterated_to()), up_to)
+        });
+        Latency {
+            histogram: steps.collect(),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: us(histogram.max()),
+            count: histogram.len(),
+        }
+    }
+}
+
+impl Display for Throughput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let broker = self.broker.as_deref().unwrap_or("broker");
+        writeln!(f, "{broker} at {}: {}", self.address, self.settings)?;
+        writeln!(f, "host         Linux {}, {} CPUs", self.host.kernel, self.host.cpus)?;
+        let rate = grouped(self.delivered_per_s.round() as u64);
+        writeln!(
+            f,
+            "delivered    {rate}/s ({} in {:.2} s)",
+            grouped(self.delivered_in_time),
+            self.seconds
+        )?;
+        let l = &self.latency_us;
+        write!(
+            f,
+            "latency µs   p50 {}  p90 {}  p99 {}",
+            figure(l.p50),
+            figure(l.p90),
+            figure(l.p99)
+        )?;
+        writeln!(f, "  p99.9 {}  max {}", figure(l.p999), figure(l.max))?;
+        if let (Some(total), Some(user), Some(system), Some(cpus)) = (
+            self.broker_cpu_us,
+            self.broker_user_us,
+            self.broker_system_us,
+            self.broker_cpus,
+        ) {
+            let (total, user, system) = (figure(total), figure(user), figure(system));
+            writeln!(
+                f,
+                "broker       {total} µs CPU per delivered message (user {user}, system {system}), {cpus:.2} CPUs"
+            )?;
+        }
+        let own = figure(self.generator_cpu_us);
+        writeln!(
+            f,
+            "generator    {own} µs CPU per delivered message, {:.2} CPUs",
+            self.generator_cpus
+        )?;
+        if let Some(bytes) = self.broker_memory_bytes {
+            writeln!(
+                f,
+                "memory       {} KiB of user memory in the broker after the run",
+                grouped(bytes / 1024)
+            )?;
+        }
+        let Faults {
+            missing,
+            doubled,
+            out_of_order,
+        } = self.faults;
+        write!(
+            f,
+            "whole run    sent {}, received {}",
+            grouped(self.sent),
+            grouped(self.received)
+        )?;
+        writeln!(f, ", missing {missing}, doubled {doubled}, out of order {out_of_order}")?;
+        let acks = self.acknowledgements;
+        if acks != AcknowledgementFaults::default() {
+            let AcknowledgementFaults {
+                unexpected,
+                out_of_order,
+                missing,
+            } = acks;
+            writeln!(
+                f,
+                "acks         unexpected {unexpected}, out of order {out_of_order}, missing {missing}"
+            )?;
+        }
+        for (count, what) in [
+            (self.foreign, "messages of another run were ignored"),
+            (
+                self.behind_schedule,
+                "messages were due and not sent: the broker or this machine is slower than --rate",
+            ),
+            (
+                self.stalls,
+                "times nothing came for a second; what was outstanding counts as dropped",
+            ),
+        ] {
+            if count > 0 {
+                writeln!(f, "note         {count} {what}")?;
+            }
+        }
+        if self.verdict == Verdict::RulesBroken {
+            writeln!(f, "FAILED       the broker broke a delivery rule, see the counts above")?;
+        }
+        Ok(())
+    }
+}
+
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Three significant digits.
+pub fn figure(value: f64) -> String {
+    match value.abs() {
+        v if v >= 100.0 => grouped(value.round() as u64),
+        v if v >= 10.0 => format!("{value:.1}"),
+        v if v >= 1.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+/// 1234567 -> "1,234,567".
+pub fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_grouped_by_three() {
+        let cases = [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")];
+        assert!(cases.iter().all(|(value, text)| grouped(*value) == *text));
+    }
+
+    #[test]
+    fn figures_keep_three_digits() {
+        let cases = [
+            (0.0437, "0.044"),
+            (0.437, "0.437"),
+            (1.5, "1.50"),
+            (10.94, "10.9"),
+            (2748.6, "2,749"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(figure(value), text);
+        }
+    }
+
+    #[test]
+    fn the_histogram_of_the_report_is_whole() {
+        let mut histogram = Histogram::new_with_bounds(1, 10_000_000, 3).unwrap();
+        histogram.record_n(1_000, 98).unwrap();
+        histogram.record_n(50_000, 2).unwrap();
+        let latency = Latency::of(&histogram);
+        assert_eq!(latency.histogram.last().unwrap().1, 100);
+        assert!((latency.p50 - 1.0).abs() < 0.01 && (latency.p99 - 50.0).abs() < 0.1);
+    }
+}

@@ -1,0 +1,12 @@
+//! Layer 4: sockets. What a core holds for each, how bytes come in and go out, how sockets come in and move on.
+//!
+//! Owns    every descriptor of a core but its runtime's and its bell's.
+//! Called  by `worker`, which decides when; by `server`, which binds before the cores start.
+//! Holds   - a socket costs one [`sockets::Sockets`] slot of 24 bytes and no buffer while nothing of it waits;
+//!         - no protocol rule: bytes and descriptors only.
+
+pub mod handoff;
+pub mod listener;
+pub mod reader;
+pub mod sockets;
+pub mod writer;

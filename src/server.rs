@@ -1,0 +1,383 @@
+//! Layer 7: the one place that wires it all. Boot order and stop order.
+//!
+//! Called  by `main` with a checked [`Config`], on the main thread, which then waits for signals.
+//! Holds   - boot: descriptors allowed, ports bound, mesh and passages made, cores opened, tables parted, cores serving, and
+//!           only then the ready file and a word on stdout: who reads either can connect;
+//!         - stop (SIGTERM, SIGINT): listeners first, then what is on its way between cores, then connections, and exit
+//!           within [`STOP_TIMEOUT_MS`]; no will is published, since everybody who could receive it is leaving too;
+//!         - what goes wrong on the way up is a [`StartError`]: one sentence that says what to change.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+
+use crate::config::{self, Config};
+use crate::limits::{MESH_RING_PARCELS, STOP_TIMEOUT_MS};
+use crate::mesh::Mesh;
+use crate::metrics::Counters;
+use crate::net::handoff::passages;
+use crate::net::listener::{Listener, listen_on};
+use crate::registry::access::Access;
+use crate::shard::{Limits, PeerId, Shard, ShardConfig};
+use crate::store::Door;
+use crate::worker::turn::CoreParts;
+use crate::worker::{self, Control, Driver, Gate, Mailbox, Progress, WorkerConfig};
+
+/// Descriptors of a core that are no connection: runtime, epoll set, listeners, bells and passages of all cores, files.
+const DESCRIPTORS_BESIDE_PER_CORE: u64 = 16;
+/// From the last core's end to the exit.
+const EXIT_MARGIN_MS: u64 = 500;
+
+/// What the operator has to change, as a sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{0} is in use by another process; stop that one, or give --mqtt-port another number (0: any free port)")]
+    PortInUse(SocketAddr),
+    #[error(
+        "cannot listen on {address}: {error}; give --bind an address of this host and --mqtt-port a port it may open"
+    )]
+    Listen { address: SocketAddr, error: io::Error },
+    #[error(
+        "io_uring cannot be used here: {0}; containers often forbid it, and --driver epoll does without (--driver auto \
+         chooses by itself)"
+    )]
+    IoUring(io::Error),
+    #[error("cannot set up {cores} cores: {error}; allow more open files (ulimit -n) or give fewer --cores")]
+    Cores { cores: u16, error: io::Error },
+    #[error("cannot write the ready file {path}: {error}; give --ready-file a path that can be written", path = path.display())]
+    ReadyFile { path: PathBuf, error: io::Error },
+    #[error("cannot wait for signals: {0}")]
+    Signals(io::Error),
+}
+
+/// Runs the broker until a signal ends it.
+pub fn run(config: Config) -> Result<(), StartError> {
+    let descriptors = raise_descriptor_limit();
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(StartError::Signals)?;
+    let broker = start(&config, descriptors)?;
+    if let Some(path) = &config.ready_file {
+        write_ready_file(path, broker.port).map_err(|error| StartError::ReadyFile {
+            path: path.clone(),
+            error,
+        })?;
+    }
+    announce(&config, broker.port);
+    for signal in signals.forever() {
+        match signal {
+            SIGUSR1 => tracing::info!(counters = summary(&broker.report()), "counted so far"),
+            _ => break,
+        }
+    }
+    tracing::info!("stopping");
+    let counters = broker.stop();
+    tracing::info!(counters = summary(&counters), "stopped");
+    if let Some(path) = &config.ready_file {
+        // Nobody can connect any more; that it may be gone already is no matter.
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
+/// A broker that serves.
+struct Broker {
+    port: Option<u16>,
+    cores: Vec<(Arc<Mailbox>, JoinHandle<Counters>)>,
+}
+
+impl Broker {
+    /// The sum of all cores' counters; a core that does not answer in a second is left out.
+    fn report(&self) -> Counters {
+        let (to, reports) = mpsc::channel();
+        for (mailbox, _) in &self.cores {
+            mailbox.send(Control::Report(to.clone()));
+        }
+        drop(to);
+        let mut sum = Counters::default();
+        while let Ok(counters) = reports.recv_timeout(Duration::from_secs(1)) {
+            sum.add(&counters);
+        }
+        sum
+    }
+
+    fn stop(self) -> Counters {
+        let until = Instant::now() + Duration::from_millis(STOP_TIMEOUT_MS - EXIT_MARGIN_MS);
+        for (mailbox, _) in &self.cores {
+            mailbox.send(Control::Stop);
+        }
+        let mut sum = Counters::default();
+        for (_, core) in self.cores {
+            while !core.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            match core.is_finished() {
+                true => sum.add(&core.join().expect("a core that panics ends the process")),
+                false => tracing::warn!("a core did not stop in time; its connections end with the process"),
+            }
+        }
+        sum
+    }
+}
+
+fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
+    let cores = usize::from(config.cores);
+    let no_cores = |error| StartError::Cores {
+        cores: config.cores,
+        error,
+    };
+
+    let mut listeners_of: Vec<Vec<OwnedFd>> = (0..cores).map(|_| Vec::new()).collect();
+    let mut port = None;
+    if let Some(wanted) = config.mqtt_port {
+        let (bound, listeners) = listen_on(config.bind, wanted, cores).map_err(|error| {
+            let address = SocketAddr::new(config.bind, wanted);
+            match error.kind() {
+                io::ErrorKind::AddrInUse => StartError::PortInUse(address),
+                _ => StartError::Listen { address, error },
+            }
+        })?;
+        port = Some(bound);
+        for (of, listener) in listeners_of.iter_mut().zip(listeners) {
+            of.push(listener);
+        }
+    }
+
+    let is_private = is_private(config, descriptors);
+    let listener_fds: Vec<Vec<RawFd>> = listeners_of
+        .iter()
+        .map(|of| of.iter().map(AsRawFd::as_raw_fd).collect())
+        .collect();
+    let mut passages = match is_private {
+        true => passages(cores).map_err(no_cores)?.into_iter().map(Some).collect(),
+        false => Vec::from_iter((0..cores).map(|_| None)),
+    };
+    let endpoints = Mesh::build(cores, MESH_RING_PARCELS).map_err(no_cores)?;
+
+    let shard_config = ShardConfig {
+        core: PeerId(0),
+        cores: config.cores,
+        shard_levels: config.shard_levels,
+        hash_key: random_key(),
+        limits: Limits {
+            packet_bytes_max: config.packet_bytes_max,
+            inflight_max: config.inflight_max,
+            queued_max: config.queued_max,
+            queued_bytes_max: config.queued_bytes_max,
+            outbox_bytes_max: config.outbox_bytes_max,
+            subscriptions_max: config.subscriptions_per_session_max,
+        },
+        access: match config.access {
+            config::Access::Open => Access::Open,
+        },
+    };
+    let driver = match config.driver {
+        config::Driver::Auto => Driver::Auto,
+        config::Driver::IoUring => Driver::IoUring,
+        config::Driver::Epoll => Driver::Epoll,
+    };
+    let cpus = worker::cpus();
+    let connections_open = Arc::new(AtomicUsize::new(0));
+    let gates: Arc<[Gate; 2]> = Arc::new([Gate::new(cores), Gate::new(cores)]);
+    let (progress, heard) = mpsc::channel();
+    let epoch = Instant::now();
+
+    // All that can fail, before the first thread waits at a gate.
+    let mut parts_of = Vec::with_capacity(cores);
+    for (core, (mesh, listeners)) in endpoints.into_iter().zip(listeners_of).enumerate() {
+        let listeners = listeners.into_iter().map(Listener::new).collect::<io::Result<_>>();
+        let mailbox = Arc::new(Mailbox::new(Arc::clone(mesh.bell())));
+        parts_of.push(CoreParts {
+            shard: Shard::new(ShardConfig {
+                core: PeerId(core as u16),
+                ..shard_config.clone()
+            }),
+            listeners: listeners.map_err(no_cores)?,
+            mesh,
+            passage: passages[core].take(),
+            store: Door::memory(),
+            mailbox,
+            access: shard_config.access.clone(),
+            client_id_bytes_max: config.client_id_bytes_max,
+            connect_timeout_ms: config.connect_timeout.as_millis() as u64,
+            connections_max: config.connections_max,
+            connections_open: Arc::clone(&connections_open),
+            epoch,
+        });
+    }
+    let mut threads = Vec::with_capacity(cores);
+    for (core, parts) in parts_of.into_iter().enumerate() {
+        let mailbox = Arc::clone(&parts.mailbox);
+        let of_others = || {
+            let others = listener_fds.iter().enumerate().filter(|(other, _)| *other != core);
+            others.flat_map(|(_, fds)| fds.iter().copied()).collect()
+        };
+        let worker = WorkerConfig {
+            driver,
+            cpu: (cores <= cpus.len()).then(|| cpus[core]),
+            private_descriptors: is_private.then(of_others),
+        };
+        // A thread that cannot be started leaves the others at a gate that never opens: the process ends with the error.
+        let thread = worker::start(worker, parts, Arc::clone(&gates), progress.clone()).map_err(no_cores)?;
+        threads.push((mailbox, thread));
+    }
+    drop(progress);
+
+    let opened = hear_all(&heard, cores);
+    gates[0].open(opened.is_ok());
+    let drivers = opened.map_err(|error| match driver {
+        Driver::IoUring => StartError::IoUring(error),
+        _ => no_cores(error),
+    })?;
+    let parted = hear_all(&heard, cores);
+    gates[1].open(parted.is_ok());
+    parted.map_err(no_cores)?;
+
+    let without_ring = drivers.iter().filter(|driver| **driver == Driver::Epoll).count();
+    if config.driver == config::Driver::Auto && without_ring > 0 {
+        tracing::warn!("io_uring cannot be used here; {without_ring} of {cores} cores wait with epoll instead");
+    }
+    let tables = if is_private { cores as u64 } else { 1 };
+    tracing::info!(
+        cores,
+        driver = if without_ring == 0 { "io_uring" } else { "epoll" },
+        private_fds = is_private,
+        descriptors = tables * descriptors,
+        "started"
+    );
+    Ok(Broker { port, cores: threads })
+}
+
+/// One word of every core; the drivers they use if all went well, else the first thing that did not.
+fn hear_all(heard: &mpsc::Receiver<Progress>, cores: usize) -> io::Result<Vec<Driver>> {
+    let mut drivers = Vec::new();
+    let mut failed = None;
+    for _ in 0..cores {
+        match heard.recv().expect("a core says how it fares before it ends") {
+            Progress::Opened(driver) => drivers.push(driver),
+            Progress::Parted => {}
+            Progress::Failed(error) => failed = failed.or(Some(error)),
+        }
+    }
+    failed.map_or(Ok(drivers), Err)
+}
+
+/// As many open files as the process may have; returns how many.
+fn raise_descriptor_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if setrlimit(Resource::Nofile, raised).is_err() {
+        return limit.current.unwrap_or(u64::MAX);
+    }
+    limit.maximum.unwrap_or(u64::MAX)
+}
+
+fn is_private(config: &Config, descriptors: u64) -> bool {
+    let cores = u64::from(config.cores);
+    let needed = config.connections_max as u64 + DESCRIPTORS_BESIDE_PER_CORE * cores;
+    match config.private_fds {
+        config::PrivateFds::On => true,
+        config::PrivateFds::Off => false,
+        // One core has one table either way.
+        config::PrivateFds::Auto => cores > 1 && descriptors < needed,
+    }
+}
+
+/// The key of every hash, so that nobody outside can choose where things collide.
+fn random_key() -> [u64; 4] {
+    let mut bytes = [0; 32];
+    let filled =
+        rustix::io::retry_on_intr(|| rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()));
+    assert_eq!(
+        filled,
+        Ok(bytes.len()),
+        "up to 256 bytes are given whole once the system has booted"
+    );
+    let mut key = [0; 4];
+    for (word, bytes) in key.iter_mut().zip(bytes.chunks_exact(8)) {
+        *word = u64::from_ne_bytes(bytes.try_into().expect("a chunk of eight"));
+    }
+    key
+}
+
+/// Appears whole or not at all: whoever waits for the file may read it at once.
+fn write_ready_file(path: &Path, mqtt: Option<u16>) -> io::Result<()> {
+    let none: Option<u16> = None;
+    let ready = serde_json::json!({
+        "pid": std::process::id(), "mqtt": mqtt, "mqtts": none, "ws": none, "wss": none, "api": none,
+    });
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}", std::process::id()));
+    let beside = PathBuf::from(beside);
+    std::fs::write(&beside, format!("{ready}\n"))?;
+    std::fs::rename(&beside, path).inspect_err(|_| drop(std::fs::remove_file(&beside)))
+}
+
+fn announce(config: &Config, port: Option<u16>) {
+    let Some(port) = port else { return };
+    let address = SocketAddr::new(config.bind, port);
+    let host = match config.bind.is_unspecified() {
+        true => "localhost".to_owned(),
+        false => config.bind.to_string(),
+    };
+    let mut words =
+        format!("skein listens for MQTT on {address}\n  try: mosquitto_sub -h {host} -p {port} -t '#' -v\n");
+    if config.access == config::Access::Open && config.bind.is_loopback() {
+        words += "  Only this host can connect, since anybody may use any topic here; --bind 0.0.0.0 lets others in.\n";
+    }
+    // Whoever closed stdout does not want to know.
+    let _ = io::stdout().write_all(words.as_bytes());
+}
+
+/// The counters that are not 0.
+fn summary(counters: &Counters) -> String {
+    let mut text = String::new();
+    for (name, count) in counters.iter().filter(|(_, count)| *count > 0) {
+        let _ = write!(text, "{}{name}={count}", if text.is_empty() { "" } else { " " });
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PrivateFds;
+
+    #[test]
+    fn tables_part_by_themselves_only_where_one_table_is_too_small() {
+        let config = |cores, private_fds| Config {
+            cores,
+            private_fds,
+            connections_max: 100_000,
+            ..Config::default()
+        };
+        assert!(is_private(&config(2, PrivateFds::Auto), 20_000));
+        assert!(!is_private(&config(2, PrivateFds::Auto), 1_000_000));
+        assert!(!is_private(&config(1, PrivateFds::Auto), 20_000));
+        assert!(is_private(&config(1, PrivateFds::On), 1_000_000));
+        assert!(!is_private(&config(2, PrivateFds::Off), 20_000));
+    }
+
+    #[test]
+    fn the_ready_file_names_process_and_ports_and_leaves_nothing_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ready.json");
+        write_ready_file(&path, Some(1883)).unwrap();
+        let ready: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(ready["pid"], std::process::id());
+        assert_eq!(ready["mqtt"], 1883);
+        assert!(["mqtts", "ws", "wss", "api"].iter().all(|port| ready[port].is_null()));
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
+    }
+}

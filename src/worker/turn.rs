@@ -1,0 +1,810 @@
+//! The loop of one core: what is ready is read, the shard fed and drained, what it wrote is sent.
+//!
+//! Owns    the core's shard, its sockets and its end of the mesh.
+//! Called  by `worker`, which sleeps between [`Core::batch`]es for as long as [`Core::prepare_sleep`] allows.
+//! Holds   - one input at a time, every output taken before the next;
+//!         - one `recv` per ready socket and batch, one `send` per socket that has something to send, one bell per peer;
+//!         - a socket that has more than one read waits for its next turn: nobody starves behind it;
+//!         - what cannot go now (a full socket, a full ring, a full passage) waits for an event, never in a loop.
+//!
+//! ```text
+//! epoll ─▶ accept, recv ─▶ turn ─▶ turn … ─▶ mesh in ─▶ turn … ─▶ store ─▶ send ─▶ mesh out ─▶ bells ─▶ sleep, or again
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use crate::limits::{ACCEPTS_PER_BATCH, MESH_PARCELS_PER_BATCH, OUTBOX_FLUSH_BYTES};
+use crate::mesh::{Endpoint, Lane};
+use crate::metrics::Counters;
+use crate::mqtt::encode;
+use crate::mqtt::packet::Connect;
+use crate::mqtt::reason::ConnectReturnCode;
+use crate::net::handoff::{Passage, SOCKETS_PER_MESSAGE};
+use crate::net::listener::{Accepted, Listener};
+use crate::net::reader::{Read, Scratch};
+use crate::net::sockets::{Flags, Ready, Sockets};
+use crate::net::writer::{self, Written};
+use crate::registry::access::{Access, AccountId};
+use crate::shard::greeting::{Greeting, greet};
+use crate::shard::{CloseReason, ConnectionId, Input, Millis, Output, PeerId, Shard};
+use crate::store::Door;
+
+use super::parcel::{Arrival, Arrivals, Carried, Parcel};
+use super::{Control, Mailbox};
+
+/// A listener that found no descriptor left is asked again after this time.
+const LISTENER_REST_MS: u64 = 100;
+/// A passage that was full is tried again after this time: its reader rings no bell for it.
+const PASSAGE_RETRY_MS: u64 = 1;
+/// Stop: what other cores still have for this one is waited for at least this long, ...
+const STOP_SETTLE_MS: u64 = 50;
+/// ... and full sockets at most this long.
+const STOP_FLUSH_MS: u64 = 2_000;
+
+/// What a core is made of; everything that can fail has been opened.
+pub struct CoreParts {
+    pub shard: Shard,
+    pub listeners: Vec<Listener>,
+    pub mesh: Endpoint<Parcel>,
+    /// None: the cores share one descriptor table.
+    pub passage: Option<Passage>,
+    pub store: Door,
+    pub mailbox: Arc<Mailbox>,
+    pub access: Access,
+    pub client_id_bytes_max: usize,
+    pub connect_timeout_ms: u64,
+    pub connections_max: usize,
+    /// Connections past their CONNECT, over all cores.
+    pub connections_open: Arc<AtomicUsize>,
+    /// The beginning of time.
+    pub epoch: Instant,
+}
+
+pub struct Core {
+    parts: CoreParts,
+    sockets: Sockets,
+    now: Millis,
+    ready: Vec<Ready>,
+    scratch: Scratch,
+    /// Sockets to read without an event, in this batch and in the next.
+    again: Vec<ConnectionId>,
+    again_next: Vec<ConnectionId>,
+    /// Sockets to write to before the batch ends.
+    marked: Vec<ConnectionId>,
+    /// Sockets to write to at once.
+    urgent: Vec<ConnectionId>,
+    closing: Vec<(ConnectionId, CloseReason)>,
+    /// Batches that wait for room in their ring.
+    forwards: Vec<(PeerId, Lane)>,
+    /// Whether a peer and lane is in `forwards`.
+    is_forward_waiting: Vec<bool>,
+    /// Connections on their way home that wait for room in the ring or the passage.
+    departures: BTreeMap<u16, VecDeque<(OwnedFd, Arrival)>>,
+    is_passage_full: bool,
+    /// When the sockets that have not sent a CONNECT are closed; those that have are skipped.
+    greeting_deadlines: VecDeque<(Millis, ConnectionId)>,
+    listener_rests: Option<Millis>,
+    stopping: Option<Millis>,
+    is_done: bool,
+}
+
+impl Core {
+    pub fn new(parts: CoreParts, sockets: Sockets) -> Core {
+        let lanes = usize::from(parts.mesh.cores()) * Lane::ALL.len();
+        Core {
+            parts,
+            sockets,
+            now: Millis::default(),
+            ready: Vec::new(),
+            scratch: Scratch::new(),
+            again: Vec::new(),
+            again_next: Vec::new(),
+            marked: Vec::new(),
+            urgent: Vec::new(),
+            closing: Vec::new(),
+            forwards: Vec::new(),
+            is_forward_waiting: vec![false; lanes],
+            departures: BTreeMap::new(),
+            is_passage_full: false,
+            greeting_deadlines: VecDeque::new(),
+            listener_rests: None,
+            stopping: None,
+            is_done: false,
+        }
+    }
+
+    /// Readable when a batch has something to do.
+    pub fn epoll(&self) -> BorrowedFd<'_> {
+        self.sockets.epoll()
+    }
+
+    pub fn bell(&self) -> &crate::mesh::Bell {
+        self.parts.mesh.bell()
+    }
+
+    /// Stopped, and everything closed.
+    pub fn is_done(&self) -> bool {
+        self.is_done
+    }
+
+    /// Everything that is ready now, once. Returns whether there was anything.
+    pub fn batch(&mut self) -> bool {
+        self.now = Millis(self.parts.epoch.elapsed().as_millis() as u64);
+        let mut ready = std::mem::take(&mut self.ready);
+        let polled = self.sockets.poll(&mut ready);
+        polled.expect("a core whose epoll set fails can serve nobody");
+        let mut busy = !ready.is_empty();
+        for event in ready.drain(..) {
+            self.event(event);
+        }
+        self.ready = ready;
+
+        busy |= !self.again.is_empty();
+        let mut again = std::mem::take(&mut self.again);
+        for connection in again.drain(..) {
+            if let Some(socket) = self.sockets.get_mut(connection) {
+                socket.unset(Flags::AGAIN);
+                self.read(connection);
+            }
+        }
+        // What asked for another turn, during events too, has it in the next batch.
+        self.again = std::mem::replace(&mut self.again_next, again);
+
+        busy |= self.mesh_in();
+        self.deadlines();
+        busy |= self.commit();
+        self.flush();
+        busy |= self.mesh_out();
+        self.parts.mesh.ring_bells();
+        busy |= self.mail();
+        busy | !self.again.is_empty() | !self.marked.is_empty()
+    }
+
+    /// The last look before a sleep: None if there is something to do, else how long the sleep may last at most.
+    /// After the sleep, the bell wants `woken`.
+    pub fn prepare_sleep(&mut self) -> Option<Option<u64>> {
+        let lanes: &[Lane] = match self.parts.shard.takes_requests() {
+            true => &Lane::ALL,
+            false => &[Lane::ToHome],
+        };
+        if !self.parts.mesh.prepare_sleep(lanes) {
+            return None;
+        }
+        if self.parts.mailbox.has_mail() {
+            self.bell().cancel_sleep();
+            return None;
+        }
+        let greeting = self.greeting_deadlines.front().map(|(due, _)| *due);
+        let passage = self.is_passage_full.then(|| self.now.plus(PASSAGE_RETRY_MS));
+        let stop = self.stopping.map(|_| self.now.plus(STOP_SETTLE_MS));
+        let due = [
+            self.parts.shard.next_deadline(),
+            greeting,
+            passage,
+            stop,
+            self.listener_rests,
+        ]
+        .into_iter()
+        .flatten()
+        .min();
+        Some(due.map(|due| due.0.saturating_sub(self.parts.epoch.elapsed().as_millis() as u64)))
+    }
+
+    fn event(&mut self, event: Ready) {
+        match event {
+            Ready::Bell => {}
+            Ready::Listener(number) => self.accept(number),
+            Ready::Socket {
+                id,
+                readable,
+                writable,
+                hangup,
+            } => {
+                let Some(socket) = self.sockets.get_mut(id) else {
+                    return;
+                };
+                if writable && socket.unset(Flags::FULL) {
+                    self.mark(id);
+                }
+                if readable {
+                    let socket = self.sockets.get_mut(id).expect("found above");
+                    if hangup {
+                        socket.set(Flags::HANGUP);
+                    }
+                    self.read(id);
+                }
+            }
+        }
+    }
+
+    // --- accepting ---------------------------------------------------------------------------------------------------
+
+    fn accept(&mut self, number: u16) {
+        if self.stopping.is_some() {
+            return;
+        }
+        for _ in 0..ACCEPTS_PER_BATCH {
+            let Some(listener) = self.parts.listeners.get_mut(usize::from(number)) else {
+                return;
+            };
+            match listener.accept() {
+                Accepted::Socket(socket) => {
+                    self.parts.shard.counters_mut().sockets_accepted += 1;
+                    match self.sockets.insert(socket, Flags::GREETING) {
+                        Ok(connection) => {
+                            let due = self.now.plus(self.parts.connect_timeout_ms);
+                            self.greeting_deadlines.push_back((due, connection));
+                        }
+                        Err(error) => self.refuse_socket(&error),
+                    }
+                }
+                Accepted::Nobody => return,
+                Accepted::Shed => self.parts.shard.counters_mut().sockets_refused += 1,
+                Accepted::Exhausted => return self.rest_listeners(),
+                Accepted::Closed => return self.watch_listeners(false),
+            }
+        }
+    }
+
+    fn refuse_socket(&mut self, error: &std::io::Error) {
+        self.parts.shard.counters_mut().sockets_refused += 1;
+        tracing::debug!(%error, "a socket was closed: the core cannot take it in");
+    }
+
+    fn rest_listeners(&mut self) {
+        tracing::debug!("no descriptor or memory is left for a new connection; it waits");
+        self.watch_listeners(false);
+        self.listener_rests = Some(self.now.plus(LISTENER_REST_MS));
+    }
+
+    fn watch_listeners(&mut self, watched: bool) {
+        for (number, listener) in self.parts.listeners.iter().enumerate() {
+            // Fails only for a listener that is not in the set, and all are.
+            let _ = self.sockets.set_listener_watched(number as u16, listener, watched);
+        }
+    }
+
+    // --- reading -----------------------------------------------------------------------------------------------------
+
+    fn read(&mut self, connection: ConnectionId) {
+        let Some(socket) = self.sockets.get_mut(connection) else {
+            return;
+        };
+        // A paused socket is read when it resumes, whatever came meanwhile.
+        if socket.is(Flags::PAUSED) || self.stopping.is_some() {
+            return;
+        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut more = false;
+        let mut has_bytes = true;
+        let is_held = socket.unset(Flags::HELD);
+        match socket.stash.take() {
+            Some(stash) if is_held => {
+                scratch.show(stash);
+                more = true;
+            }
+            mut stash => {
+                let read = scratch.read(socket.fd(), &mut stash);
+                socket.stash = stash;
+                match read {
+                    Read::Bytes { filled } => more = filled || socket.is(Flags::HANGUP),
+                    Read::Nothing => has_bytes = false,
+                    Read::End => {
+                        has_bytes = false;
+                        self.closing.push((connection, CloseReason::PeerClosed));
+                        self.settle();
+                    }
+                }
+            }
+        }
+        if has_bytes {
+            let consumed = self.present(connection, scratch.bytes());
+            if let Some(socket) = self.sockets.get_mut(connection) {
+                scratch.keep(consumed, &mut socket.stash);
+                if socket.is(Flags::PAUSED) {
+                    socket.set(Flags::HELD);
+                } else if more {
+                    self.read_again(connection);
+                }
+            }
+        }
+        self.scratch = scratch;
+    }
+
+    fn read_again(&mut self, connection: ConnectionId) {
+        if let Some(socket) = self.sockets.get_mut(connection)
+            && !socket.set(Flags::AGAIN)
+        {
+            self.again_next.push(connection);
+        }
+    }
+
+    /// Gives the bytes to whoever the connection is with. Returns how many were consumed.
+    fn present(&mut self, connection: ConnectionId, bytes: &[u8]) -> usize {
+        match self.sockets.get(connection) {
+            Some(socket) if socket.is(Flags::GREETING) => self.greet(connection, bytes),
+            Some(_) => self.turn(Input::Received { connection, bytes }),
+            None => 0,
+        }
+    }
+
+    fn greet(&mut self, connection: ConnectionId, bytes: &[u8]) -> usize {
+        let parts = &self.parts;
+        match greet(bytes, &parts.access, parts.client_id_bytes_max, fresh_client_id) {
+            Greeting::Incomplete => 0,
+            Greeting::Malformed(error) => {
+                self.close(connection, CloseReason::Malformed(error), &[]);
+                0
+            }
+            Greeting::Refused(code) => {
+                self.refuse(connection, code);
+                0
+            }
+            Greeting::Accepted {
+                connect,
+                account,
+                consumed,
+            } => {
+                if self.parts.connections_open.fetch_add(1, Ordering::Relaxed) >= self.parts.connections_max {
+                    self.parts.connections_open.fetch_sub(1, Ordering::Relaxed);
+                    self.refuse(connection, ConnectReturnCode::ServerUnavailable);
+                    return 0;
+                }
+                let home = self.parts.shard.home(account, &connect.client_id);
+                if home.0 != self.parts.mesh.core() {
+                    let Some(socket) = self.sockets.release(connection) else {
+                        return 0;
+                    };
+                    let unread = bytes[consumed..].to_vec();
+                    let arrival = Arrival {
+                        connect,
+                        account,
+                        unread,
+                    };
+                    self.departures.entry(home.0).or_default().push_back((socket, arrival));
+                    return 0;
+                }
+                let socket = self.sockets.get_mut(connection).expect("presented by its id");
+                socket.unset(Flags::GREETING);
+                self.connected(connection, connect, account);
+                consumed + self.present_rest(connection, &bytes[consumed..])
+            }
+        }
+    }
+
+    fn connected(&mut self, connection: ConnectionId, connect: Box<Connect>, account: AccountId) {
+        self.turn(Input::Connected {
+            connection,
+            connect,
+            account,
+        });
+    }
+
+    /// What came behind the CONNECT.
+    fn present_rest(&mut self, connection: ConnectionId, bytes: &[u8]) -> usize {
+        match self.sockets.get(connection) {
+            Some(socket) if !bytes.is_empty() && !socket.is(Flags::PAUSED) => {
+                self.turn(Input::Received { connection, bytes })
+            }
+            _ => 0,
+        }
+    }
+
+    fn refuse(&mut self, connection: ConnectionId, code: ConnectReturnCode) {
+        self.parts.shard.counters_mut().connects_refused += 1;
+        let mut connack = Vec::with_capacity(4);
+        encode::connack(&mut connack, false, code);
+        self.close(connection, CloseReason::Refused, &connack);
+    }
+
+    // --- the shard ---------------------------------------------------------------------------------------------------
+
+    fn turn(&mut self, input: Input<'_>) -> usize {
+        let consumed = self.parts.shard.handle(input, self.now);
+        self.settle();
+        consumed
+    }
+
+    /// Takes every output, and feeds what follows from them at once: closed sockets, and full outboxes sent.
+    fn settle(&mut self) {
+        loop {
+            while let Some(output) = self.parts.shard.poll_output() {
+                self.output(output);
+            }
+            if let Some((connection, reason)) = self.closing.pop() {
+                self.end(connection, reason);
+            } else if let Some(connection) = self.urgent.pop() {
+                self.write(connection);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn output(&mut self, output: Output) {
+        match output {
+            Output::Transmit(connection) => {
+                if self.parts.shard.unsent(connection).len() >= OUTBOX_FLUSH_BYTES {
+                    self.urgent.push(connection);
+                } else {
+                    self.mark(connection);
+                }
+            }
+            Output::Close(connection, reason) => self.closing.push((connection, reason)),
+            Output::Pause(connection) => {
+                if let Some(socket) = self.sockets.get_mut(connection) {
+                    socket.set(Flags::PAUSED);
+                }
+            }
+            Output::Resume(connection) => {
+                if let Some(socket) = self.sockets.get_mut(connection)
+                    && socket.unset(Flags::PAUSED)
+                {
+                    socket.set(Flags::HELD);
+                    self.read_again(connection);
+                }
+            }
+            Output::Forward(peer, lane) => {
+                let waits = &mut self.is_forward_waiting[usize::from(peer.0) * Lane::ALL.len() + lane as usize];
+                if !std::mem::replace(waits, true) {
+                    self.forwards.push((peer, lane));
+                }
+            }
+            Output::Persist(number, record) => self.parts.store.push(number, record),
+        }
+    }
+
+    /// Feeds an input without settling: for `settle` itself.
+    fn tell(&mut self, input: Input<'_>) {
+        self.parts.shard.handle(input, self.now);
+    }
+
+    // --- writing and closing -----------------------------------------------------------------------------------------
+
+    fn mark(&mut self, connection: ConnectionId) {
+        if let Some(socket) = self.sockets.get_mut(connection)
+            && !socket.set(Flags::MARKED)
+        {
+            self.marked.push(connection);
+        }
+    }
+
+    /// Sends to every marked socket until it is full or has all: what was sent may let more follow.
+    fn flush(&mut self) {
+        while let Some(connection) = self.marked.pop() {
+            if let Some(socket) = self.sockets.get_mut(connection) {
+                socket.unset(Flags::MARKED);
+                self.write(connection);
+                self.settle();
+            }
+        }
+    }
+
+    /// One send; what follows from it is for `settle`.
+    fn write(&mut self, connection: ConnectionId) {
+        let Some(socket) = self.sockets.get_mut(connection) else {
+            return;
+        };
+        if socket.is(Flags::FULL) {
+            return;
+        }
+        let unsent = self.parts.shard.unsent(connection);
+        if unsent.is_empty() {
+            return;
+        }
+        match writer::write(socket.fd(), unsent) {
+            Written::Bytes(bytes) => {
+                if bytes < unsent.len() {
+                    socket.set(Flags::FULL);
+                }
+                if bytes > 0 {
+                    self.tell(Input::Sent { connection, bytes });
+                }
+            }
+            Written::Broken => self.closing.push((connection, CloseReason::PeerClosed)),
+        }
+    }
+
+    /// Ends a connection that the shard knows, or one that is still being greeted.
+    fn end(&mut self, connection: ConnectionId, reason: CloseReason) {
+        let Some(socket) = self.sockets.get(connection) else {
+            return;
+        };
+        if socket.is(Flags::GREETING) {
+            self.close(connection, reason, &[]);
+            return;
+        }
+        self.close_served(connection, reason);
+        self.parts.connections_open.fetch_sub(1, Ordering::Relaxed);
+        self.tell(Input::Disconnected { connection });
+    }
+
+    fn close_served(&mut self, connection: ConnectionId, reason: CloseReason) {
+        let fd = self.sockets.remove(connection).expect("looked up by the caller");
+        match reason {
+            CloseReason::PeerClosed => drop(fd),
+            _ => writer::close(fd, self.parts.shard.unsent(connection)),
+        }
+        count_close(self.parts.shard.counters_mut(), connection, reason);
+    }
+
+    fn close(&mut self, connection: ConnectionId, reason: CloseReason, last: &[u8]) {
+        if let Some(fd) = self.sockets.remove(connection) {
+            writer::close(fd, last);
+            count_close(self.parts.shard.counters_mut(), connection, reason);
+        }
+    }
+
+    // --- other cores -------------------------------------------------------------------------------------------------
+
+    fn mesh_in(&mut self) -> bool {
+        let mut taken = 0;
+        while taken < MESH_PARCELS_PER_BATCH
+            && let Some((from, parcel)) = self.parts.mesh.pop_any(Lane::ToHome)
+        {
+            taken += 1;
+            self.parcel(PeerId(from), parcel);
+        }
+        let mut requests = 0;
+        while requests < MESH_PARCELS_PER_BATCH
+            && self.parts.shard.takes_requests()
+            && let Some((from, parcel)) = self.parts.mesh.pop_any(Lane::ToOwner)
+        {
+            requests += 1;
+            self.parcel(PeerId(from), parcel);
+        }
+        taken + requests > 0
+    }
+
+    fn parcel(&mut self, from: PeerId, parcel: Parcel) {
+        match parcel {
+            Parcel::Batch(bytes) => {
+                self.turn(Input::Batch { from, bytes: &bytes });
+                self.parts.shard.recycle_batch(bytes);
+            }
+            Parcel::Arrivals(arrivals) => self.arrive(*arrivals),
+        }
+    }
+
+    fn arrive(&mut self, arrivals: Arrivals) {
+        let sockets = match arrivals.sockets {
+            Carried::Descriptors(sockets) => sockets,
+            Carried::Ticket(ticket) => {
+                let passage = self
+                    .parts
+                    .passage
+                    .as_mut()
+                    .expect("tickets are issued by passages only");
+                passage.receive(ticket).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "connections were lost on their way between cores");
+                    Vec::new()
+                })
+            }
+        };
+        let lost = arrivals.connections.len() - sockets.len();
+        if lost > 0 {
+            tracing::debug!(lost, "this core has no descriptor left for connections that came home");
+            self.parts.shard.counters_mut().sockets_refused += lost as u64;
+            self.parts.connections_open.fetch_sub(lost, Ordering::Relaxed);
+        }
+        for (socket, arrival) in sockets.into_iter().zip(arrivals.connections) {
+            match self.sockets.insert(socket, Flags::default()) {
+                Ok(connection) => {
+                    self.connected(connection, arrival.connect, arrival.account);
+                    let consumed = self.present_rest(connection, &arrival.unread);
+                    if consumed < arrival.unread.len()
+                        && let Some(socket) = self.sockets.get_mut(connection)
+                    {
+                        // The next read finds it in front, or the resume, which presents it first.
+                        socket.stash = Some(Box::new(arrival.unread[consumed..].to_vec()));
+                        socket.set(Flags::HELD);
+                    }
+                }
+                Err(error) => {
+                    self.parts.connections_open.fetch_sub(1, Ordering::Relaxed);
+                    self.refuse_socket(&error);
+                }
+            }
+        }
+    }
+
+    /// Whatever has room goes; what has none is awaited by the mesh.
+    fn mesh_out(&mut self) -> bool {
+        let mut sent = false;
+        let mut at = 0;
+        while let Some((peer, lane)) = self.forwards.get(at).copied() {
+            if !self.parts.mesh.has_room(peer.0, lane) {
+                at += 1;
+                continue;
+            }
+            self.forwards.swap_remove(at);
+            self.is_forward_waiting[usize::from(peer.0) * Lane::ALL.len() + lane as usize] = false;
+            if let Some(batch) = self.parts.shard.take_batch(peer, lane) {
+                let pushed = self.parts.mesh.push(peer.0, lane, Parcel::Batch(batch));
+                assert!(pushed.is_ok(), "only this core pushes to this ring, and it had room");
+                sent = true;
+            }
+            self.settle();
+        }
+        if !self.departures.is_empty() {
+            sent |= self.depart();
+        }
+        sent
+    }
+
+    fn depart(&mut self) -> bool {
+        let mut sent = false;
+        self.is_passage_full = false;
+        let mut departures = std::mem::take(&mut self.departures);
+        departures.retain(|home, waiting| {
+            while !waiting.is_empty() && self.parts.mesh.has_room(*home, Lane::ToHome) {
+                let count = waiting.len().min(SOCKETS_PER_MESSAGE);
+                let carried = match &mut self.parts.passage {
+                    None => None,
+                    Some(passage) => {
+                        let sockets: Vec<_> = waiting.iter().take(count).map(|(socket, _)| socket.as_fd()).collect();
+                        match passage.send(*home, &sockets) {
+                            Ok(Some(ticket)) => Some(ticket),
+                            Ok(None) => {
+                                self.is_passage_full = true;
+                                break;
+                            }
+                            Err(error) => {
+                                tracing::warn!(%error, count, "connections cannot be handed to their core: closed");
+                                self.parts.shard.counters_mut().sockets_refused += count as u64;
+                                self.parts.connections_open.fetch_sub(count, Ordering::Relaxed);
+                                waiting.drain(..count);
+                                continue;
+                            }
+                        }
+                    }
+                };
+                let (sockets, connections): (Vec<_>, Vec<_>) = waiting.drain(..count).unzip();
+                let sockets = match carried {
+                    // This core's own descriptors close here: the passage holds the sockets.
+                    Some(ticket) => Carried::Ticket(ticket),
+                    None => Carried::Descriptors(sockets),
+                };
+                let parcel = Parcel::Arrivals(Box::new(Arrivals { sockets, connections }));
+                let pushed = self.parts.mesh.push(*home, Lane::ToHome, parcel);
+                assert!(pushed.is_ok(), "only this core pushes to this ring, and it had room");
+                self.parts.shard.counters_mut().handoffs += count as u64;
+                sent = true;
+            }
+            !waiting.is_empty()
+        });
+        self.departures = departures;
+        sent
+    }
+
+    // --- store, time, control ----------------------------------------------------------------------------------------
+
+    fn commit(&mut self) -> bool {
+        let Some(up_to) = self.parts.store.committed() else {
+            return false;
+        };
+        self.turn(Input::Committed { up_to });
+        true
+    }
+
+    fn deadlines(&mut self) {
+        if self.parts.shard.next_deadline().is_some_and(|due| due <= self.now) {
+            self.turn(Input::Tick);
+        }
+        while let Some((due, connection)) = self.greeting_deadlines.front().copied() {
+            let is_greeting = self
+                .sockets
+                .get(connection)
+                .is_some_and(|socket| socket.is(Flags::GREETING));
+            if is_greeting && due > self.now {
+                break;
+            }
+            self.greeting_deadlines.pop_front();
+            if is_greeting {
+                self.close(connection, CloseReason::ConnectTimeout, &[]);
+            }
+        }
+        if self.greeting_deadlines.is_empty() && self.greeting_deadlines.capacity() > 4_096 {
+            self.greeting_deadlines = VecDeque::new();
+        }
+        if self.listener_rests.is_some_and(|until| until <= self.now) {
+            self.listener_rests = None;
+            self.watch_listeners(self.stopping.is_none());
+        }
+        if let Some(since) = self.stopping {
+            self.stop(since);
+        }
+    }
+
+    fn mail(&mut self) -> bool {
+        if !self.parts.mailbox.has_mail() {
+            return false;
+        }
+        for control in self.parts.mailbox.take() {
+            match control {
+                Control::Stop => {
+                    for listener in &self.parts.listeners {
+                        listener.stop();
+                    }
+                    self.watch_listeners(false);
+                    self.stopping.get_or_insert(self.now);
+                }
+                // Whoever asked may be gone.
+                Control::Report(to) => drop(to.send(self.parts.shard.counters().clone())),
+            }
+        }
+        true
+    }
+
+    /// Nothing is read any more; what is on its way from other cores is still written, then everything closes. The shard is
+    /// not told: a will would find nobody to go to, since every other connection ends as well.
+    fn stop(&mut self, since: Millis) {
+        let is_full = |socket: &crate::net::sockets::Socket| socket.is(Flags::FULL);
+        if self.now < since.plus(STOP_SETTLE_MS) || self.is_done {
+            return;
+        }
+        self.flush();
+        let sockets = &self.sockets;
+        let waits = sockets
+            .ids()
+            .any(|connection| sockets.get(connection).is_some_and(is_full));
+        if waits && self.now < since.plus(STOP_FLUSH_MS) {
+            return;
+        }
+        let open: Vec<ConnectionId> = self.sockets.ids().collect();
+        for connection in open {
+            self.close_served(connection, CloseReason::Stopping);
+        }
+        self.is_done = true;
+    }
+
+    pub fn counters(&self) -> &Counters {
+        self.parts.shard.counters()
+    }
+}
+
+/// "auto-" and 64 random bits: nobody has it, and nobody can guess it to take the connection over.
+fn fresh_client_id() -> String {
+    let mut random = [0; 8];
+    let filled =
+        rustix::io::retry_on_intr(|| rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty()));
+    assert_eq!(
+        filled,
+        Ok(random.len()),
+        "up to 256 bytes are given whole once the system has booted"
+    );
+    format!("auto-{}", hex::encode(random))
+}
+
+fn count_close(counters: &mut Counters, connection: ConnectionId, reason: CloseReason) {
+    let count = match reason {
+        CloseReason::Disconnect => &mut counters.closed_disconnect,
+        CloseReason::PeerClosed => &mut counters.closed_peer,
+        CloseReason::Malformed(rule) => {
+            tracing::debug!(?connection, rule = rule.name(), "closed: {rule}");
+            counters.malformed.count(rule);
+            &mut counters.closed_malformed
+        }
+        CloseReason::Violation(rule) => {
+            tracing::debug!(?connection, ?rule, "closed: a packet where the flow does not allow it");
+            &mut counters.closed_violation
+        }
+        CloseReason::KeepAlive => &mut counters.closed_keep_alive,
+        CloseReason::TakenOver => &mut counters.closed_taken_over,
+        CloseReason::ConnectTimeout => &mut counters.closed_connect_timeout,
+        // Counted where the CONNECT was.
+        CloseReason::Refused => {
+            tracing::debug!(?connection, "closed: the CONNECT was refused");
+            return;
+        }
+        CloseReason::Stopping => &mut counters.closed_stopping,
+    };
+    *count += 1;
+    if !matches!(reason, CloseReason::Malformed(_) | CloseReason::Violation(_)) {
+        tracing::debug!(?connection, ?reason, "closed");
+    }
+}
