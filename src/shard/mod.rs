@@ -26,6 +26,8 @@ mod publish;
 pub mod receipt;
 pub mod record;
 mod subscribe;
+#[cfg(test)]
+mod tests;
 mod topic;
 
 use std::collections::VecDeque;
