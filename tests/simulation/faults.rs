@@ -45,7 +45,7 @@ pub struct Profile {
 
 impl Profile {
     pub fn of(random: &mut Random) -> Profile {
-        let large = random.percent(12);
+        let large = random.percent(15);
         let ample_queue = random.percent(60);
         let ample_outbox = random.percent(60);
         let payload_max = if large {

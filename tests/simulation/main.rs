@@ -248,6 +248,27 @@ fn seeds_hold() {
         println!("  {name} {count}");
     }
     assert!(failed.is_empty(), "{} seeds fail: {failed:?}", failed.len());
+    if seeds() == (0..SEEDS) {
+        check_coverage(&total.counters);
+    }
+}
+
+/// Seeds that never meet what they are for would hold for nothing.
+fn check_coverage(counters: &Counters) {
+    let met = [
+        ("publishes_repeated", counters.publishes_repeated),
+        ("wills_published", counters.wills_published),
+        ("redelivered", counters.redelivered),
+        ("dropped_outbox_full", counters.dropped_outbox_full),
+        ("dropped_queue_full", counters.dropped_queue_full),
+        ("dropped_away", counters.dropped_away),
+        ("dropped_session_ended", counters.dropped_session_ended),
+        ("retained_delivered", counters.retained_delivered),
+        ("pauses", counters.pauses),
+    ];
+    for (name, count) in met {
+        assert!(count > 0, "no seed meets {name}");
+    }
 }
 
 #[test]
