@@ -69,6 +69,9 @@ pub struct ServerSession {
 /// What one Session of a client has seen, by topic, in the order of arrival.
 pub type Seen = BTreeMap<usize, Vec<usize>>;
 
+/// Messages by when their connection came home and when they were sent.
+type Published = Vec<(u64, u64, usize)>;
+
 pub struct Oracle {
     pub topics: Vec<String>,
     pub filters: Vec<String>,
@@ -259,10 +262,10 @@ impl Oracle {
         // A message that its publisher had to send again may have its place twice.
         let counted = |message: &usize| self.messages[*message].attempts <= 1;
         let mut link = |sequence: &mut dyn Iterator<Item = usize>| {
-            let mut before = None;
+            let mut before: Option<usize> = None;
             for message in sequence.filter(counted) {
                 if let Some(before) = before.replace(message) {
-                    after[before as usize].push(message);
+                    after[before].push(message);
                     counts[message] += 1;
                 }
             }
@@ -275,7 +278,7 @@ impl Oracle {
         for sequence in self.retained_order.values() {
             link(&mut sequence.iter().copied());
         }
-        let mut published: BTreeMap<(usize, usize), Vec<(u64, u64, usize)>> = BTreeMap::new();
+        let mut published: BTreeMap<(usize, usize), Published> = BTreeMap::new();
         let everywhere: BTreeSet<usize> = sequences
             .iter()
             .flat_map(|seen| seen.values().flatten().copied())
