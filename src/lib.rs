@@ -9,9 +9,9 @@
 //!                                                                        └ routing/subscriptions: this core's trie
 //! ```
 //!
-//! Layers import downward only: 0 `mqtt limits metrics` < 1 `session routing registry` < 2 `shard` <
+//! Layers import downward only: 0 `limits` < 0 `mqtt` < 0 `metrics` < 1 `session routing registry` < 2 `shard` <
 //! 3 `mesh store` < 4 `net` < 5 `worker` < 6 `config` < 7 `server` < `main`. Layers 0 to 2 are the heart: no socket,
-//! file, thread, `async`, clock or randomness; values in, values out.
+//! file, thread, `async`, clock or randomness; values in, values out. `tests/layers.rs` reads this list.
 
 pub mod config;
 pub mod limits;

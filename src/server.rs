@@ -82,8 +82,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let counters = broker.stop();
     tracing::info!(counters = summary(&counters), "stopped");
     if let Some(path) = &config.ready_file {
-        // Nobody can connect any more; that it may be gone already is no matter.
-        let _ = std::fs::remove_file(path);
+        remove_ready_file(path);
     }
     Ok(())
 }
@@ -324,6 +323,17 @@ fn write_ready_file(path: &Path, mqtt: Option<u16>) -> io::Result<()> {
     std::fs::rename(&beside, path).inspect_err(|_| drop(std::fs::remove_file(&beside)))
 }
 
+/// Nobody can connect any more. A broker that was started meanwhile keeps the file it wrote.
+fn remove_ready_file(path: &Path) {
+    let ready: serde_json::Value = std::fs::read(path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default();
+    if ready["pid"] == std::process::id() {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
 fn announce(config: &Config, port: Option<u16>) {
     let Some(port) = port else { return };
     let address = SocketAddr::new(config.bind, port);
@@ -379,5 +389,10 @@ mod tests {
         assert_eq!(ready["mqtt"], 1883);
         assert!(["mqtts", "ws", "wss", "api"].iter().all(|port| ready[port].is_null()));
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
+        remove_ready_file(&path);
+        assert!(!path.exists());
+        std::fs::write(&path, r#"{"pid":1}"#).unwrap();
+        remove_ready_file(&path);
+        assert!(path.exists(), "another broker's");
     }
 }

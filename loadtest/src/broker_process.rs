@@ -2,7 +2,7 @@
 //!
 //! Called  by the scenarios at the start and the end of what they measure.
 //! Holds   - CPU time comes from the process's own CPU clock (nanoseconds, all threads, ended ones too); the split into
-//!           user and system comes from /proc/PID/stat, whose unit is the 10 ms tick;
+//!           user and system comes from /proc/PID/stat, in ticks of 10 ms and sampled by the tick: an estimate;
 //!         - memory is Pss of /proc/PID/smaps_rollup: user pages, shared ones in proportion, no kernel socket memory.
 
 use std::fs;

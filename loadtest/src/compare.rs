@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
-use crate::report::{Throughput, Verdict, figure};
+use crate::broker_process::BrokerProcess;
+use crate::report::{Throughput, Verdict, figure, ratio};
 use crate::stats::{Spread, paired_ratios, spread};
 use crate::throughput;
 
@@ -78,6 +79,10 @@ pub fn run(settings: &Settings, throughput: &throughput::Settings) -> Result<Com
         .iter()
         .map(|text| parse_target(text))
         .collect::<Result<_>>()?;
+    // A wrong process id is told before the first round, not in the middle of it.
+    for (target, text) in targets.iter().zip(&settings.against) {
+        BrokerProcess::new(target.pid).with_context(|| format!("--against {text}"))?;
+    }
     let mut runs: Vec<Vec<Throughput>> = targets.iter().map(|_| Vec::new()).collect();
     for round in 0..settings.rounds {
         let mut order: Vec<usize> = (0..targets.len()).collect();
@@ -146,12 +151,12 @@ impl Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{}; {} rounds, median [min..max], × = ratio to the first",
+            "{}; {} rounds, median [min..max], then the ratio to the first [least..greatest]",
             self.settings, self.rounds
         )?;
         write!(f, "{:26}", "")?;
         for name in &self.brokers {
-            write!(f, " {name:<48}")?;
+            write!(f, " {name:<56}")?;
         }
         writeln!(f)?;
         for row in &self.rows {
@@ -159,17 +164,20 @@ impl Display for Comparison {
             for (broker, cell) in row.cells.iter().enumerate() {
                 let text = match cell {
                     None => "-".to_string(),
-                    Some(Cell { values: v, ratio }) => {
+                    Some(Cell {
+                        values: v,
+                        ratio: to_first,
+                    }) => {
                         let values = format!("{} [{}..{}]", figure(v.median), figure(v.min), figure(v.max));
-                        match ratio {
+                        match to_first {
                             Some(r) if broker > 0 => {
-                                format!("{values} ×{} [{}..{}]", figure(r.median), figure(r.min), figure(r.max))
+                                format!("{values} {} [{}..{}]", ratio(r.median), ratio(r.min), ratio(r.max))
                             }
                             _ => values,
                         }
                     }
                 };
-                write!(f, " {text:<48}")?;
+                write!(f, " {text:<56}")?;
             }
             writeln!(f)?;
         }

@@ -7,8 +7,7 @@
 //!         - a set-up that stands still for `STANDSTILL_MAX` is an error, a connection lost later is counted.
 
 use std::collections::HashMap;
-use std::fmt::{self, Display};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -20,15 +19,15 @@ use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
-use serde::Serialize;
 
 use crate::broker_process::BrokerProcess;
 use crate::client::{check_connack, check_suback, resolve};
 use crate::pace::Pace;
-use crate::packet::{self, Credentials};
+use crate::packet::{self, Credentials, run_tag};
 use crate::private_fds;
-use crate::report::{Host, figure, grouped};
-use crate::throughput::run_tag;
+use crate::progress::Progress;
+use crate::report::{Host, Idle, grouped};
+use crate::source_ports::SourcePorts;
 
 /// Descriptors of a table that are not connections.
 const OTHER_FDS: u64 = 64;
@@ -71,35 +70,11 @@ pub struct Settings {
     /// QoS of the subscriptions
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
     pub qos: u8,
-    /// First level of the topics
-    #[arg(long, default_value = "idle")]
-    pub topic_prefix: String,
+    /// Topic Filter of each client; {} becomes its number. The number of levels is part of what a subscription costs
+    #[arg(long, default_value = "idle/{}/command")]
+    pub filter: String,
     #[command(flatten)]
     pub credentials: Credentials,
-}
-
-/// What an idle run measured.
-#[derive(Clone, Debug, Serialize)]
-pub struct Idle {
-    pub address: String,
-    pub broker: Option<String>,
-    pub host: Host,
-    pub connections: u32,
-    pub threads: u32,
-    pub private_descriptor_tables: bool,
-    pub source_addresses: u32,
-    pub set_up_seconds: f64,
-    pub broker_bytes_before: Option<u64>,
-    pub broker_bytes_held: Option<u64>,
-    pub broker_bytes_after: Option<u64>,
-    pub broker_bytes_per_connection: Option<f64>,
-    pub broker_cpu_us_per_connect: Option<f64>,
-    /// CPUs the broker kept busy while the connections were held.
-    pub broker_cpus_held: Option<f64>,
-    pub own_bytes_per_connection: f64,
-    pub lost: u64,
-    pub pings: u64,
-    pub pings_unanswered: u64,
 }
 
 /// What the threads and the one that waits for them tell each other.
@@ -228,6 +203,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
             address: address.to_string(),
             broker: broker.as_ref().map(|b| b.name.clone()),
             host: Host::this(),
+            filter: settings.filter.clone(),
             connections: n,
             threads,
             private_descriptor_tables: is_private,
@@ -346,7 +322,7 @@ fn hold_share(target: SocketAddr, settings: &Settings, share: Share, shared: &Sh
         clients: Vec::with_capacity(share.count as usize),
         partial: HashMap::new(),
         in_flight: 0,
-        ports: Ports::new(share)?,
+        ports: SourcePorts::new(share.thread, share.threads, share.sources, share.run)?,
         bytes: Vec::new(),
     };
     let result = holder.drive();
@@ -371,7 +347,7 @@ struct Holder<'a> {
     /// The few whose last read ended within a frame.
     partial: HashMap<u32, Vec<u8>>,
     in_flight: u32,
-    ports: Ports,
+    ports: SourcePorts,
     bytes: Vec<u8>,
 }
 
@@ -429,7 +405,7 @@ impl Holder<'_> {
             AddressFamily::INET6
         };
         // A port in use by another process is passed over: at most all of them once.
-        for _ in 0..=self.ports.count {
+        for _ in 0..=self.ports.per_source() {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).map_err(|error| {
                 anyhow!(
@@ -439,7 +415,7 @@ impl Holder<'_> {
                 )
             })?;
             sockopt::set_tcp_nodelay(&socket, true)?;
-            if let Some(source) = self.ports.next(index as u32) {
+            if let Some(source) = self.ports.next(self.number(index)) {
                 sockopt::set_socket_reuseaddr(&socket, true)?;
                 match rustix::net::bind(&socket, &source) {
                     Err(Errno::ADDRINUSE) => continue,
@@ -568,7 +544,7 @@ impl Holder<'_> {
                 check_connack(self.target, frame).with_context(context)?;
                 self.clients[client].state = State::AwaitsSuback;
                 self.bytes.clear();
-                let filter = format!("{}/{}", self.settings.topic_prefix, self.number(client));
+                let filter = self.settings.filter.replace("{}", &self.number(client).to_string());
                 packet::subscribe(&mut self.bytes, &filter, self.settings.qos);
                 self.send_bytes(client)
             }
@@ -609,200 +585,5 @@ impl Holder<'_> {
         }
         self.shared.pings.fetch_add(pings, Ordering::Relaxed);
         self.shared.unanswered.fetch_add(unanswered, Ordering::Relaxed);
-    }
-}
-
-/// Source addresses and ports, each used by one thread only. Ports are bound by number: the kernel's own search through
-/// a nearly full range costs far more than the connection.
-struct Ports {
-    first: u16,
-    /// Ports of this thread per source address.
-    count: u32,
-    share: Share,
-    /// Next port of each source address.
-    cursors: Vec<u32>,
-}
-
-impl Ports {
-    fn new(share: Share) -> Result<Ports> {
-        let path = "/proc/sys/net/ipv4/ip_local_port_range";
-        let text = std::fs::read_to_string(path).with_context(|| path.to_string())?;
-        let (first, last) = parse_port_range(&text).with_context(|| format!("{path} holds {text:?}"))?;
-        // A start that differs from run to run: the ports of the last run are still in TIME_WAIT.
-        let count = (last as u32 - first as u32 + 1) / share.threads;
-        if share.sources > 0 && count == 0 {
-            bail!(
-                "{} threads share ports {first}..={last} of a source address: too few",
-                share.threads
-            );
-        }
-        let start = share.run % count.max(1);
-        Ok(Ports {
-            first,
-            count,
-            share,
-            cursors: vec![start; share.sources as usize],
-        })
-    }
-
-    /// The source of this thread's client `index`; another one when asked again. `None`: the kernel chooses.
-    fn next(&mut self, index: u32) -> Option<SocketAddr> {
-        if self.share.sources == 0 {
-            return None;
-        }
-        let source = (self.share.first.wrapping_add(index)) % self.share.sources;
-        let cursor = &mut self.cursors[source as usize];
-        let port = self.first as u32 + self.share.thread + (*cursor % self.count) * self.share.threads;
-        *cursor += 1;
-        let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + source);
-        Some(SocketAddr::from((address, port as u16)))
-    }
-}
-
-fn parse_port_range(text: &str) -> Option<(u16, u16)> {
-    let mut numbers = text.split_ascii_whitespace().map(|number| number.parse().ok());
-    let (first, last) = (numbers.next()??, numbers.next()??);
-    (first <= last).then_some((first, last))
-}
-
-/// The line that shows the set-up goes on; on a terminal only.
-struct Progress(Option<indicatif::ProgressBar>);
-
-impl Progress {
-    fn new() -> Progress {
-        use std::io::IsTerminal;
-        Progress(
-            std::io::stderr()
-                .is_terminal()
-                .then(indicatif::ProgressBar::new_spinner),
-        )
-    }
-
-    fn show(&self, text: &str) {
-        if let Some(bar) = &self.0 {
-            bar.set_message(text.to_string());
-            bar.tick();
-        }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.0 {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-impl Idle {
-    pub fn is_good(&self) -> bool {
-        self.lost == 0 && self.pings_unanswered == 0
-    }
-}
-
-impl Display for Idle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let broker = self.broker.as_deref().unwrap_or("broker");
-        let tables = if self.private_descriptor_tables {
-            "a descriptor table each"
-        } else {
-            "one descriptor table"
-        };
-        write!(
-            f,
-            "{broker} at {}: {} idle connections, ",
-            self.address,
-            grouped(self.connections as u64)
-        )?;
-        writeln!(
-            f,
-            "{} threads with {tables}, {} source addresses",
-            self.threads, self.source_addresses
-        )?;
-        writeln!(f, "host         Linux {}, {} CPUs", self.host.kernel, self.host.cpus)?;
-        let rate = grouped((self.connections as f64 / self.set_up_seconds) as u64);
-        write!(f, "set-up       {:.2} s, {rate} connects/s", self.set_up_seconds)?;
-        match self.broker_cpu_us_per_connect {
-            Some(us) => writeln!(f, ", {} µs broker CPU for each with its subscription", figure(us))?,
-            None => writeln!(f)?,
-        }
-        let kib = |bytes: u64| format!("{} KiB", grouped(bytes / 1024));
-        if let (Some(each), Some(before), Some(held)) = (
-            self.broker_bytes_per_connection,
-            self.broker_bytes_before,
-            self.broker_bytes_held,
-        ) {
-            let each = each.round() as i64;
-            writeln!(
-                f,
-                "memory       {each} bytes of user memory per connection ({} before, {} held)",
-                kib(before),
-                kib(held)
-            )?;
-        }
-        if let Some(after) = self.broker_bytes_after {
-            writeln!(f, "after close  {}", kib(after))?;
-        }
-        if let Some(cpus) = self.broker_cpus_held {
-            writeln!(f, "held         {cpus:.4} CPUs of the broker")?;
-        }
-        writeln!(
-            f,
-            "generator    {:.0} bytes of user memory per connection",
-            self.own_bytes_per_connection
-        )?;
-        writeln!(
-            f,
-            "whole run    lost {}, pings {}, unanswered {}",
-            self.lost, self.pings, self.pings_unanswered
-        )?;
-        if !self.is_good() {
-            writeln!(
-                f,
-                "FAILED       the broker dropped connections or did not answer PINGREQ"
-            )?;
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::HashSet;
-
-    #[test]
-    fn no_two_connections_share_a_source() {
-        let (threads, sources, each) = (3, 4, 2_000);
-        let mut seen = HashSet::new();
-        for thread in 0..threads {
-            let share = Share {
-                thread,
-                threads,
-                first: thread * each,
-                count: each,
-                sources,
-                run: 77,
-            };
-            let mut ports = Ports::new(share).unwrap();
-            for index in 0..each {
-                let source = ports.next(index).unwrap();
-                assert!(source.ip().is_loopback() && source.port() >= ports.first);
-                assert!(seen.insert(source), "{source} twice");
-            }
-        }
-        assert_eq!(
-            seen.iter().map(|source| source.ip()).collect::<HashSet<_>>().len(),
-            sources as usize
-        );
-    }
-
-    #[test]
-    fn a_port_range_is_two_numbers_in_order() {
-        assert_eq!(parse_port_range("32768\t60999\n"), Some((32768, 60999)));
-        assert_eq!(
-            [parse_port_range("9 1"), parse_port_range("1"), parse_port_range("x y")],
-            [None; 3]
-        );
     }
 }

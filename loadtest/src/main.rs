@@ -14,9 +14,11 @@ mod idle;
 mod pace;
 mod packet;
 mod private_fds;
+mod progress;
 mod relay;
 mod report;
 mod sequence;
+mod source_ports;
 mod stats;
 mod throughput;
 
@@ -40,7 +42,8 @@ enum Scenario {
         /// The broker, HOST:PORT
         #[arg(long, default_value = "127.0.0.1:1883")]
         addr: String,
-        /// Its process, to read CPU time and memory of
+        /// Its process, to read CPU time and memory of. Start it afresh: heap freed by an earlier run is used again and makes
+        /// a connection look cheaper than it is
         #[arg(long)]
         broker_pid: Option<u32>,
         #[command(flatten)]

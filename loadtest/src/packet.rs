@@ -7,6 +7,7 @@
 //!         - nothing here allocates per message.
 
 use anyhow::{Result, bail};
+use rustix::time::ClockId;
 
 pub const CONNACK: u8 = 2;
 pub const PUBLISH: u8 = 3;
@@ -204,6 +205,14 @@ pub fn publish<'a>(frame: Frame<'a>) -> Result<Publish<'a>> {
         }
     }
     bail!("a PUBLISH too short for its own topic")
+}
+
+/// Differs from run to run and from process to process.
+pub fn run_tag() -> u32 {
+    let now = rustix::time::clock_gettime(ClockId::Realtime);
+    let mixed =
+        (now.tv_sec as u64).wrapping_mul(1_000_000_007) ^ (now.tv_nsec as u64) ^ (std::process::id() as u64) << 32;
+    (mixed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32
 }
 
 fn push_remaining_length(out: &mut Vec<u8>, mut length: usize) {

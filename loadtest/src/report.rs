@@ -201,6 +201,103 @@ impl Display for Throughput {
     }
 }
 
+/// What an idle run measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Idle {
+    pub address: String,
+    pub broker: Option<String>,
+    pub host: Host,
+    pub filter: String,
+    pub connections: u32,
+    pub threads: u32,
+    pub private_descriptor_tables: bool,
+    pub source_addresses: u32,
+    pub set_up_seconds: f64,
+    pub broker_bytes_before: Option<u64>,
+    pub broker_bytes_held: Option<u64>,
+    pub broker_bytes_after: Option<u64>,
+    pub broker_bytes_per_connection: Option<f64>,
+    pub broker_cpu_us_per_connect: Option<f64>,
+    /// CPUs the broker kept busy while the connections were held.
+    pub broker_cpus_held: Option<f64>,
+    pub own_bytes_per_connection: f64,
+    pub lost: u64,
+    pub pings: u64,
+    pub pings_unanswered: u64,
+}
+
+impl Idle {
+    pub fn is_good(&self) -> bool {
+        self.lost == 0 && self.pings_unanswered == 0
+    }
+}
+
+impl Display for Idle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let broker = self.broker.as_deref().unwrap_or("broker");
+        let connections = grouped(self.connections as u64);
+        writeln!(
+            f,
+            "{broker} at {}: {connections} idle connections, each subscribed to {}",
+            self.address, self.filter
+        )?;
+        let tables = if self.private_descriptor_tables {
+            "a descriptor table each"
+        } else {
+            "one descriptor table"
+        };
+        writeln!(
+            f,
+            "generator    {} threads, {tables}, {} source addresses",
+            self.threads, self.source_addresses
+        )?;
+        writeln!(f, "host         Linux {}, {} CPUs", self.host.kernel, self.host.cpus)?;
+        let rate = grouped((self.connections as f64 / self.set_up_seconds) as u64);
+        write!(f, "set-up       {:.2} s, {rate} connects/s", self.set_up_seconds)?;
+        match self.broker_cpu_us_per_connect {
+            Some(us) => writeln!(f, ", {} µs broker CPU for each with its subscription", figure(us))?,
+            None => writeln!(f)?,
+        }
+        let kib = |bytes: u64| format!("{} KiB", grouped(bytes / 1024));
+        if let (Some(each), Some(before), Some(held)) = (
+            self.broker_bytes_per_connection,
+            self.broker_bytes_before,
+            self.broker_bytes_held,
+        ) {
+            let each = each.round() as i64;
+            writeln!(
+                f,
+                "memory       {each} bytes of user memory per connection ({} before, {} held)",
+                kib(before),
+                kib(held)
+            )?;
+        }
+        if let Some(after) = self.broker_bytes_after {
+            writeln!(f, "after close  {}", kib(after))?;
+        }
+        if let Some(cpus) = self.broker_cpus_held {
+            writeln!(f, "held         {cpus:.4} CPUs of the broker")?;
+        }
+        writeln!(
+            f,
+            "own memory   {:.0} bytes of user memory per connection",
+            self.own_bytes_per_connection
+        )?;
+        writeln!(
+            f,
+            "whole run    lost {}, pings {}, unanswered {}",
+            self.lost, self.pings, self.pings_unanswered
+        )?;
+        if !self.is_good() {
+            writeln!(
+                f,
+                "FAILED       the broker dropped connections or did not answer PINGREQ"
+            )?;
+        }
+        Ok(())
+    }
+}
+
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
@@ -213,7 +310,19 @@ pub fn figure(value: f64) -> String {
         v if v >= 100.0 => grouped(value.round() as u64),
         v if v >= 10.0 => format!("{value:.1}"),
         v if v >= 1.0 => format!("{value:.2}"),
-        _ => format!("{value:.3}"),
+        v if v >= 0.1 => format!("{value:.3}"),
+        v if v >= 0.01 => format!("{value:.4}"),
+        v if v > 0.0 => format!("{value:.5}"),
+        _ => "0".to_string(),
+    }
+}
+
+/// A ratio: "×1.07", and "1/227" where it is below a tenth.
+pub fn ratio(value: f64) -> String {
+    if value > 0.0 && value < 0.1 {
+        format!("1/{}", figure(1.0 / value))
+    } else {
+        format!("×{}", figure(value))
     }
 }
 
@@ -243,7 +352,8 @@ mod tests {
     #[test]
     fn figures_keep_three_digits() {
         let cases = [
-            (0.0437, "0.044"),
+            (0.0, "0"),
+            (0.0437, "0.0437"),
             (0.437, "0.437"),
             (1.5, "1.50"),
             (10.94, "10.9"),
@@ -251,6 +361,14 @@ mod tests {
         ];
         for (value, text) in cases {
             assert_eq!(figure(value), text);
+        }
+    }
+
+    #[test]
+    fn a_small_ratio_is_a_fraction() {
+        let cases = [(1.066, "×1.07"), (0.25, "×0.250"), (0.025, "1/40.0"), (0.0, "×0")];
+        for (value, text) in cases {
+            assert_eq!(ratio(value), text);
         }
     }
 

@@ -38,9 +38,13 @@ pub fn pubrec(out: &mut Vec<u8>, packet_id: PacketId) {
     with_packet_id(out, 0x50, packet_id);
 }
 
-/// The flags are 2 at both levels [MQTT-3.6.1-1]; 3.1 allows DUP on a resend and does not ask for it.
 pub fn pubrel(out: &mut Vec<u8>, packet_id: PacketId) {
     with_packet_id(out, 0x62, packet_id);
+}
+
+/// A PUBREL sent again at level 3, which sets DUP (3.1 section 3.6); 3.1.1 reserves the bit [MQTT-3.6.1-1].
+pub fn pubrel_again_v31(out: &mut Vec<u8>, packet_id: PacketId) {
+    with_packet_id(out, 0x6a, packet_id);
 }
 
 pub fn pubcomp(out: &mut Vec<u8>, packet_id: PacketId) {
@@ -185,6 +189,7 @@ mod tests {
         assert_eq!(written(|out| puback(out, id(0x1234))), [0x40, 2, 0x12, 0x34]);
         assert_eq!(written(|out| pubrec(out, id(0x1234))), [0x50, 2, 0x12, 0x34]);
         assert_eq!(written(|out| pubrel(out, id(0x1234))), [0x62, 2, 0x12, 0x34]);
+        assert_eq!(written(|out| pubrel_again_v31(out, id(0x1234))), [0x6a, 2, 0x12, 0x34]);
         assert_eq!(written(|out| pubcomp(out, id(0x1234))), [0x70, 2, 0x12, 0x34]);
         assert_eq!(written(|out| unsuback(out, id(0x1234))), [0xb0, 2, 0x12, 0x34]);
         assert_eq!(written(pingresp), [0xd0, 0]);

@@ -140,15 +140,9 @@ impl Sockets {
         Ok(epoll::add(&self.epoll, listener, data, epoll::EventFlags::IN)?)
     }
 
-    /// No more events of a listener, or events again.
-    pub fn set_listener_watched(&self, number: u16, listener: impl AsFd, watched: bool) -> io::Result<()> {
-        let data = data(INDEX_LISTENER_FIRST + u32::from(number), 0);
-        let flags = if watched {
-            epoll::EventFlags::IN
-        } else {
-            epoll::EventFlags::empty()
-        };
-        Ok(epoll::modify(&self.epoll, listener, data, flags)?)
+    /// Not even its error events, which no choice of flags keeps away: a listener that was shut down has one for ever.
+    pub fn unwatch_listener(&self, listener: impl AsFd) -> io::Result<()> {
+        Ok(epoll::delete(&self.epoll, listener)?)
     }
 
     /// Takes in a socket. What it has received already is reported by the next wait.

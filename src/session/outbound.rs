@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 
 use crate::limits::INFLIGHT_SPAN_FACTOR;
 use crate::mqtt::encode;
-use crate::mqtt::packet::{PacketId, QoS};
+use crate::mqtt::packet::{Level, PacketId, QoS};
 
 use super::message::{Message, SharedMessage};
 use super::outbox::{BufferPool, Outbox};
@@ -173,13 +173,14 @@ impl Outbound {
         &mut self,
         outbox: &mut Outbox,
         pool: &mut BufferPool,
+        level: Level,
         durable: bool,
         limits: &Limits,
         mut wrote: impl FnMut(QoS, Again),
     ) {
         while outbox.len() < limits.outbox_bytes_max {
             if self.sent < self.inflight.len() {
-                self.send_again(outbox.writer(pool), &mut wrote);
+                self.send_again(outbox.writer(pool), level, &mut wrote);
                 continue;
             }
             let Some(front) = self.queue.front() else { return };
@@ -199,7 +200,7 @@ impl Outbound {
         }
     }
 
-    fn send_again(&mut self, out: &mut Vec<u8>, wrote: &mut impl FnMut(QoS, Again)) {
+    fn send_again(&mut self, out: &mut Vec<u8>, level: Level, wrote: &mut impl FnMut(QoS, Again)) {
         let entry = &self.inflight[self.sent];
         let packet_id = self.id_at(self.sent);
         match entry.flow {
@@ -224,6 +225,7 @@ impl Outbound {
                 );
                 wrote(qos, true);
             }
+            Flow::AwaitsPubComp if level == Level::V31 => encode::pubrel_again_v31(out, packet_id),
             Flow::AwaitsPubComp => encode::pubrel(out, packet_id),
             Flow::Ended => {}
         }

@@ -194,19 +194,15 @@ impl Shard {
         if let Some(outbound) = &mut client.outbound {
             let before = connection.outbox.len();
             let counters = &mut self.counters;
-            let durable = !client.clean_session;
-            outbound.refill(
-                &mut connection.outbox,
-                &mut self.pool,
-                durable,
-                &self.delivery_limits,
-                |qos, again| match (again, qos) {
-                    (true, _) => counters.redelivered += 1,
-                    (false, QoS::AtMostOnce) => counters.delivered_qos0 += 1,
-                    (false, QoS::AtLeastOnce) => counters.delivered_qos1 += 1,
-                    (false, QoS::ExactlyOnce) => counters.delivered_qos2 += 1,
-                },
-            );
+            let (level, durable) = (connection.level(), !client.clean_session);
+            let wrote = |qos, again| match (again, qos) {
+                (true, _) => counters.redelivered += 1,
+                (false, QoS::AtMostOnce) => counters.delivered_qos0 += 1,
+                (false, QoS::AtLeastOnce) => counters.delivered_qos1 += 1,
+                (false, QoS::ExactlyOnce) => counters.delivered_qos2 += 1,
+            };
+            let (pool, limits) = (&mut self.pool, &self.delivery_limits);
+            outbound.refill(&mut connection.outbox, pool, level, durable, limits, wrote);
             if connection.outbox.len() > before {
                 mark(connection, id, &mut self.outputs);
             }

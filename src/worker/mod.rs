@@ -7,8 +7,11 @@
 //!         - hence a busy core needs no yield: there is no other task that could starve;
 //!         - a core is done with everything that can fail before it says it is ready, and serves nobody before all are.
 
+mod arrivals;
 pub mod parcel;
 pub mod turn;
+#[cfg(test)]
+mod turn_tests;
 
 use std::future::Future;
 use std::io;

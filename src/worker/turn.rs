@@ -12,32 +12,26 @@
 //! ```
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::limits::{ACCEPTS_PER_BATCH, MESH_PARCELS_PER_BATCH, OUTBOX_FLUSH_BYTES};
+use crate::limits::{MESH_PARCELS_PER_BATCH, OUTBOX_FLUSH_BYTES};
 use crate::mesh::{Endpoint, Lane};
 use crate::metrics::Counters;
-use crate::mqtt::encode;
-use crate::mqtt::packet::Connect;
-use crate::mqtt::reason::ConnectReturnCode;
-use crate::net::handoff::{Passage, SOCKETS_PER_MESSAGE};
-use crate::net::listener::{Accepted, Listener};
+use crate::net::handoff::Passage;
+use crate::net::listener::Listener;
 use crate::net::reader::{Read, Scratch};
 use crate::net::sockets::{Flags, Ready, Sockets};
 use crate::net::writer::{self, Written};
-use crate::registry::access::{Access, AccountId};
-use crate::shard::greeting::{Greeting, greet};
+use crate::registry::access::Access;
 use crate::shard::{CloseReason, ConnectionId, Input, Millis, Output, PeerId, Shard};
 use crate::store::Door;
 
-use super::parcel::{Arrival, Arrivals, Carried, Parcel};
+use super::parcel::{Arrival, Parcel};
 use super::{Control, Mailbox};
 
-/// A listener that found no descriptor left is asked again after this time.
-const LISTENER_REST_MS: u64 = 100;
 /// A passage that was full is tried again after this time: its reader rings no bell for it.
 const PASSAGE_RETRY_MS: u64 = 1;
 /// Stop: what other cores still have for this one is waited for at least this long, ...
@@ -65,9 +59,9 @@ pub struct CoreParts {
 }
 
 pub struct Core {
-    parts: CoreParts,
-    sockets: Sockets,
-    now: Millis,
+    pub(super) parts: CoreParts,
+    pub(super) sockets: Sockets,
+    pub(super) now: Millis,
     ready: Vec<Ready>,
     scratch: Scratch,
     /// Sockets to read without an event, in this batch and in the next.
@@ -83,12 +77,12 @@ pub struct Core {
     /// Whether a peer and lane is in `forwards`.
     is_forward_waiting: Vec<bool>,
     /// Connections on their way home that wait for room in the ring or the passage.
-    departures: BTreeMap<u16, VecDeque<(OwnedFd, Arrival)>>,
-    is_passage_full: bool,
+    pub(super) departures: BTreeMap<u16, VecDeque<(OwnedFd, Arrival)>>,
+    pub(super) is_passage_full: bool,
     /// When the sockets that have not sent a CONNECT are closed; those that have are skipped.
-    greeting_deadlines: VecDeque<(Millis, ConnectionId)>,
-    listener_rests: Option<Millis>,
-    stopping: Option<Millis>,
+    pub(super) greeting_deadlines: VecDeque<(Millis, ConnectionId)>,
+    pub(super) listener_rests: Option<Millis>,
+    pub(super) stopping: Option<Millis>,
     is_done: bool,
 }
 
@@ -221,53 +215,6 @@ impl Core {
         }
     }
 
-    // --- accepting ---------------------------------------------------------------------------------------------------
-
-    fn accept(&mut self, number: u16) {
-        if self.stopping.is_some() {
-            return;
-        }
-        for _ in 0..ACCEPTS_PER_BATCH {
-            let Some(listener) = self.parts.listeners.get_mut(usize::from(number)) else {
-                return;
-            };
-            match listener.accept() {
-                Accepted::Socket(socket) => {
-                    self.parts.shard.counters_mut().sockets_accepted += 1;
-                    match self.sockets.insert(socket, Flags::GREETING) {
-                        Ok(connection) => {
-                            let due = self.now.plus(self.parts.connect_timeout_ms);
-                            self.greeting_deadlines.push_back((due, connection));
-                        }
-                        Err(error) => self.refuse_socket(&error),
-                    }
-                }
-                Accepted::Nobody => return,
-                Accepted::Shed => self.parts.shard.counters_mut().sockets_refused += 1,
-                Accepted::Exhausted => return self.rest_listeners(),
-                Accepted::Closed => return self.watch_listeners(false),
-            }
-        }
-    }
-
-    fn refuse_socket(&mut self, error: &std::io::Error) {
-        self.parts.shard.counters_mut().sockets_refused += 1;
-        tracing::debug!(%error, "a socket was closed: the core cannot take it in");
-    }
-
-    fn rest_listeners(&mut self) {
-        tracing::debug!("no descriptor or memory is left for a new connection; it waits");
-        self.watch_listeners(false);
-        self.listener_rests = Some(self.now.plus(LISTENER_REST_MS));
-    }
-
-    fn watch_listeners(&mut self, watched: bool) {
-        for (number, listener) in self.parts.listeners.iter().enumerate() {
-            // Fails only for a listener that is not in the set, and all are.
-            let _ = self.sockets.set_listener_watched(number as u16, listener, watched);
-        }
-    }
-
     // --- reading -----------------------------------------------------------------------------------------------------
 
     fn read(&mut self, connection: ConnectionId) {
@@ -332,78 +279,9 @@ impl Core {
         }
     }
 
-    fn greet(&mut self, connection: ConnectionId, bytes: &[u8]) -> usize {
-        let parts = &self.parts;
-        match greet(bytes, &parts.access, parts.client_id_bytes_max, fresh_client_id) {
-            Greeting::Incomplete => 0,
-            Greeting::Malformed(error) => {
-                self.close(connection, CloseReason::Malformed(error), &[]);
-                0
-            }
-            Greeting::Refused(code) => {
-                self.refuse(connection, code);
-                0
-            }
-            Greeting::Accepted {
-                connect,
-                account,
-                consumed,
-            } => {
-                if self.parts.connections_open.fetch_add(1, Ordering::Relaxed) >= self.parts.connections_max {
-                    self.parts.connections_open.fetch_sub(1, Ordering::Relaxed);
-                    self.refuse(connection, ConnectReturnCode::ServerUnavailable);
-                    return 0;
-                }
-                let home = self.parts.shard.home(account, &connect.client_id);
-                if home.0 != self.parts.mesh.core() {
-                    let Some(socket) = self.sockets.release(connection) else {
-                        return 0;
-                    };
-                    let unread = bytes[consumed..].to_vec();
-                    let arrival = Arrival {
-                        connect,
-                        account,
-                        unread,
-                    };
-                    self.departures.entry(home.0).or_default().push_back((socket, arrival));
-                    return 0;
-                }
-                let socket = self.sockets.get_mut(connection).expect("presented by its id");
-                socket.unset(Flags::GREETING);
-                self.connected(connection, connect, account);
-                consumed + self.present_rest(connection, &bytes[consumed..])
-            }
-        }
-    }
-
-    fn connected(&mut self, connection: ConnectionId, connect: Box<Connect>, account: AccountId) {
-        self.turn(Input::Connected {
-            connection,
-            connect,
-            account,
-        });
-    }
-
-    /// What came behind the CONNECT.
-    fn present_rest(&mut self, connection: ConnectionId, bytes: &[u8]) -> usize {
-        match self.sockets.get(connection) {
-            Some(socket) if !bytes.is_empty() && !socket.is(Flags::PAUSED) => {
-                self.turn(Input::Received { connection, bytes })
-            }
-            _ => 0,
-        }
-    }
-
-    fn refuse(&mut self, connection: ConnectionId, code: ConnectReturnCode) {
-        self.parts.shard.counters_mut().connects_refused += 1;
-        let mut connack = Vec::with_capacity(4);
-        encode::connack(&mut connack, false, code);
-        self.close(connection, CloseReason::Refused, &connack);
-    }
-
     // --- the shard ---------------------------------------------------------------------------------------------------
 
-    fn turn(&mut self, input: Input<'_>) -> usize {
+    pub(super) fn turn(&mut self, input: Input<'_>) -> usize {
         let consumed = self.parts.shard.handle(input, self.now);
         self.settle();
         consumed
@@ -532,7 +410,7 @@ impl Core {
         count_close(self.parts.shard.counters_mut(), connection, reason);
     }
 
-    fn close(&mut self, connection: ConnectionId, reason: CloseReason, last: &[u8]) {
+    pub(super) fn close(&mut self, connection: ConnectionId, reason: CloseReason, last: &[u8]) {
         if let Some(fd) = self.sockets.remove(connection) {
             writer::close(fd, last);
             count_close(self.parts.shard.counters_mut(), connection, reason);
@@ -570,48 +448,6 @@ impl Core {
         }
     }
 
-    fn arrive(&mut self, arrivals: Arrivals) {
-        let sockets = match arrivals.sockets {
-            Carried::Descriptors(sockets) => sockets,
-            Carried::Ticket(ticket) => {
-                let passage = self
-                    .parts
-                    .passage
-                    .as_mut()
-                    .expect("tickets are issued by passages only");
-                passage.receive(ticket).unwrap_or_else(|error| {
-                    tracing::warn!(%error, "connections were lost on their way between cores");
-                    Vec::new()
-                })
-            }
-        };
-        let lost = arrivals.connections.len() - sockets.len();
-        if lost > 0 {
-            tracing::debug!(lost, "this core has no descriptor left for connections that came home");
-            self.parts.shard.counters_mut().sockets_refused += lost as u64;
-            self.parts.connections_open.fetch_sub(lost, Ordering::Relaxed);
-        }
-        for (socket, arrival) in sockets.into_iter().zip(arrivals.connections) {
-            match self.sockets.insert(socket, Flags::default()) {
-                Ok(connection) => {
-                    self.connected(connection, arrival.connect, arrival.account);
-                    let consumed = self.present_rest(connection, &arrival.unread);
-                    if consumed < arrival.unread.len()
-                        && let Some(socket) = self.sockets.get_mut(connection)
-                    {
-                        // The next read finds it in front, or the resume, which presents it first.
-                        socket.stash = Some(Box::new(arrival.unread[consumed..].to_vec()));
-                        socket.set(Flags::HELD);
-                    }
-                }
-                Err(error) => {
-                    self.parts.connections_open.fetch_sub(1, Ordering::Relaxed);
-                    self.refuse_socket(&error);
-                }
-            }
-        }
-    }
-
     /// Whatever has room goes; what has none is awaited by the mesh.
     fn mesh_out(&mut self) -> bool {
         let mut sent = false;
@@ -633,51 +469,6 @@ impl Core {
         if !self.departures.is_empty() {
             sent |= self.depart();
         }
-        sent
-    }
-
-    fn depart(&mut self) -> bool {
-        let mut sent = false;
-        self.is_passage_full = false;
-        let mut departures = std::mem::take(&mut self.departures);
-        departures.retain(|home, waiting| {
-            while !waiting.is_empty() && self.parts.mesh.has_room(*home, Lane::ToHome) {
-                let count = waiting.len().min(SOCKETS_PER_MESSAGE);
-                let carried = match &mut self.parts.passage {
-                    None => None,
-                    Some(passage) => {
-                        let sockets: Vec<_> = waiting.iter().take(count).map(|(socket, _)| socket.as_fd()).collect();
-                        match passage.send(*home, &sockets) {
-                            Ok(Some(ticket)) => Some(ticket),
-                            Ok(None) => {
-                                self.is_passage_full = true;
-                                break;
-                            }
-                            Err(error) => {
-                                tracing::warn!(%error, count, "connections cannot be handed to their core: closed");
-                                self.parts.shard.counters_mut().sockets_refused += count as u64;
-                                self.parts.connections_open.fetch_sub(count, Ordering::Relaxed);
-                                waiting.drain(..count);
-                                continue;
-                            }
-                        }
-                    }
-                };
-                let (sockets, connections): (Vec<_>, Vec<_>) = waiting.drain(..count).unzip();
-                let sockets = match carried {
-                    // This core's own descriptors close here: the passage holds the sockets.
-                    Some(ticket) => Carried::Ticket(ticket),
-                    None => Carried::Descriptors(sockets),
-                };
-                let parcel = Parcel::Arrivals(Box::new(Arrivals { sockets, connections }));
-                let pushed = self.parts.mesh.push(*home, Lane::ToHome, parcel);
-                assert!(pushed.is_ok(), "only this core pushes to this ring, and it had room");
-                self.parts.shard.counters_mut().handoffs += count as u64;
-                sent = true;
-            }
-            !waiting.is_empty()
-        });
-        self.departures = departures;
         sent
     }
 
@@ -765,19 +556,6 @@ impl Core {
     pub fn counters(&self) -> &Counters {
         self.parts.shard.counters()
     }
-}
-
-/// "auto-" and 64 random bits: nobody has it, and nobody can guess it to take the connection over.
-fn fresh_client_id() -> String {
-    let mut random = [0; 8];
-    let filled =
-        rustix::io::retry_on_intr(|| rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty()));
-    assert_eq!(
-        filled,
-        Ok(random.len()),
-        "up to 256 bytes are given whole once the system has booted"
-    );
-    format!("auto-{}", hex::encode(random))
 }
 
 fn count_close(counters: &mut Counters, connection: ConnectionId, reason: CloseReason) {

@@ -1,32 +1,29 @@
-//! Messages through the broker: how many, how late, and what each costs in CPU time.
+//! The one thread that drives all publishers and subscribers by epoll.
 //!
-//! Owns    the publishers, the subscribers and the one thread that drives them all by epoll.
-//! Called  by `main` for one run and by `compare` for many.
+//! Owns    the connections, what each publisher may send, and all counts.
+//! Called  by `throughput::run`.
 //! Holds   - closed loop: a publisher never has more than `window` messages sent and not yet received by all its
 //!           subscribers; open loop: messages leave when `pace` says so and latency counts from then;
 //!         - every message is checked (`sequence`), every acknowledgement too (`acknowledgement`);
 //!         - no allocation, hash or clock read per message: packets are patched copies in a reused buffer, the clock is read
-//!           once per read and once per write, equal latencies are recorded together;
-//!         - everything is bounded in time: the handshakes, silence while messages are outstanding, the drain.
+//!           once per read and once per write, equal latencies are recorded together.
 
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
-use indicatif::{ProgressBar, ProgressStyle};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
-use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 
-use crate::acknowledgement::{AcknowledgementFaults, Answer, UNACKED_MAX, Unacknowledged};
+use super::{Plan, Settings, Topics};
+use crate::acknowledgement::{AcknowledgementFaults, Answer, Unacknowledged};
 use crate::broker_process::{BrokerProcess, CpuTime};
-use crate::client::{Connection, Received, resolve};
+use crate::client::{Connection, Received};
 use crate::pace::Pace;
-use crate::packet::{self, Credentials, PublishTemplate, STAMP_BYTES, Stamp};
+use crate::packet::{self, PublishTemplate, Stamp, run_tag};
+use crate::progress::Progress;
 use crate::report::{Host, Latency, Throughput, Verdict, grouped};
 use crate::sequence::Streams;
 
@@ -45,177 +42,6 @@ const LINGER: Duration = Duration::from_millis(100);
 /// Open loop: a message that leaves this late was not held up by a busy CPU alone.
 const BEHIND_NS: u64 = 100_000_000;
 const TIMER: u64 = u64::MAX;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Topics {
-    /// Publisher i to subscriber i
-    Pairs,
-    /// All publishers on one topic, to all subscribers
-    FanOut,
-    /// Each publisher on its own topic, subscribers on PREFIX/#
-    FanIn,
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct Settings {
-    /// Who talks to whom
-    #[arg(long, value_enum, default_value = "pairs")]
-    pub topics: Topics,
-    /// [default: pairs 10, fan-out 1, fan-in 1000]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
-    pub publishers: Option<u32>,
-    /// [default: pairs as many as publishers, fan-out 1000, fan-in 1]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
-    pub subscribers: Option<u32>,
-    /// Payload bytes, at least 24
-    #[arg(long, default_value_t = 64)]
-    pub size: usize,
-    /// Of the publishes and of the subscriptions
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
-    pub qos: u8,
-    /// Closed loop: messages of one publisher sent and not yet received by its subscribers [default: pairs 500,
-    /// fan-out 20, fan-in 5; above QoS 0 at most 200]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
-    pub window: Option<u32>,
-    /// Above QoS 0: messages of one publisher without their acknowledgement [default: 20, with --rate 8192]
-    #[arg(long)]
-    pub unacked: Option<usize>,
-    /// Open loop: messages a second over all publishers, sent on a schedule; latency counts from the scheduled time
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
-    pub rate: Option<u64>,
-    /// Seconds before measuring starts
-    #[arg(long, default_value_t = 1.0)]
-    pub warmup: f64,
-    /// Seconds measured
-    #[arg(long, default_value_t = 5.0)]
-    pub seconds: f64,
-    /// Seconds that what is outstanding may take to arrive after the measured time
-    #[arg(long, default_value_t = 30.0)]
-    pub drain: f64,
-    /// Pin the generator's thread to this CPU
-    #[arg(long)]
-    pub cpu: Option<usize>,
-    /// First level of the topics
-    #[arg(long, default_value = "bench")]
-    pub topic_prefix: String,
-    #[command(flatten)]
-    pub credentials: Credentials,
-}
-
-/// [`Settings`] checked, defaults filled in.
-#[derive(Clone, Debug)]
-struct Plan {
-    topics: Topics,
-    publishers: usize,
-    subscribers: usize,
-    /// Subscribers that get each message.
-    fan: u64,
-    window: u64,
-    unacked: usize,
-}
-
-impl Settings {
-    fn plan(&self) -> Result<Plan> {
-        let defaults = match self.topics {
-            Topics::Pairs => (10, self.publishers.unwrap_or(10), 500),
-            Topics::FanOut => (1, 1000, 20),
-            Topics::FanIn => (1000, 1, 5),
-        };
-        let publishers = self.publishers.unwrap_or(defaults.0) as usize;
-        let subscribers = self.subscribers.unwrap_or(defaults.1) as usize;
-        if self.topics == Topics::Pairs && publishers != subscribers {
-            bail!("--topics pairs wants as many subscribers as publishers, not {subscribers} and {publishers}");
-        }
-        if self.size < STAMP_BYTES || self.size > 200_000_000 {
-            bail!(
-                "--size {} is outside {STAMP_BYTES}..=200000000: a payload starts with {STAMP_BYTES} bytes of bookkeeping",
-                self.size
-            );
-        }
-        if publishers.saturating_mul(subscribers) > 100_000_000 {
-            bail!("{publishers} publishers × {subscribers} subscribers are more streams than can be checked");
-        }
-        for (seconds, flag) in [
-            (self.warmup, "--warmup"),
-            (self.seconds, "--seconds"),
-            (self.drain, "--drain"),
-        ] {
-            if !(0.0..=1e6).contains(&seconds) {
-                bail!("{flag} {seconds} is no time span");
-            }
-        }
-        if self.seconds < 0.01 {
-            bail!("--seconds {} is too short to measure", self.seconds);
-        }
-        let unacked = self
-            .unacked
-            .unwrap_or(if self.rate.is_some() { UNACKED_MAX } else { 20 });
-        if !(1..=UNACKED_MAX).contains(&unacked) {
-            bail!("--unacked {unacked} is outside 1..={UNACKED_MAX}");
-        }
-        let window = self
-            .window
-            .unwrap_or(if self.qos > 0 { defaults.2.min(200) } else { defaults.2 });
-        Ok(Plan {
-            topics: self.topics,
-            publishers,
-            subscribers,
-            fan: if self.topics == Topics::Pairs {
-                1
-            } else {
-                subscribers as u64
-            },
-            window: window as u64,
-            unacked,
-        })
-    }
-
-    fn describe(&self, plan: &Plan) -> String {
-        let topics = match plan.topics {
-            Topics::Pairs => "pairs",
-            Topics::FanOut => "fan-out",
-            Topics::FanIn => "fan-in",
-        };
-        let loop_ = match self.rate {
-            Some(rate) => format!("open loop at {}/s", grouped(rate)),
-            None => format!("window {}", plan.window),
-        };
-        let unacked = if self.qos > 0 {
-            format!(", unacked {}", plan.unacked)
-        } else {
-            String::new()
-        };
-        format!(
-            "{topics} {} -> {}, QoS {}, {} bytes, {loop_}{unacked}, warm-up {} s",
-            plan.publishers, plan.subscribers, self.qos, self.size, self.warmup
-        )
-    }
-}
-
-impl Plan {
-    fn topic(&self, prefix: &str, publisher: usize) -> String {
-        match self.topics {
-            Topics::Pairs | Topics::FanIn => format!("{prefix}/{publisher}"),
-            Topics::FanOut => format!("{prefix}/all"),
-        }
-    }
-
-    fn filter(&self, prefix: &str, subscriber: usize) -> String {
-        match self.topics {
-            Topics::Pairs => format!("{prefix}/{subscriber}"),
-            Topics::FanOut => format!("{prefix}/all"),
-            Topics::FanIn => format!("{prefix}/#"),
-        }
-    }
-
-    fn streams(&self) -> usize {
-        if self.topics == Topics::Pairs {
-            self.publishers
-        } else {
-            self.publishers * self.subscribers
-        }
-    }
-}
 
 struct Publisher {
     connection: Connection,
@@ -248,7 +74,7 @@ enum Phase {
 
 /// All counters at one moment.
 #[derive(Clone, Copy, Debug, Default)]
-struct Snapshot {
+pub struct Snapshot {
     now_ns: u64,
     sent: u64,
     received: u64,
@@ -265,7 +91,7 @@ struct RunOfMessages {
     moved: u64,
 }
 
-struct Generator<'a> {
+pub struct Generator<'a> {
     plan: &'a Plan,
     settings: &'a Settings,
     run: u32,
@@ -281,6 +107,8 @@ struct Generator<'a> {
     answers: Vec<u8>,
     pace: Option<Pace>,
     paced: u64,
+    /// What is due by then is sent, however late; nothing after it.
+    paced_until_ns: u64,
     /// Latencies count for messages stamped in this span.
     measured_ns: std::ops::Range<u64>,
     histogram: Histogram<u64>,
@@ -293,33 +121,8 @@ struct Generator<'a> {
     stalls: u64,
 }
 
-/// One run against one broker.
-pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Result<Throughput> {
-    let plan = settings.plan()?;
-    let broker = broker_pid.map(BrokerProcess::new).transpose()?;
-    let target = resolve(address)?;
-    if let Some(cpu) = settings.cpu {
-        let mut set = CpuSet::new();
-        if cpu >= CpuSet::MAX_CPU {
-            bail!("there is no CPU {cpu}");
-        }
-        set.set(cpu);
-        sched_setaffinity(None, &set).with_context(|| format!("cannot pin to CPU {cpu}"))?;
-    }
-    let mut generator = Generator::connect(target, &plan, settings)?;
-    let (begin, end) = generator.drive(broker.as_ref())?;
-    let report = generator.report(address, broker.as_ref(), begin, end)?;
-    for connection in generator.publishers.into_iter().map(|p| p.connection) {
-        connection.close();
-    }
-    for connection in generator.subscribers.into_iter().map(|s| s.connection) {
-        connection.close();
-    }
-    Ok(report)
-}
-
 impl<'a> Generator<'a> {
-    fn connect(target: SocketAddr, plan: &'a Plan, settings: &'a Settings) -> Result<Generator<'a>> {
+    pub fn connect(target: SocketAddr, plan: &'a Plan, settings: &'a Settings) -> Result<Generator<'a>> {
         let run = run_tag();
         let prefix = &settings.topic_prefix;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -401,6 +204,7 @@ impl<'a> Generator<'a> {
             answers: Vec::new(),
             pace: settings.rate.map(|rate| Pace::new(rate, plan.publishers as u64)),
             paced: 0,
+            paced_until_ns: u64::MAX,
             measured_ns: 0..0,
             histogram: Histogram::new_with_bounds(100, 3_600_000_000_000, 3)?,
             sent: 0,
@@ -410,6 +214,13 @@ impl<'a> Generator<'a> {
             foreign: 0,
             stalls: 0,
         })
+    }
+
+    /// DISCONNECT for everybody.
+    pub fn close(self) {
+        let publishers = self.publishers.into_iter().map(|publisher| publisher.connection);
+        let subscribers = self.subscribers.into_iter().map(|subscriber| subscriber.connection);
+        publishers.chain(subscribers).for_each(Connection::close);
     }
 
     fn now_ns(&self) -> u64 {
@@ -428,12 +239,12 @@ impl<'a> Generator<'a> {
     }
 
     /// Warm-up, measured time, drain. Gives the counters at the start and the end of the measured time.
-    fn drive(&mut self, broker: Option<&BrokerProcess>) -> Result<(Snapshot, Snapshot)> {
+    pub fn drive(&mut self, broker: Option<&BrokerProcess>) -> Result<(Snapshot, Snapshot)> {
         let read_bytes = READ_BYTES.max(self.settings.size * 2 + 65_536 * 2);
         let mut buffer = vec![0; read_bytes];
         let mut events = Vec::with_capacity(EVENTS_MAX);
         let seconds = |s: f64| (s * 1e9) as u64;
-        let progress = Progress::new();
+        let mut progress = Progress::new();
 
         self.start = Instant::now();
         let warm_until = seconds(self.settings.warmup);
@@ -457,6 +268,7 @@ impl<'a> Generator<'a> {
                     // The measured span starts when it really does: a long turn may have passed its time.
                     measure_until = begin.now_ns + seconds(self.settings.seconds);
                     self.measured_ns = begin.now_ns..measure_until;
+                    self.paced_until_ns = measure_until;
                     phase = Phase::Measured;
                 }
                 Phase::Measured if now >= measure_until => {
@@ -465,6 +277,11 @@ impl<'a> Generator<'a> {
                     drain_until = end.now_ns + seconds(self.settings.drain);
                     heard_ns = now;
                     phase = Phase::Drain;
+                    if self.pace.is_some() {
+                        // A thread woken late still owes what the schedule asked for.
+                        self.pace(now)?;
+                        self.send_queued()?;
+                    }
                 }
                 _ => {}
             }
@@ -500,7 +317,14 @@ impl<'a> Generator<'a> {
                     }
                 }
             }
-            progress.show(phase, now, self.received);
+            if let Some((then, before)) = progress.is_due(now, self.received) {
+                let rate = (self.received - before) as f64 * 1e9 / (now - then) as f64;
+                progress.show(&format!(
+                    "{phase:?} {:.0} s, {}/s",
+                    now as f64 / 1e9,
+                    grouped(rate as u64)
+                ));
+            }
 
             let timeout = Timespec {
                 tv_sec: 0,
@@ -538,7 +362,7 @@ impl<'a> Generator<'a> {
     /// Open loop: queues the publishers of the messages that have become due, and sets the timer for the next one.
     fn pace(&mut self, now: u64) -> Result<()> {
         let Some(pace) = self.pace else { return Ok(()) };
-        let due = pace.total_due_count(now);
+        let due = pace.total_due_count(now.min(self.paced_until_ns));
         let publishers = self.publishers.len() as u64;
         for message in self.paced..due.min(self.paced + publishers) {
             self.enqueue((message % publishers) as usize);
@@ -583,7 +407,7 @@ impl<'a> Generator<'a> {
 
     /// Sends what `publisher` may send, in writes of up to a batch, until its window or the socket is full.
     fn send(&mut self, publisher: usize, may_publish: bool) -> Result<()> {
-        let (plan, pace) = (self.plan, self.pace);
+        let (plan, pace, paced_until_ns) = (self.plan, self.pace, self.paced_until_ns);
         let now = self.now_ns();
         let p = &mut self.publishers[publisher];
         let stride = p.batch.len() / p.batch_messages;
@@ -591,7 +415,9 @@ impl<'a> Generator<'a> {
         while !p.connection.wants_write() {
             let room = match pace {
                 _ if !may_publish => 0,
-                Some(pace) => pace.due_count(publisher as u64, now).saturating_sub(p.sent),
+                Some(pace) => pace
+                    .due_count(publisher as u64, now.min(paced_until_ns))
+                    .saturating_sub(p.sent),
                 None => {
                     let outstanding = (p.sent * plan.fan).saturating_sub(p.credited + p.written_off);
                     plan.window.saturating_sub(outstanding.div_ceil(plan.fan))
@@ -814,7 +640,7 @@ impl<'a> Generator<'a> {
         }
     }
 
-    fn report(
+    pub fn report(
         &mut self,
         address: &str,
         broker: Option<&BrokerProcess>,
@@ -901,355 +727,4 @@ fn watch(epoll: &OwnedFd, connection: &Connection, token: u64, writable: bool) -
         epoll::EventData::new_u64(token),
         flags,
     )?)
-}
-
-/// Differs from run to run and from process to process.
-pub fn run_tag() -> u32 {
-    let now = rustix::time::clock_gettime(ClockId::Realtime);
-    let mixed =
-        (now.tv_sec as u64).wrapping_mul(1_000_000_007) ^ (now.tv_nsec as u64) ^ (std::process::id() as u64) << 32;
-    (mixed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32
-}
-
-/// The line that shows a run goes on; on a terminal only.
-struct Progress {
-    bar: Option<ProgressBar>,
-    shown: std::cell::Cell<(u64, u64)>,
-}
-
-impl Progress {
-    const EVERY_NS: u64 = 250_000_000;
-
-    fn new() -> Progress {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            ProgressBar::new_spinner()
-                .with_style(ProgressStyle::with_template("{spinner} {msg}").expect("a fixed template"))
-        });
-        Progress {
-            bar,
-            shown: Default::default(),
-        }
-    }
-
-    fn show(&self, phase: Phase, now: u64, received: u64) {
-        let Some(bar) = &self.bar else { return };
-        let (then, before) = self.shown.get();
-        if now < then + Progress::EVERY_NS {
-            return;
-        }
-        let rate = (received - before) as f64 * 1e9 / (now - then) as f64;
-        bar.set_message(format!(
-            "{phase:?} {:.0} s, {}/s",
-            now as f64 / 1e9,
-            grouped(rate as u64)
-        ));
-        bar.tick();
-        self.shown.set((now, received));
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
-    use std::thread;
-
-    /// What a broker under test does with the n-th PUBLISH: writes to the subscriber, then to the publisher.
-    /// False closes the connections.
-    type Behaviour = fn(n: u64, frame: &[u8], subscriber: &mut Vec<u8>, publisher: &mut Vec<u8>) -> bool;
-
-    fn id_of(frame: &[u8]) -> u16 {
-        let parsed = packet::next_frame(frame).unwrap().unwrap();
-        packet::publish(parsed).unwrap().packet_id
-    }
-
-    fn honest(_: u64, frame: &[u8], subscriber: &mut Vec<u8>, publisher: &mut Vec<u8>) -> bool {
-        subscriber.extend_from_slice(frame);
-        match frame[0] {
-            0x30 => {}
-            0x32 => packet::acknowledgement(publisher, packet::PUBACK, id_of(frame)),
-            _ => packet::acknowledgement(publisher, packet::PUBREC, id_of(frame)),
-        }
-        true
-    }
-
-    /// A broker for one subscriber and, after it, one publisher.
-    fn broker(behaviour: Behaviour) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        thread::spawn(move || {
-            let greet = || {
-                let (mut socket, _) = listener.accept().unwrap();
-                assert!(socket.read(&mut [0; 256]).unwrap() > 14);
-                socket.write_all(&[0x20, 2, 0, 0]).unwrap();
-                socket
-            };
-            let mut subscriber = greet();
-            let mut request = [0; 256];
-            let n = subscriber.read(&mut request).unwrap();
-            subscriber.write_all(&[0x90, 3, 0, 1, request[n - 1]]).unwrap();
-            let publisher = greet();
-            serve(subscriber, publisher, behaviour);
-        });
-        address
-    }
-
-    fn serve(mut subscriber: TcpStream, mut publisher: TcpStream, behaviour: Behaviour) {
-        let mut from_subscriber = subscriber.try_clone().unwrap();
-        thread::spawn(move || {
-            // The subscriber's flows: PUBREC is answered with PUBREL.
-            let (mut bytes, mut buffer) = (Vec::new(), [0; 65_536]);
-            while let Ok(n @ 1..) = from_subscriber.read(&mut buffer) {
-                bytes.extend_from_slice(&buffer[..n]);
-                let mut out = Vec::new();
-                let mut at = 0;
-                while let Some(frame) = packet::next_frame(&bytes[at..]).unwrap() {
-                    at += frame.len;
-                    if frame.kind() == packet::PUBREC {
-                        packet::acknowledgement(&mut out, packet::PUBREL, frame.packet_id().unwrap());
-                    }
-                }
-                bytes.drain(..at);
-                if from_subscriber.write_all(&out).is_err() {
-                    return;
-                }
-            }
-        });
-        let (mut bytes, mut buffer, mut count) = (Vec::new(), [0; 65_536], 0);
-        while let Ok(n @ 1..) = publisher.read(&mut buffer) {
-            bytes.extend_from_slice(&buffer[..n]);
-            let (mut at, mut down, mut up) = (0, Vec::new(), Vec::new());
-            while let Some(frame) = packet::next_frame(&bytes[at..]).unwrap() {
-                let whole = &bytes[at..at + frame.len];
-                at += frame.len;
-                match frame.kind() {
-                    packet::PUBLISH if behaviour(count, whole, &mut down, &mut up) => count += 1,
-                    packet::PUBREL => packet::acknowledgement(&mut up, packet::PUBCOMP, frame.packet_id().unwrap()),
-                    _ => {
-                        let _ = subscriber.shutdown(std::net::Shutdown::Both);
-                        return;
-                    }
-                }
-            }
-            bytes.drain(..at);
-            if subscriber.write_all(&down).is_err() || publisher.write_all(&up).is_err() {
-                return;
-            }
-        }
-    }
-
-    fn settings(qos: u8) -> Settings {
-        Settings {
-            topics: Topics::Pairs,
-            publishers: Some(1),
-            subscribers: None,
-            size: 64,
-            qos,
-            window: Some(10),
-            unacked: None,
-            rate: None,
-            warmup: 0.05,
-            seconds: 0.2,
-            drain: 0.4,
-            cpu: None,
-            topic_prefix: "t".into(),
-            credentials: Credentials::default(),
-        }
-    }
-
-    fn measure(qos: u8, behaviour: Behaviour) -> Throughput {
-        run(&broker(behaviour), None, &settings(qos)).unwrap()
-    }
-
-    #[test]
-    fn an_honest_broker_passes_at_every_qos() {
-        for qos in 0..=2 {
-            let figures = measure(qos, honest);
-            assert_eq!(figures.verdict, Verdict::Good, "{figures}");
-            assert_eq!((figures.faults, figures.acknowledgements), Default::default());
-            assert!(
-                figures.delivered_in_time > 10 && figures.sent == figures.received,
-                "{figures}"
-            );
-            assert!(figures.latency_us.count >= figures.delivered_in_time - 10, "{figures}");
-        }
-    }
-
-    #[test]
-    fn loss_is_a_fault_above_qos_0_and_a_drop_at_qos_0() {
-        let lossy: Behaviour = |n, frame, subscriber, publisher| {
-            let mut nowhere = Vec::new();
-            honest(
-                n,
-                frame,
-                if n == 3 || n == 20 { &mut nowhere } else { subscriber },
-                publisher,
-            )
-        };
-        for (qos, verdict) in [(0, Verdict::Good), (1, Verdict::RulesBroken), (2, Verdict::RulesBroken)] {
-            let figures = measure(qos, lossy);
-            assert_eq!(
-                (figures.faults.missing, figures.verdict),
-                (2, verdict),
-                "QoS {qos}: {figures}"
-            );
-        }
-    }
-
-    #[test]
-    fn doubled_and_swapped_messages_are_faults_at_every_qos() {
-        let doubling: Behaviour = |n, frame, subscriber, publisher| {
-            if n == 7 {
-                subscriber.extend_from_slice(frame);
-            }
-            honest(n, frame, subscriber, publisher)
-        };
-        let swapping: Behaviour = |n, frame, subscriber, publisher| {
-            let len = frame.len();
-            honest(n, frame, subscriber, publisher);
-            if n >= 7 && subscriber.len() >= 2 * len {
-                subscriber.rotate_left(len);
-            }
-            true
-        };
-        for qos in 0..=2 {
-            let figures = measure(qos, doubling);
-            assert_eq!(
-                (figures.faults.doubled, figures.verdict),
-                (1, Verdict::RulesBroken),
-                "QoS {qos}: {figures}"
-            );
-            let figures = measure(qos, swapping);
-            assert_eq!(figures.verdict, Verdict::RulesBroken, "QoS {qos}: {figures}");
-            assert!(
-                figures.faults.out_of_order > 0 && figures.faults.doubled == 0,
-                "QoS {qos}: {figures}"
-            );
-        }
-    }
-
-    #[test]
-    fn an_acknowledgement_withheld_or_sent_twice_is_a_fault() {
-        let withholding: Behaviour = |n, frame, subscriber, publisher| {
-            let mut nowhere = Vec::new();
-            honest(n, frame, subscriber, if n == 5 { &mut nowhere } else { publisher })
-        };
-        let figures = measure(1, withholding);
-        assert_eq!(
-            (figures.acknowledgements.missing, figures.verdict),
-            (1, Verdict::RulesBroken),
-            "{figures}"
-        );
-        let repeating: Behaviour = |n, frame, subscriber, publisher| {
-            if n == 5 {
-                packet::acknowledgement(publisher, packet::PUBACK, id_of(frame));
-            }
-            honest(n, frame, subscriber, publisher)
-        };
-        let figures = measure(1, repeating);
-        assert_eq!(
-            (figures.acknowledgements.unexpected, figures.verdict),
-            (1, Verdict::RulesBroken),
-            "{figures}"
-        );
-    }
-
-    #[test]
-    fn a_broker_that_closes_is_an_error_with_its_address() {
-        let address = broker(|n, frame, subscriber, publisher| n < 50 && honest(n, frame, subscriber, publisher));
-        let error = format!("{:#}", run(&address, None, &settings(0)).unwrap_err());
-        assert!(error.contains(&address) && error.contains("connection"), "{error}");
-    }
-
-    #[test]
-    fn a_window_is_never_passed() {
-        // A broker that delivers nothing: what comes in is one window.
-        let figures = measure(0, |_, _, _, _| true);
-        assert_eq!(
-            (figures.sent, figures.received, figures.faults.missing),
-            (10, 0, 10),
-            "{figures}"
-        );
-        let mut two = settings(1);
-        two.unacked = Some(2);
-        let silent = broker(|_, _, _, _| true);
-        assert_eq!(run(&silent, None, &two).unwrap().sent, 2);
-    }
-
-    #[test]
-    fn after_silence_at_qos_0_the_window_is_written_off_and_the_run_goes_on() {
-        let mut long = settings(0);
-        long.seconds = 1.5;
-        let address = broker(|n, frame, subscriber, publisher| {
-            let mut nowhere = Vec::new();
-            honest(
-                n,
-                frame,
-                if (5..15).contains(&n) { &mut nowhere } else { subscriber },
-                publisher,
-            )
-        });
-        let figures = run(&address, None, &long).unwrap();
-        assert_eq!((figures.stalls, figures.faults.missing), (1, 10), "{figures}");
-        assert!(figures.received > 15, "{figures}");
-    }
-
-    #[test]
-    fn an_open_loop_keeps_its_rate_and_counts_a_stall_of_the_broker_in_full() {
-        let mut open = settings(1);
-        (open.rate, open.warmup, open.seconds) = (Some(1_000), 0.0, 0.5);
-        let address = broker(|n, frame, subscriber, publisher| {
-            if n == 100 {
-                thread::sleep(Duration::from_millis(250));
-            }
-            honest(n, frame, subscriber, publisher)
-        });
-        let figures = run(&address, None, &open).unwrap();
-        assert!((480..=520).contains(&figures.sent), "{figures}");
-        // Some 250 messages fell due during the stall: a closed loop would have seen a window of late ones.
-        let latency = &figures.latency_us;
-        let late = latency.count
-            - latency
-                .histogram
-                .iter()
-                .rfind(|(us, _)| *us < 50_000.0)
-                .map_or(0, |(_, up_to)| *up_to);
-        assert!(late >= 150 && latency.max >= 200_000.0, "{late} late, {figures}");
-    }
-
-    #[test]
-    fn messages_of_another_run_are_ignored() {
-        let figures = measure(0, |n, frame, subscriber, publisher| {
-            if n == 4 {
-                let mut foreign = frame.to_vec();
-                let stamp_at = foreign.len() - 64;
-                foreign[stamp_at] ^= 1;
-                subscriber.extend(foreign);
-            }
-            honest(n, frame, subscriber, publisher)
-        });
-        assert_eq!((figures.foreign, figures.verdict), (1, Verdict::Good), "{figures}");
-    }
-
-    #[test]
-    fn settings_that_cannot_be_measured_are_refused_with_a_sentence() {
-        let refused = |change: fn(&mut Settings)| {
-            let mut settings = settings(0);
-            change(&mut settings);
-            settings.plan().unwrap_err().to_string()
-        };
-        assert!(refused(|s| s.size = 23).contains("--size 23"));
-        assert!(refused(|s| s.subscribers = Some(2)).contains("pairs"));
-        assert!(refused(|s| s.seconds = f64::NAN).contains("--seconds"));
-        assert!(refused(|s| s.unacked = Some(0)).contains("--unacked"));
-    }
 }

@@ -1,0 +1,103 @@
+//! Source addresses and ports for more connections than one address has ports.
+//!
+//! Called  by `idle`, for each connection of a thread.
+//! Holds   - a source belongs to one thread only; ports are those the kernel would choose from;
+//!         - ports are bound by number: the kernel's own search through a nearly full range costs far more than the
+//!           connection, and IP_BIND_ADDRESS_NO_PORT has no safe binding.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use anyhow::{Context, Result, bail};
+
+#[derive(Debug)]
+pub struct SourcePorts {
+    first: u16,
+    /// Ports of this thread per source address.
+    count: u32,
+    thread: u32,
+    threads: u32,
+    /// Next port of each source address.
+    cursors: Vec<u32>,
+}
+
+impl SourcePorts {
+    /// For thread `thread` of `threads`, connecting from `sources` addresses; 0 leaves the choice to the kernel.
+    pub fn new(thread: u32, threads: u32, sources: u32, run: u32) -> Result<SourcePorts> {
+        let path = "/proc/sys/net/ipv4/ip_local_port_range";
+        let text = std::fs::read_to_string(path).with_context(|| path.to_string())?;
+        let (first, last) = parse_port_range(&text).with_context(|| format!("{path} holds {text:?}"))?;
+        // A start that differs from run to run: the ports of the last run are still in TIME_WAIT.
+        let count = (last as u32 - first as u32 + 1) / threads;
+        if sources > 0 && count == 0 {
+            bail!(
+                "{} threads share ports {first}..={last} of a source address: too few",
+                threads
+            );
+        }
+        let start = run % count.max(1);
+        Ok(SourcePorts {
+            first,
+            count,
+            thread,
+            threads,
+            cursors: vec![start; sources as usize],
+        })
+    }
+
+    /// How many sources one address can be asked for before they repeat.
+    pub fn per_source(&self) -> u32 {
+        self.count
+    }
+
+    /// The source of connection `number`; another one when asked again. `None`: the kernel chooses.
+    pub fn next(&mut self, number: u32) -> Option<SocketAddr> {
+        if self.cursors.is_empty() {
+            return None;
+        }
+        let source = number % self.cursors.len() as u32;
+        let cursor = &mut self.cursors[source as usize];
+        let port = self.first as u32 + self.thread + (*cursor % self.count) * self.threads;
+        *cursor += 1;
+        let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + source);
+        Some(SocketAddr::from((address, port as u16)))
+    }
+}
+
+fn parse_port_range(text: &str) -> Option<(u16, u16)> {
+    let mut numbers = text.split_ascii_whitespace().map(|number| number.parse().ok());
+    let (first, last) = (numbers.next()??, numbers.next()??);
+    (first <= last).then_some((first, last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn no_two_connections_share_a_source() {
+        let (threads, sources, each) = (3, 4, 2_000);
+        let mut seen = HashSet::new();
+        for thread in 0..threads {
+            let mut ports = SourcePorts::new(thread, threads, sources, 77).unwrap();
+            for index in 0..each {
+                let source = ports.next(index).unwrap();
+                assert!(source.ip().is_loopback() && source.port() >= ports.first);
+                assert!(seen.insert(source), "{source} twice");
+            }
+        }
+        assert_eq!(
+            seen.iter().map(|source| source.ip()).collect::<HashSet<_>>().len(),
+            sources as usize
+        );
+    }
+
+    #[test]
+    fn a_port_range_is_two_numbers_in_order() {
+        assert_eq!(parse_port_range("32768\t60999\n"), Some((32768, 60999)));
+        assert_eq!(
+            [parse_port_range("9 1"), parse_port_range("1"), parse_port_range("x y")],
+            [None; 3]
+        );
+    }
+}

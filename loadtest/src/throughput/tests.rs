@@ -1,0 +1,301 @@
+//! The generator against brokers that break one rule each.
+
+use std::time::Duration;
+
+use super::*;
+use crate::packet;
+use crate::report::Verdict;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+
+/// What a broker under test does with the n-th PUBLISH: writes to the subscriber, then to the publisher.
+/// False closes the connections.
+type Behaviour = fn(n: u64, frame: &[u8], subscriber: &mut Vec<u8>, publisher: &mut Vec<u8>) -> bool;
+
+fn id_of(frame: &[u8]) -> u16 {
+    let parsed = packet::next_frame(frame).unwrap().unwrap();
+    packet::publish(parsed).unwrap().packet_id
+}
+
+fn honest(_: u64, frame: &[u8], subscriber: &mut Vec<u8>, publisher: &mut Vec<u8>) -> bool {
+    subscriber.extend_from_slice(frame);
+    match frame[0] {
+        0x30 => {}
+        0x32 => packet::acknowledgement(publisher, packet::PUBACK, id_of(frame)),
+        _ => packet::acknowledgement(publisher, packet::PUBREC, id_of(frame)),
+    }
+    true
+}
+
+/// A broker for one subscriber and, after it, one publisher.
+fn broker(behaviour: Behaviour) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        let greet = || {
+            let (mut socket, _) = listener.accept().unwrap();
+            assert!(socket.read(&mut [0; 256]).unwrap() > 14);
+            socket.write_all(&[0x20, 2, 0, 0]).unwrap();
+            socket
+        };
+        let mut subscriber = greet();
+        let mut request = [0; 256];
+        let n = subscriber.read(&mut request).unwrap();
+        subscriber.write_all(&[0x90, 3, 0, 1, request[n - 1]]).unwrap();
+        let publisher = greet();
+        serve(subscriber, publisher, behaviour);
+    });
+    address
+}
+
+fn serve(mut subscriber: TcpStream, mut publisher: TcpStream, behaviour: Behaviour) {
+    let mut from_subscriber = subscriber.try_clone().unwrap();
+    thread::spawn(move || {
+        // The subscriber's flows: PUBREC is answered with PUBREL.
+        let (mut bytes, mut buffer) = (Vec::new(), [0; 65_536]);
+        while let Ok(n @ 1..) = from_subscriber.read(&mut buffer) {
+            bytes.extend_from_slice(&buffer[..n]);
+            let mut out = Vec::new();
+            let mut at = 0;
+            while let Some(frame) = packet::next_frame(&bytes[at..]).unwrap() {
+                at += frame.len;
+                if frame.kind() == packet::PUBREC {
+                    packet::acknowledgement(&mut out, packet::PUBREL, frame.packet_id().unwrap());
+                }
+            }
+            bytes.drain(..at);
+            if from_subscriber.write_all(&out).is_err() {
+                return;
+            }
+        }
+    });
+    let (mut bytes, mut buffer, mut count) = (Vec::new(), [0; 65_536], 0);
+    while let Ok(n @ 1..) = publisher.read(&mut buffer) {
+        bytes.extend_from_slice(&buffer[..n]);
+        let (mut at, mut down, mut up) = (0, Vec::new(), Vec::new());
+        while let Some(frame) = packet::next_frame(&bytes[at..]).unwrap() {
+            let whole = &bytes[at..at + frame.len];
+            at += frame.len;
+            match frame.kind() {
+                packet::PUBLISH if behaviour(count, whole, &mut down, &mut up) => count += 1,
+                packet::PUBREL => packet::acknowledgement(&mut up, packet::PUBCOMP, frame.packet_id().unwrap()),
+                _ => {
+                    let _ = subscriber.shutdown(std::net::Shutdown::Both);
+                    return;
+                }
+            }
+        }
+        bytes.drain(..at);
+        if subscriber.write_all(&down).is_err() || publisher.write_all(&up).is_err() {
+            return;
+        }
+    }
+}
+
+fn settings(qos: u8) -> Settings {
+    Settings {
+        topics: Topics::Pairs,
+        publishers: Some(1),
+        subscribers: None,
+        size: 64,
+        qos,
+        window: Some(10),
+        unacked: None,
+        rate: None,
+        warmup: 0.05,
+        seconds: 0.2,
+        drain: 0.4,
+        cpu: None,
+        topic_prefix: "t".into(),
+        credentials: Credentials::default(),
+    }
+}
+
+fn measure(qos: u8, behaviour: Behaviour) -> Throughput {
+    run(&broker(behaviour), None, &settings(qos)).unwrap()
+}
+
+#[test]
+fn an_honest_broker_passes_at_every_qos() {
+    for qos in 0..=2 {
+        let figures = measure(qos, honest);
+        assert_eq!(figures.verdict, Verdict::Good, "{figures}");
+        assert_eq!((figures.faults, figures.acknowledgements), Default::default());
+        assert!(
+            figures.delivered_in_time > 10 && figures.sent == figures.received,
+            "{figures}"
+        );
+        assert!(figures.latency_us.count >= figures.delivered_in_time - 10, "{figures}");
+    }
+}
+
+#[test]
+fn loss_is_a_fault_above_qos_0_and_a_drop_at_qos_0() {
+    let lossy: Behaviour = |n, frame, subscriber, publisher| {
+        let mut nowhere = Vec::new();
+        honest(
+            n,
+            frame,
+            if n == 3 || n == 20 { &mut nowhere } else { subscriber },
+            publisher,
+        )
+    };
+    for (qos, verdict) in [(0, Verdict::Good), (1, Verdict::RulesBroken), (2, Verdict::RulesBroken)] {
+        let figures = measure(qos, lossy);
+        assert_eq!(
+            (figures.faults.missing, figures.verdict),
+            (2, verdict),
+            "QoS {qos}: {figures}"
+        );
+    }
+}
+
+#[test]
+fn doubled_and_swapped_messages_are_faults_at_every_qos() {
+    let doubling: Behaviour = |n, frame, subscriber, publisher| {
+        if n == 7 {
+            subscriber.extend_from_slice(frame);
+        }
+        honest(n, frame, subscriber, publisher)
+    };
+    let swapping: Behaviour = |n, frame, subscriber, publisher| {
+        let len = frame.len();
+        honest(n, frame, subscriber, publisher);
+        if n >= 7 && subscriber.len() >= 2 * len {
+            subscriber.rotate_left(len);
+        }
+        true
+    };
+    for qos in 0..=2 {
+        let figures = measure(qos, doubling);
+        assert_eq!(
+            (figures.faults.doubled, figures.verdict),
+            (1, Verdict::RulesBroken),
+            "QoS {qos}: {figures}"
+        );
+        let figures = measure(qos, swapping);
+        assert_eq!(figures.verdict, Verdict::RulesBroken, "QoS {qos}: {figures}");
+        assert!(
+            figures.faults.out_of_order > 0 && figures.faults.doubled == 0,
+            "QoS {qos}: {figures}"
+        );
+    }
+}
+
+#[test]
+fn an_acknowledgement_withheld_or_sent_twice_is_a_fault() {
+    let withholding: Behaviour = |n, frame, subscriber, publisher| {
+        let mut nowhere = Vec::new();
+        honest(n, frame, subscriber, if n == 5 { &mut nowhere } else { publisher })
+    };
+    let figures = measure(1, withholding);
+    assert_eq!(
+        (figures.acknowledgements.missing, figures.verdict),
+        (1, Verdict::RulesBroken),
+        "{figures}"
+    );
+    let repeating: Behaviour = |n, frame, subscriber, publisher| {
+        if n == 5 {
+            packet::acknowledgement(publisher, packet::PUBACK, id_of(frame));
+        }
+        honest(n, frame, subscriber, publisher)
+    };
+    let figures = measure(1, repeating);
+    assert_eq!(
+        (figures.acknowledgements.unexpected, figures.verdict),
+        (1, Verdict::RulesBroken),
+        "{figures}"
+    );
+}
+
+#[test]
+fn a_broker_that_closes_is_an_error_with_its_address() {
+    let address = broker(|n, frame, subscriber, publisher| n < 50 && honest(n, frame, subscriber, publisher));
+    let error = format!("{:#}", run(&address, None, &settings(0)).unwrap_err());
+    assert!(error.contains(&address) && error.contains("connection"), "{error}");
+}
+
+#[test]
+fn a_window_is_never_passed() {
+    // A broker that delivers nothing: what comes in is one window.
+    let figures = measure(0, |_, _, _, _| true);
+    assert_eq!(
+        (figures.sent, figures.received, figures.faults.missing),
+        (10, 0, 10),
+        "{figures}"
+    );
+    let mut two = settings(1);
+    two.unacked = Some(2);
+    let silent = broker(|_, _, _, _| true);
+    assert_eq!(run(&silent, None, &two).unwrap().sent, 2);
+}
+
+#[test]
+fn after_silence_at_qos_0_the_window_is_written_off_and_the_run_goes_on() {
+    let mut long = settings(0);
+    long.seconds = 1.5;
+    let address = broker(|n, frame, subscriber, publisher| {
+        let mut nowhere = Vec::new();
+        honest(
+            n,
+            frame,
+            if (5..15).contains(&n) { &mut nowhere } else { subscriber },
+            publisher,
+        )
+    });
+    let figures = run(&address, None, &long).unwrap();
+    assert_eq!((figures.stalls, figures.faults.missing), (1, 10), "{figures}");
+    assert!(figures.received > 15, "{figures}");
+}
+
+#[test]
+fn an_open_loop_keeps_its_rate_and_counts_a_stall_of_the_broker_in_full() {
+    let mut open = settings(1);
+    (open.rate, open.warmup, open.seconds) = (Some(1_000), 0.0, 0.5);
+    let address = broker(|n, frame, subscriber, publisher| {
+        if n == 100 {
+            thread::sleep(Duration::from_millis(250));
+        }
+        honest(n, frame, subscriber, publisher)
+    });
+    let figures = run(&address, None, &open).unwrap();
+    // All that was due, plus what fell due while the first turn waited for a CPU.
+    assert!((500..=600).contains(&figures.sent), "{figures}");
+    // Some 250 messages fell due during the stall: a closed loop would have seen a window of late ones.
+    let latency = &figures.latency_us;
+    let late = latency.count
+        - latency
+            .histogram
+            .iter()
+            .rfind(|(us, _)| *us < 50_000.0)
+            .map_or(0, |(_, up_to)| *up_to);
+    assert!(late >= 150 && latency.max >= 200_000.0, "{late} late, {figures}");
+}
+
+#[test]
+fn messages_of_another_run_are_ignored() {
+    let figures = measure(0, |n, frame, subscriber, publisher| {
+        if n == 4 {
+            let mut foreign = frame.to_vec();
+            let stamp_at = foreign.len() - 64;
+            foreign[stamp_at] ^= 1;
+            subscriber.extend(foreign);
+        }
+        honest(n, frame, subscriber, publisher)
+    });
+    assert_eq!((figures.foreign, figures.verdict), (1, Verdict::Good), "{figures}");
+}
+
+#[test]
+fn settings_that_cannot_be_measured_are_refused_with_a_sentence() {
+    let refused = |change: fn(&mut Settings)| {
+        let mut settings = settings(0);
+        change(&mut settings);
+        settings.plan().unwrap_err().to_string()
+    };
+    assert!(refused(|s| s.size = 23).contains("--size 23"));
+    assert!(refused(|s| s.subscribers = Some(2)).contains("pairs"));
+    assert!(refused(|s| s.seconds = f64::NAN).contains("--seconds"));
+    assert!(refused(|s| s.unacked = Some(0)).contains("--unacked"));
+}

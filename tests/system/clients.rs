@@ -1,0 +1,459 @@
+//! Other people's clients, so that our own reading of the standard is not its own judge: paho-mqtt and MQTT.js, each as
+//! an agent that is told what to do line by line, and mosquitto_pub and mosquitto_sub as commands.
+//!
+//! Called by every theme of the system tests.
+//! Holds  - a client that is not installed fails the test, with the command that installs it;
+//!        - nothing is waited for without a limit, and what did not come is named;
+//!        - every process started here is killed when its value is dropped.
+
+use crate::broker::{Broker, patience};
+use serde_json::{Value, json};
+use std::collections::{HashMap, VecDeque};
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const INSTALL: &str = "run tests/setup, which installs what the tests need";
+
+/// A message as a client saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Message {
+    pub topic: String,
+    pub payload: Vec<u8>,
+    pub qos: u8,
+    pub retain: bool,
+}
+
+impl Message {
+    pub fn new(topic: &str, payload: impl AsRef<[u8]>, qos: u8, retain: bool) -> Message {
+        Message {
+            topic: topic.into(),
+            payload: payload.as_ref().to_vec(),
+            qos,
+            retain,
+        }
+    }
+
+    /// The payload up to its first space: what a burst numbers its messages with.
+    pub fn label(&self) -> String {
+        let end = self
+            .payload
+            .iter()
+            .position(|&byte| byte == b' ')
+            .unwrap_or(self.payload.len());
+        String::from_utf8(self.payload[..end].to_vec()).unwrap()
+    }
+}
+
+/// What a client says in its CONNECT.
+#[derive(Clone, Debug)]
+pub struct Hello {
+    pub id: String,
+    pub clean: bool,
+    pub level: u8,
+    pub keep_alive: u16,
+    pub will: Option<Message>,
+    /// QoS 1 and 2 messages paho leaves unacknowledged at a time.
+    pub inflight: u16,
+    /// Bytes of each payload that are reported.
+    pub clip: usize,
+}
+
+pub fn hello(id: &str) -> Hello {
+    Hello {
+        id: id.into(),
+        clean: true,
+        level: 4,
+        keep_alive: 60,
+        will: None,
+        inflight: 20,
+        clip: usize::MAX >> 12,
+    }
+}
+
+impl Hello {
+    pub fn durable(self) -> Hello {
+        Hello { clean: false, ..self }
+    }
+
+    pub fn level(self, level: u8) -> Hello {
+        Hello { level, ..self }
+    }
+
+    pub fn will(self, will: Message) -> Hello {
+        Hello {
+            will: Some(will),
+            ..self
+        }
+    }
+
+    pub fn inflight(self, inflight: u16) -> Hello {
+        Hello { inflight, ..self }
+    }
+
+    pub fn clip(self, clip: usize) -> Hello {
+        Hello { clip, ..self }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Library {
+    Paho,
+    MqttJs,
+}
+
+pub const LIBRARIES: [Library; 2] = [Library::Paho, Library::MqttJs];
+
+/// One process with any number of clients of one library, each with a name of the test's choice.
+pub struct Agent {
+    pub library: Library,
+    process: Child,
+    commands: ChildStdin,
+    events: Receiver<Value>,
+    /// Connections so far: a name is given out again on every connect, its late events must not be taken for new ones.
+    connections: u32,
+    clients: HashMap<String, Client>,
+}
+
+#[derive(Default)]
+struct Client {
+    /// What the agent calls it.
+    wire_name: String,
+    replies: VecDeque<Value>,
+    messages: VecDeque<Message>,
+}
+
+impl Agent {
+    pub fn start(library: Library) -> Agent {
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        let clients = root.join("tests/system/clients");
+        let (program, script, needs) = match library {
+            Library::Paho => {
+                let python = root.join(".venv/bin/python");
+                (python.clone(), clients.join("agent.py"), python)
+            }
+            Library::MqttJs => (
+                "node".into(),
+                clients.join("agent.js"),
+                clients.join("node_modules/mqtt"),
+            ),
+        };
+        assert!(needs.exists(), "{library:?} is not installed: {INSTALL}");
+        let mut process = Command::new(program)
+            .arg(script)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{library:?} cannot be started ({error}): {INSTALL}"));
+        let (sender, events) = channel();
+        let output = BufReader::new(process.stdout.take().unwrap());
+        thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                let event = serde_json::from_str(&line).unwrap_or_else(|_| json!({"client": "?", "event": line}));
+                if sender.send(event).is_err() {
+                    break;
+                }
+            }
+        });
+        Agent {
+            library,
+            commands: process.stdin.take().unwrap(),
+            process,
+            events,
+            connections: 0,
+            clients: HashMap::new(),
+        }
+    }
+
+    fn tell(&mut self, client: &str, what: &str, mut command: Value) {
+        command["client"] = self.clients[client].wire_name.as_str().into();
+        command["do"] = what.into();
+        writeln!(self.commands, "{command}").unwrap();
+    }
+
+    fn client(&mut self, name: &str) -> &mut Client {
+        self.clients.get_mut(name).expect("a test connects a client first")
+    }
+
+    /// Takes one event in, or false after `wait`.
+    fn take_in(&mut self, wait: Duration) -> bool {
+        let event = match self.events.recv_timeout(wait) {
+            Ok(event) => event,
+            Err(RecvTimeoutError::Timeout) => return false,
+            Err(RecvTimeoutError::Disconnected) => panic!("the {:?} agent has ended", self.library),
+        };
+        let wire_name = event["client"].as_str().unwrap();
+        let Some(client) = self.clients.values_mut().find(|client| client.wire_name == wire_name) else {
+            return true;
+        };
+        match event["event"].as_str().unwrap() {
+            "message" => client.messages.push_back(Message {
+                topic: event["topic"].as_str().unwrap().into(),
+                payload: hex::decode(event["payload"].as_str().unwrap()).unwrap(),
+                qos: event["qos"].as_u64().unwrap() as u8,
+                retain: event["retain"].as_bool().unwrap(),
+            }),
+            "error" => panic!("{:?} client {wire_name}: {}", self.library, event["text"]),
+            _ => client.replies.push_back(event),
+        }
+        true
+    }
+
+    /// The next event of this kind for this client; other kinds before it are passed over.
+    fn await_reply(&mut self, client: &str, kind: &str, within: Duration) -> Value {
+        let deadline = Instant::now() + patience(within);
+        loop {
+            while let Some(reply) = self.client(client).replies.pop_front() {
+                if reply["event"] == kind {
+                    return reply;
+                }
+                assert!(
+                    reply["event"] == "closed",
+                    "{:?} client {client}: {reply} where `{kind}` was awaited",
+                    self.library
+                );
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || !self.take_in(left) {
+                panic!("{:?} client {client}: no `{kind}` within {within:?}", self.library);
+            }
+        }
+    }
+
+    pub fn begin_connect(&mut self, client: &str, broker: &Broker, hello: &Hello) {
+        let will = hello.will.as_ref().map(|will| {
+            json!({"topic": will.topic, "payload": hex::encode(&will.payload), "qos": will.qos, "retain": will.retain})
+        });
+        let command = json!({
+            "host": "127.0.0.1", "port": broker.port, "id": hello.id, "clean": hello.clean, "level": hello.level,
+            "keep_alive": hello.keep_alive, "will": will, "inflight": hello.inflight, "clip": hello.clip,
+        });
+        self.connections += 1;
+        let fresh = Client {
+            wire_name: format!("{client} #{}", self.connections),
+            ..Client::default()
+        };
+        self.clients.insert(client.to_owned(), fresh);
+        self.tell(client, "connect", command);
+    }
+
+    /// Connects, and returns Session Present.
+    pub fn connect(&mut self, client: &str, broker: &Broker, hello: Hello) -> bool {
+        self.begin_connect(client, broker, &hello);
+        let reply = self.await_reply(client, "connected", Duration::from_secs(10));
+        reply["session_present"].as_bool().unwrap()
+    }
+
+    /// Connects in vain, and returns what the library says of the return code.
+    pub fn refused(&mut self, client: &str, broker: &Broker, hello: Hello) -> String {
+        self.begin_connect(client, broker, &hello);
+        let reply = self.await_reply(client, "refused", Duration::from_secs(10));
+        reply["reason"].as_str().unwrap().to_owned()
+    }
+
+    /// Subscribes, and returns the granted QoS of each filter.
+    pub fn subscribe(&mut self, client: &str, filters: &[(&str, u8)]) -> Vec<u8> {
+        self.tell(client, "subscribe", json!({"filters": filters}));
+        let reply = self.await_reply(client, "subscribed", Duration::from_secs(10));
+        let granted = reply["granted"].as_array().unwrap();
+        granted.iter().map(|code| code.as_u64().unwrap() as u8).collect()
+    }
+
+    pub fn unsubscribe(&mut self, client: &str, filters: &[&str]) {
+        self.tell(client, "unsubscribe", json!({"filters": filters}));
+        self.await_reply(client, "unsubscribed", Duration::from_secs(10));
+    }
+
+    /// Publishes, and returns when QoS 1 and 2 are acknowledged.
+    pub fn publish(&mut self, client: &str, message: &Message) {
+        let command = json!({
+            "topic": message.topic, "payload": hex::encode(&message.payload), "qos": message.qos, "retain": message.retain,
+        });
+        self.tell(client, "publish", command);
+        self.await_reply(client, "published", Duration::from_secs(20));
+    }
+
+    /// Begins to publish `count` messages, each with a label of `prefix` and its number, and `padding` bytes after it.
+    pub fn begin_burst(&mut self, client: &str, topic: &str, qos: u8, prefix: &str, count: usize, padding: usize) {
+        let command = json!({
+            "topic": topic, "qos": qos, "retain": false, "prefix": prefix, "count": count, "padding": padding,
+        });
+        self.tell(client, "burst", command);
+    }
+
+    /// The burst has been sent, and acknowledged where its QoS has acknowledgements.
+    pub fn await_burst(&mut self, client: &str) {
+        self.await_reply(client, "burst", Duration::from_secs(60));
+    }
+
+    /// The next `count` messages of this client.
+    pub fn messages(&mut self, client: &str, count: usize) -> Vec<Message> {
+        let within = Duration::from_secs(30);
+        let deadline = Instant::now() + patience(within);
+        loop {
+            let got = &mut self.client(client).messages;
+            if got.len() >= count {
+                return got.drain(..count).collect();
+            }
+            let (got, left) = (got.len(), deadline.saturating_duration_since(Instant::now()));
+            if left.is_zero() || !self.take_in(left) {
+                let latest = self.clients[client]
+                    .messages
+                    .back()
+                    .map(|message| (&message.topic, message.payload.len()));
+                panic!(
+                    "{:?} client {client}: {got} of {count} messages within {within:?}, the latest {latest:?}",
+                    self.library
+                );
+            }
+        }
+    }
+
+    pub fn message(&mut self, client: &str) -> Message {
+        self.messages(client, 1).remove(0)
+    }
+
+    pub fn labels(&mut self, client: &str, count: usize) -> Vec<String> {
+        self.messages(client, count).iter().map(Message::label).collect()
+    }
+
+    /// Sends DISCONNECT and closes.
+    pub fn disconnect(&mut self, client: &str) {
+        self.tell(client, "disconnect", json!({}));
+        self.closed(client);
+    }
+
+    /// The connection is closed, whoever did it.
+    pub fn closed(&mut self, client: &str) {
+        self.await_reply(client, "closed", Duration::from_secs(10));
+    }
+
+    /// kill -9 of the whole agent: its sockets end without a DISCONNECT.
+    pub fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Fails where it has ended by itself, which is as good.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// `mosquitto_pub`, with the payload on its standard input; returns when it has ended well.
+pub fn mosquitto_pub(broker: &Broker, arguments: &[&str], message: &Message) {
+    let mut command = Command::new("mosquitto_pub");
+    command.args(["-h", "127.0.0.1", "-p", &broker.port.to_string()]);
+    let qos = message.qos.to_string();
+    command.args(["-t", &message.topic, "-q", &qos]).args(arguments);
+    // -s sends nothing at all when nothing stands on the input.
+    command.arg(if message.payload.is_empty() { "-n" } else { "-s" });
+    if message.retain {
+        command.arg("-r");
+    }
+    let mut process = started(command.stdin(Stdio::piped()).stderr(Stdio::piped()), "mosquitto_pub");
+    process.stdin.take().unwrap().write_all(&message.payload).unwrap();
+    let output = process.wait_with_output().unwrap();
+    assert!(output.status.success(), "mosquitto_pub: {output:?}");
+}
+
+/// A running `mosquitto_sub` that is subscribed.
+pub struct MosquittoSub {
+    process: Child,
+    lines: Receiver<String>,
+    /// Came before the SUBACK was reported.
+    early: VecDeque<String>,
+}
+
+/// Stands before the line of a message; what else is printed is what `-d` adds.
+const MARK: &str = "MESSAGE ";
+
+impl MosquittoSub {
+    pub fn start(broker: &Broker, arguments: &[&str]) -> MosquittoSub {
+        // Into a pipe it would write only when its buffer is full.
+        let mut command = Command::new("stdbuf");
+        command.args([
+            "-oL",
+            "mosquitto_sub",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &broker.port.to_string(),
+        ]);
+        command
+            .args(["-d", "-F", &format!("{MARK}%q %r %x %t")])
+            .args(arguments);
+        let mut process = started(command.stdin(Stdio::null()).stdout(Stdio::piped()), "mosquitto_sub");
+        let (sender, lines) = channel();
+        let output = BufReader::new(process.stdout.take().unwrap());
+        thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let early = VecDeque::new();
+        let mut sub = MosquittoSub { process, lines, early };
+        loop {
+            let line = sub.line();
+            match line.starts_with(MARK) {
+                true => sub.early.push_back(line),
+                false if line.starts_with("Subscribed") => return sub,
+                false => {}
+            }
+        }
+    }
+
+    fn line(&mut self) -> String {
+        let line = self.lines.recv_timeout(patience(Duration::from_secs(20)));
+        line.unwrap_or_else(|error| panic!("mosquitto_sub printed nothing more: {error}"))
+    }
+
+    pub fn message(&mut self) -> Message {
+        let line = loop {
+            let line = self.early.pop_front().unwrap_or_else(|| self.line());
+            if line.starts_with(MARK) {
+                break line;
+            }
+        };
+        let mut fields = line[MARK.len()..].splitn(4, ' ');
+        let mut field = || fields.next().unwrap();
+        Message {
+            qos: field().parse().unwrap(),
+            retain: field() == "1",
+            payload: hex::decode(field()).unwrap(),
+            topic: field().into(),
+        }
+    }
+
+    pub fn messages(&mut self, count: usize) -> Vec<Message> {
+        (0..count).map(|_| self.message()).collect()
+    }
+
+    /// kill -9: no DISCONNECT is sent.
+    pub fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for MosquittoSub {
+    fn drop(&mut self) {
+        // Fails where it has ended by itself, which is as good.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn started(command: &mut Command, program: &str) -> Child {
+    command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program} cannot be started ({error}): {INSTALL}"))
+}

@@ -1,0 +1,14 @@
+//! The real binary against other people's clients, and against peers that mean no good.
+//!
+//! `broker` starts and stops it, `clients` are paho-mqtt, MQTT.js and the mosquitto commands; every other file is one
+//! theme. Nothing here uses our own codec. `tests/setup` installs the clients; without them these tests fail.
+
+mod broker;
+mod clients;
+
+mod descriptors;
+mod exchange;
+mod hostile;
+mod operator;
+mod order;
+mod sessions;
