@@ -490,7 +490,9 @@ impl World {
             "message {number} is acknowledged before its commit"
         );
         let session = &oracle.sessions[client];
-        if qos == QoS::ExactlyOnce && session.is_durable && session.link == Some(link) {
+        // A level 3 client's repetition may be answered in the turn in which its PUBREL came.
+        let is_first = message.attempts <= 1 || self.links[link].level == Level::V311;
+        if qos == QoS::ExactlyOnce && is_first && session.is_durable && session.link == Some(link) {
             let record = oracle.packet_id_records.get(&(client, id));
             assert!(
                 record.is_some_and(is_committed),
