@@ -380,7 +380,14 @@ mod tests {
 
         fn refill(&mut self) {
             let (outbound, durable) = (&mut self.outbound, self.durable);
-            outbound.refill(&mut self.outbox, &mut self.pool, durable, &self.limits, |_, _| {});
+            outbound.refill(
+                &mut self.outbox,
+                &mut self.pool,
+                Level::V311,
+                durable,
+                &self.limits,
+                |_, _| {},
+            );
         }
 
         /// What was written since the last call: identifier (0: none), payload, `+` for DUP; `rel` for PUBREL.
