@@ -116,6 +116,8 @@ pub struct Shard {
 
     receipts: Receipts,
     pending_subscribes: Slab<PendingSubscribe>,
+    /// Serial of the next scan for retained messages.
+    next_scan: u32,
     peers: Peers,
     /// Records sent to the store, and what waits for their commit, in order.
     last_record: RecordNumber,
@@ -166,6 +168,7 @@ impl Shard {
             retained: RetainedMessages::new(),
             receipts: Receipts::default(),
             pending_subscribes: Slab::new(),
+            next_scan: 0,
             peers: Peers::new(cores),
             last_record: RecordNumber(0),
             awaits_commit: VecDeque::new(),

@@ -14,6 +14,8 @@ struct Cores {
     shards: Vec<Shard>,
     /// All outputs so far but `Transmit` and `Forward`, by core.
     said: Vec<Vec<Output>>,
+    now: Millis,
+    keep_alive_s: u16,
 }
 
 fn at(index: u32) -> ConnectionId {
@@ -43,6 +45,8 @@ impl Cores {
         Cores {
             shards: (0..cores).map(|core| Shard::new(config(core))).collect(),
             said: (0..cores).map(|_| Vec::new()).collect(),
+            now: Millis(0),
+            keep_alive_s: 0,
         }
     }
 
@@ -55,7 +59,7 @@ impl Cores {
     }
 
     fn input(&mut self, core: usize, input: Input<'_>) -> usize {
-        let consumed = self.shards[core].handle(input, Millis(0));
+        let consumed = self.shards[core].handle(input, self.now);
         self.listen(core);
         consumed
     }
@@ -72,7 +76,7 @@ impl Cores {
         let connect = Connect {
             level,
             clean_session,
-            keep_alive_s: 0,
+            keep_alive_s: self.keep_alive_s,
             client_id: format!("client-{index}"),
             will: None,
             user_name: None,
@@ -407,4 +411,28 @@ fn the_ledger_balances_when_a_session_ends_with_messages_in_flight_and_queued() 
         ),
         (3, 1, 2)
     );
+}
+
+#[test]
+fn an_answer_to_a_scan_that_was_given_up_does_not_end_the_next_one() {
+    let mut cores = Cores::new(2, Limits::default());
+    let (first, second) = (cores.topic_of(1, "first"), cores.topic_of(1, "second"));
+    cores.connect(1, 1, Level::V311, true);
+    for topic in [&first, &second] {
+        cores.receive(1, 1, &publish(topic, QoS::AtMostOnce, true, 0, b"m"));
+    }
+    cores.connect(0, 0, Level::V311, true);
+    cores.subscribe(0, 0, 1, &first, QoS::AtMostOnce);
+    cores.carry(0, 1, Lane::ToOwner);
+    // Registered before the scan for the first is asked for, so answered before it.
+    cores.subscribe(0, 0, 2, &second, QoS::AtMostOnce);
+    cores.carry(1, 0, Lane::ToHome);
+    let mut unsubscribe = Vec::new();
+    client::unsubscribe(&mut unsubscribe, packet_id(3), &[&first]);
+    cores.receive(0, 0, &unsubscribe);
+    cores.sent(0, 0);
+    cores.carry_all();
+    let retained = format!("PUBLISH retained {second} m");
+    assert_eq!(cores.sent(0, 0), ["SUBACK [Granted(AtMostOnce)]", retained.as_str()]);
+    assert!(cores.shards.iter().all(Shard::is_quiescent));
 }
