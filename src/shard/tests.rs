@@ -436,3 +436,25 @@ fn an_answer_to_a_scan_that_was_given_up_does_not_end_the_next_one() {
     assert_eq!(cores.sent(0, 0), ["SUBACK [Granted(AtMostOnce)]", retained.as_str()]);
     assert!(cores.shards.iter().all(Shard::is_quiescent));
 }
+
+#[test]
+fn silence_counts_from_the_resume_when_a_batch_was_taken_long_after_the_last_input() {
+    let mut cores = Cores::new(2, Limits::default());
+    let topic = cores.topic_of(1, "t");
+    cores.keep_alive_s = 1;
+    cores.connect(0, 0, Level::V311, true);
+    let bytes = publish(&topic, QoS::AtMostOnce, false, 0, &[7; 10_000]).repeat(30);
+    cores.receive(0, 0, &bytes);
+    assert_eq!(cores.said[0], [Output::Pause(at(0))]);
+    // Nothing is fed for ten seconds, then the ring has room.
+    cores.now = Millis(10_000);
+    cores.carry(0, 1, Lane::ToOwner);
+    cores.input(0, Input::Tick);
+    assert_eq!(cores.said[0][1..], [Output::Resume(at(0))], "its silence was ours");
+    cores.now = Millis(12_000);
+    cores.input(0, Input::Tick);
+    assert_eq!(
+        cores.said[0].last(),
+        Some(&Output::Close(at(0), CloseReason::KeepAlive))
+    );
+}
