@@ -5,7 +5,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use skein::mqtt::packet::{PacketId, QoS};
+use skein::mqtt::packet::{Level, PacketId, QoS};
 use skein::mqtt::topic::TopicName;
 use skein::session::message::{Message, SharedMessage};
 use skein::session::outbound::{Limits, Offered, Outbound};
@@ -108,9 +108,14 @@ fn deliveries(criterion: &mut Criterion) {
                 );
                 assert_eq!(offered, Offered::Queued);
             }
-            session
-                .outbound
-                .refill(&mut session.outbox, &mut session.pool, false, &LIMITS, |_, _| {});
+            session.outbound.refill(
+                &mut session.outbox,
+                &mut session.pool,
+                false,
+                Level::V311,
+                &LIMITS,
+                |_, _| {},
+            );
             session.take();
             for _ in 0..MESSAGES {
                 session.outbound.puback(session.next).expect("it waits for PUBACK");

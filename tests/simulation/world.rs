@@ -114,6 +114,8 @@ pub struct World {
     /// `Output::Forward` said, batch not taken.
     forwards: Vec<Vec<(PeerId, Lane)>>,
     stores: Vec<Store>,
+    /// Resumed, and no input since.
+    resumed: Vec<Vec<usize>>,
     pub hash: u64,
     logs: bool,
 }
@@ -155,6 +157,7 @@ impl World {
             places: (0..cores).map(|_| Places::default()).collect(),
             rings: (0..cores).flat_map(lanes).map(|ends| (ends, VecDeque::new())).collect(),
             forwards: vec![Vec::new(); cores],
+            resumed: vec![Vec::new(); cores],
             stores: (0..cores).map(|_| Store::default()).collect(),
             hash: seed,
             logs: LOG.with(|log| log.borrow().is_some()),
@@ -394,7 +397,7 @@ impl World {
             connect,
             account,
         };
-        self.shards[home].handle(input, Millis(self.now_ms));
+        self.handle(home, input);
         self.drain(home);
         self.present(link);
     }
@@ -412,7 +415,7 @@ impl World {
             bytes: &bytes,
         };
         self.oracle.receiving = Some(link);
-        let consumed = self.shards[core].handle(input, Millis(self.now_ms));
+        let consumed = self.handle(core, input);
         assert!(consumed <= bytes.len(), "no more is consumed than was presented");
         if consumed > 0 {
             self.links[link].heard_at_ms = self.now_ms;
@@ -475,7 +478,7 @@ impl World {
             connection: id,
             bytes: count,
         };
-        self.shards[core].handle(input, Millis(self.now_ms));
+        self.handle(core, input);
         self.drain(core);
         true
     }
@@ -521,7 +524,7 @@ impl World {
             if !self.links[link].closing {
                 self.end_session_connection(link, false);
             }
-            self.shards[core].handle(Input::Disconnected { connection: id }, Millis(self.now_ms));
+            self.handle(core, Input::Disconnected { connection: id });
             self.places[core].links[id.index as usize] = None;
             self.places[core].free.push(id.index);
             self.drain(core);
@@ -592,7 +595,7 @@ impl World {
             from: PeerId(from as u16),
             bytes: &batch,
         };
-        self.shards[to].handle(input, Millis(self.now_ms));
+        self.handle(to, input);
         let giver = if self.random.percent(50) { from } else { to };
         self.shards[giver].recycle_batch(batch);
         self.drain(to);
@@ -609,11 +612,11 @@ impl World {
         self.event(9, (core as u64) << 32 | up_to, || {
             format!("core {core}: committed up to {up_to}")
         });
-        self.shards[core].handle(
+        self.handle(
+            core,
             Input::Committed {
                 up_to: RecordNumber(up_to),
             },
-            Millis(self.now_ms),
         );
         self.drain(core);
         true
@@ -632,10 +635,18 @@ impl World {
                 .is_some_and(|due| due <= Millis(self.now_ms))
             {
                 self.event(10, core as u64, || format!("core {core}: tick"));
-                self.shards[core].handle(Input::Tick, Millis(self.now_ms));
+                self.handle(core, Input::Tick);
                 self.drain(core);
             }
         }
+    }
+
+    fn handle(&mut self, core: usize, input: Input<'_>) -> usize {
+        // A resume outside of a turn counts from the next one: the shard has no clock.
+        for link in self.resumed[core].drain(..) {
+            self.links[link].heard_at_ms = self.now_ms;
+        }
+        self.shards[core].handle(input, Millis(self.now_ms))
     }
 
     /// Does everything that a shard says, and looks at what it has written.
@@ -665,6 +676,7 @@ impl World {
                         assert!(self.links[link].paused, "a resume follows a pause");
                         self.links[link].paused = false;
                         self.links[link].heard_at_ms = self.now_ms;
+                        self.resumed[core].push(link);
                         self.event(13, link as u64, || format!("link {link}: resume"));
                     }
                 }
@@ -703,7 +715,7 @@ impl World {
                         connection: id,
                         bytes: count,
                     };
-                    self.shards[core].handle(input, Millis(self.now_ms));
+                    self.handle(core, input);
                     self.links[link].taken += count as u64;
                 }
                 self.server_end(link);
