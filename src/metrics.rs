@@ -99,7 +99,7 @@ counters! {
     dropped_queue_full,
     /// QoS 0 messages dropped: the Session was away.
     dropped_away,
-    /// Messages dropped with the Session that held them.
+    /// Messages dropped with the Session in whose queue they waited; what was in flight has been counted as delivered.
     dropped_session_ended,
     /// Retained messages sent to new subscriptions.
     retained_delivered,

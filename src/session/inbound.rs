@@ -86,9 +86,10 @@ pub enum Received {
 pub struct ReceivedIds {
     /// Ascending. At most 65,535 of two bytes each: its own bound.
     ids: Vec<u16>,
-    /// Those among them whose receipt is not complete, and the entry of a later connection's [`Acknowledgements`] that
-    /// waits for it as well.
-    routing: Vec<(PacketId, Option<u32>)>,
+    /// Those among them whose receipt is not complete.
+    routing: Vec<PacketId>,
+    /// Entries of the present connection's [`Acknowledgements`] that wait for such a receipt as well, one per repetition.
+    waiting: Vec<(PacketId, u32)>,
 }
 
 impl ReceivedIds {
@@ -98,34 +99,38 @@ impl ReceivedIds {
                 self.ids.insert(place, packet_id.get());
                 Received::New
             }
-            Ok(_) if self.routing.iter().any(|(id, _)| *id == packet_id) => Received::RepeatedTooEarly,
+            Ok(_) if self.routing.contains(&packet_id) => Received::RepeatedTooEarly,
             Ok(_) => Received::Repeated,
         }
     }
 
     /// The message of this identifier waits for a receipt.
     pub fn routing(&mut self, packet_id: PacketId) {
-        self.routing.push((packet_id, None));
+        self.routing.push(packet_id);
     }
 
-    /// A repetition came while the message was on its way: the entry with this sequence waits with it.
+    /// A repetition came while the message was on its way: the entry with this sequence waits with it. A level 3 client
+    /// may repeat more than once on one connection.
     pub fn wait(&mut self, packet_id: PacketId, sequence: u32) {
-        if let Some(entry) = self.routing.iter_mut().find(|(id, _)| *id == packet_id) {
-            entry.1 = Some(sequence);
+        self.waiting.push((packet_id, sequence));
+    }
+
+    /// The receipt of this identifier is complete.
+    pub fn routed(&mut self, packet_id: PacketId) {
+        if let Some(place) = self.routing.iter().position(|id| *id == packet_id) {
+            self.routing.swap_remove(place);
         }
     }
 
-    /// The receipt of this identifier is complete; returns the entry that waited on a later connection.
-    pub fn routed(&mut self, packet_id: PacketId) -> Option<u32> {
-        let place = self.routing.iter().position(|(id, _)| *id == packet_id)?;
-        self.routing.swap_remove(place).1
+    /// Takes an entry that waited for this identifier; `None` when there is no more.
+    pub fn waited(&mut self, packet_id: PacketId) -> Option<u32> {
+        let place = self.waiting.iter().position(|(id, _)| *id == packet_id)?;
+        Some(self.waiting.swap_remove(place).1)
     }
 
     /// The connection has ended: its entries wait for nothing any more.
     pub fn disconnected(&mut self) {
-        for entry in &mut self.routing {
-            entry.1 = None;
-        }
+        self.waiting.clear();
     }
 
     /// PUBREL: the identifier is free. Whether it was known does not matter to the client: PUBCOMP is the answer anyway.
@@ -172,10 +177,28 @@ mod tests {
         received.routing(id(7));
         assert_eq!(received.receive(id(7)), Received::RepeatedTooEarly);
         received.wait(id(7), 4);
-        assert_eq!(received.routed(id(7)), Some(4));
+        received.routed(id(7));
+        assert_eq!(received.waited(id(7)), Some(4));
         assert_eq!(received.receive(id(7)), Received::Repeated);
         received.release(id(7));
         assert_eq!(received.receive(id(7)), Received::New);
+    }
+
+    #[test]
+    fn every_repetition_on_one_connection_gets_its_acknowledgement() {
+        let mut received = ReceivedIds::default();
+        received.receive(id(7));
+        received.routing(id(7));
+        for sequence in [4, 5] {
+            assert_eq!(received.receive(id(7)), Received::RepeatedTooEarly);
+            received.wait(id(7), sequence);
+        }
+        received.routed(id(7));
+        let mut waited = [received.waited(id(7)), received.waited(id(7))];
+        waited.sort_unstable();
+        assert_eq!(waited, [Some(4), Some(5)]);
+        assert_eq!(received.waited(id(7)), None);
+        assert_eq!(received.receive(id(7)), Received::Repeated);
     }
 
     #[test]
@@ -185,7 +208,8 @@ mod tests {
         received.routing(id(7));
         received.wait(id(7), 4);
         received.disconnected();
-        assert_eq!(received.routed(id(7)), None);
+        received.routed(id(7));
+        assert_eq!(received.waited(id(7)), None);
         assert_eq!(
             received.receive(id(7)),
             Received::Repeated,

@@ -116,11 +116,6 @@ impl Outbound {
         self.queue.len()
     }
 
-    /// Messages that would be lost with the Session.
-    pub fn held(&self) -> usize {
-        self.queue.len() + self.unacknowledged
-    }
-
     /// Sends, queues or drops one message at `qos`, the lower of its own and the granted one. `shared` is filled when the
     /// message must be kept, once for all Sessions it is offered to. `connection` is `None` while the client is away.
     pub fn offer(
@@ -331,3 +326,243 @@ impl Outbound {
 
 /// Whether a PUBLISH went out again rather than for the first time.
 pub type Again = bool;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mqtt::client::{ServerPacket, decode_from_server};
+    use crate::mqtt::frame::{Framing, next_frame};
+    use crate::mqtt::topic::TopicName;
+
+    /// One Session with a connection, its bounds small enough to meet.
+    struct Session {
+        outbound: Outbound,
+        outbox: Outbox,
+        pool: BufferPool,
+        limits: Limits,
+        durable: bool,
+    }
+
+    fn id(id: u16) -> PacketId {
+        PacketId::new(id).unwrap()
+    }
+
+    impl Session {
+        fn new(inflight_max: usize, durable: bool) -> Session {
+            Session {
+                outbound: Outbound::default(),
+                outbox: Outbox::default(),
+                pool: BufferPool::new(),
+                limits: Limits {
+                    inflight_max,
+                    queued_max: 10,
+                    queued_bytes_max: 1_000,
+                    outbox_bytes_max: 1_000,
+                },
+                durable,
+            }
+        }
+
+        fn offer_to(&mut self, payload: &str, qos: QoS, is_connected: bool) -> Offered {
+            let message = Message {
+                topic: TopicName::new("t").unwrap(),
+                payload: payload.as_bytes(),
+                qos,
+            };
+            let connection = is_connected.then_some((&mut self.outbox, &mut self.pool));
+            let (outbound, durable) = (&mut self.outbound, self.durable);
+            outbound.offer(&message, &mut None, qos, false, durable, connection, &self.limits)
+        }
+
+        fn offer(&mut self, payload: &str, qos: QoS) -> Offered {
+            self.offer_to(payload, qos, true)
+        }
+
+        fn refill(&mut self) {
+            let (outbound, durable) = (&mut self.outbound, self.durable);
+            outbound.refill(
+                &mut self.outbox,
+                &mut self.pool,
+                Level::V311,
+                durable,
+                &self.limits,
+                |_, _| {},
+            );
+        }
+
+        /// What was written since the last call: identifier (0: none), payload, `+` for DUP; `rel` for PUBREL.
+        fn written(&mut self) -> Vec<String> {
+            let mut rest = self.outbox.unsent();
+            let mut written = Vec::new();
+            while let Ok(Framing::Whole(frame)) = next_frame(rest, usize::MAX) {
+                rest = &rest[frame.len..];
+                written.push(match decode_from_server(frame).unwrap() {
+                    ServerPacket::Publish(publish) => format!(
+                        "{} {}{}",
+                        publish.packet_id.map_or(0, PacketId::get),
+                        std::str::from_utf8(publish.payload).unwrap(),
+                        if publish.dup { "+" } else { "" }
+                    ),
+                    ServerPacket::PubRel(id) => format!("{} rel", id.get()),
+                    other => panic!("{other:?}"),
+                });
+            }
+            let len = self.outbox.len();
+            self.outbox.take(len, &mut self.pool);
+            written
+        }
+    }
+
+    const QOS0: QoS = QoS::AtMostOnce;
+    const QOS1: QoS = QoS::AtLeastOnce;
+    const QOS2: QoS = QoS::ExactlyOnce;
+
+    #[test]
+    fn what_came_first_leaves_first_whatever_its_qos() {
+        let mut session = Session::new(2, false);
+        assert_eq!(session.offer("a", QOS1), Offered::Sent);
+        assert_eq!(session.offer("b", QOS0), Offered::Sent, "nothing waits before it");
+        assert_eq!(session.offer("c", QOS2), Offered::Sent);
+        assert_eq!(session.offer("d", QOS1), Offered::Queued, "the window is full");
+        assert_eq!(session.offer("e", QOS0), Offered::Queued, "it may not overtake");
+        assert_eq!(session.offer("f", QOS1), Offered::Queued);
+        assert_eq!(session.written(), ["1 a", "0 b", "2 c"]);
+        session.outbound.puback(id(1)).unwrap();
+        session.refill();
+        assert_eq!(session.written(), ["3 d", "0 e"]);
+        session.outbound.pubrec(id(2)).unwrap();
+        session.refill();
+        assert!(
+            session.written().is_empty(),
+            "a QoS 2 flow holds its place until PUBCOMP"
+        );
+        session.outbound.pubcomp(id(2)).unwrap();
+        session.refill();
+        assert_eq!(session.written(), ["4 f"]);
+    }
+
+    #[test]
+    fn a_full_outbox_drops_qos_0_and_queues_the_rest() {
+        let mut session = Session::new(10, false);
+        session.limits.outbox_bytes_max = 10;
+        assert_eq!(
+            session.offer("0123456789", QOS1),
+            Offered::Sent,
+            "one packet may overshoot"
+        );
+        assert_eq!(session.offer("a", QOS0), Offered::DroppedOutboxFull);
+        assert_eq!(session.offer("b", QOS1), Offered::Queued);
+        session.written();
+        assert_eq!(
+            session.offer("c", QOS0),
+            Offered::Queued,
+            "there is room, but not before b"
+        );
+        session.refill();
+        assert_eq!(session.written(), ["2 b", "0 c"]);
+    }
+
+    #[test]
+    fn qos_0_fills_half_of_the_queue_and_bytes_are_bounded() {
+        let mut session = Session::new(1, false);
+        session.offer("a", QOS1);
+        assert_eq!(session.offer("first", QOS1), Offered::Queued);
+        for _ in 0..5 {
+            assert_eq!(session.offer("b", QOS0), Offered::Queued);
+        }
+        assert_eq!(session.offer("c", QOS0), Offered::DroppedQueueFull);
+        for _ in 0..4 {
+            assert_eq!(session.offer("d", QOS1), Offered::Queued);
+        }
+        assert_eq!(session.offer("e", QOS1), Offered::DroppedQueueFull);
+        for acknowledged in [1, 2] {
+            session.outbound.puback(id(acknowledged)).unwrap();
+            session.refill();
+        }
+        assert_eq!(session.offer("f", QOS0), Offered::Queued, "room again for QoS 0");
+        assert_eq!(session.offer(&"x".repeat(1_000), QOS1), Offered::DroppedQueueFull);
+        assert_eq!(session.offer_to("g", QOS0, false), Offered::DroppedAway);
+    }
+
+    #[test]
+    fn identifiers_go_round_without_0() {
+        let mut session = Session::new(4, true);
+        session.outbound.first_id = id(65_534);
+        for payload in ["a", "b", "c", "d"] {
+            session.offer(payload, QOS1);
+        }
+        assert_eq!(session.written(), ["65534 a", "65535 b", "1 c", "2 d"]);
+        session.outbound.puback(id(1)).unwrap();
+        session.outbound.puback(id(65_534)).unwrap();
+        session.outbound.disconnected();
+        session.refill();
+        assert_eq!(session.written(), ["65535 b+", "2 d+"]);
+        for left in [65_535, 2] {
+            session.outbound.puback(id(left)).unwrap();
+        }
+        assert!(session.outbound.is_idle());
+        assert_eq!(session.outbound.first_id, id(3));
+    }
+
+    #[test]
+    fn one_client_that_never_acknowledges_its_oldest_costs_a_bounded_run() {
+        let mut session = Session::new(2, false);
+        session.offer("oldest", QOS1);
+        let mut sent = 1;
+        while session.offer("m", QOS1) == Offered::Sent {
+            sent += 1;
+            session.outbound.puback(id(sent)).unwrap();
+            session.written();
+        }
+        assert_eq!(usize::from(sent), 2 * INFLIGHT_SPAN_FACTOR);
+        session.outbound.puback(id(1)).unwrap();
+        session.refill();
+        assert_eq!(session.written(), [format!("{} m", sent + 1)]);
+    }
+
+    #[test]
+    fn a_resume_sends_again_in_order_then_the_queue_in_order() {
+        let mut session = Session::new(4, true);
+        for (payload, qos) in [("a", QOS1), ("b", QOS2), ("c", QOS2), ("d", QOS1), ("e", QOS1)] {
+            session.offer(payload, qos);
+        }
+        session.outbound.pubrec(id(2)).unwrap();
+        session.outbound.puback(id(4)).unwrap();
+        session.written();
+        session.outbound.disconnected();
+        assert_eq!(session.offer_to("f", QOS1, false), Offered::Queued);
+        assert!(
+            !session.outbound.is_clear(),
+            "nothing may be written past what is sent again"
+        );
+        assert_eq!(session.offer("g", QOS0), Offered::Queued);
+        session.refill();
+        assert_eq!(session.written(), ["1 a+", "2 rel", "3 c+", "5 e"]);
+        // Acknowledged before it was sent again: it is not sent again.
+        session.outbound.disconnected();
+        session.outbound.puback(id(1)).unwrap();
+        session.refill();
+        assert_eq!(session.written(), ["2 rel", "3 c+", "5 e+", "6 f", "0 g"]);
+    }
+
+    #[test]
+    fn an_acknowledgement_of_another_flow_is_an_error_and_an_unknown_one_is_not() {
+        let mut session = Session::new(4, false);
+        session.offer("a", QOS1);
+        session.offer("b", QOS2);
+        assert_eq!(session.outbound.pubrec(id(1)), Err(WrongAcknowledgement));
+        assert_eq!(session.outbound.puback(id(2)), Err(WrongAcknowledgement));
+        assert_eq!(
+            session.outbound.pubcomp(id(2)),
+            Err(WrongAcknowledgement),
+            "PUBREC comes first"
+        );
+        for unknown in [3, 65_535] {
+            assert_eq!(session.outbound.puback(id(unknown)), Ok(()));
+            assert_eq!(session.outbound.pubrec(id(unknown)), Ok(()));
+            assert_eq!(session.outbound.pubcomp(id(unknown)), Ok(()));
+        }
+        session.outbound.pubrec(id(2)).unwrap();
+        assert_eq!(session.outbound.pubrec(id(2)), Ok(()), "repeated");
+    }
+}

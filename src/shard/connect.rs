@@ -123,7 +123,7 @@ impl Shard {
     fn end_session(&mut self, index: u32) {
         let client = self.clients.remove(index);
         if let Some(outbound) = &client.outbound {
-            self.counters.dropped_session_ended += outbound.held() as u64;
+            self.counters.dropped_session_ended += outbound.queued() as u64;
         }
         let mut text = std::mem::take(&mut self.text);
         for filter in client.filters.as_slice() {

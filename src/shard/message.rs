@@ -22,7 +22,7 @@ use super::receipt::ReceiptId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScanId {
     pub connection: ConnectionId,
-    /// Tells the scans of one connection apart.
+    /// Tells the scans of a core apart.
     pub serial: u32,
 }
 

@@ -26,6 +26,8 @@ mod publish;
 pub mod receipt;
 pub mod record;
 mod subscribe;
+#[cfg(test)]
+mod tests;
 mod topic;
 
 use std::collections::VecDeque;
@@ -114,7 +116,11 @@ pub struct Shard {
 
     receipts: Receipts,
     pending_subscribes: Slab<PendingSubscribe>,
+    /// Serial of the next scan for retained messages.
+    next_scan: u32,
     peers: Peers,
+    /// Resumed between two inputs, when the time is not known.
+    resumed: Vec<ConnectionId>,
     /// Records sent to the store, and what waits for their commit, in order.
     last_record: RecordNumber,
     awaits_commit: VecDeque<AwaitsCommit>,
@@ -164,7 +170,9 @@ impl Shard {
             retained: RetainedMessages::new(),
             receipts: Receipts::default(),
             pending_subscribes: Slab::new(),
+            next_scan: 0,
             peers: Peers::new(cores),
+            resumed: Vec::new(),
             last_record: RecordNumber(0),
             awaits_commit: VecDeque::new(),
             outputs: VecDeque::new(),
@@ -185,6 +193,9 @@ impl Shard {
     /// Feeds one input. For `Received`, returns how many bytes were consumed; for all others, 0. `now` never goes back.
     pub fn handle(&mut self, input: Input<'_>, now: Millis) -> usize {
         self.now = self.now.max(TickNumber::at_or_before(now));
+        if !self.resumed.is_empty() {
+            self.hear_resumed();
+        }
         match input {
             Input::Received { connection, bytes } => return self.received(connection, bytes),
             Input::Sent { connection, bytes } => self.sent(connection, bytes),
@@ -221,6 +232,7 @@ impl Shard {
         let (batch, paused) = self.peers.take(peer, lane)?;
         for connection in paused {
             self.resume(connection, clients::paused::PEER);
+            self.resumed.push(connection);
         }
         self.counters.batches_sent += 1;
         Some(batch)
@@ -456,6 +468,17 @@ impl Shard {
         if connection.paused == 0 {
             connection.last_packet = now;
             self.outputs.push_back(Output::Resume(id));
+        }
+    }
+
+    /// Silence counts from the resume on; the first input after it knows when that was.
+    #[cold]
+    fn hear_resumed(&mut self) {
+        let now = self.now;
+        for id in self.resumed.drain(..) {
+            if let Some(connection) = self.clients.open_connection(id) {
+                connection.last_packet = connection.last_packet.max(now);
+            }
         }
     }
 

@@ -192,19 +192,19 @@ impl Shard {
             sequence,
             packet_id,
         } = sender;
-        let mut repeated = None;
-        if let Some((key, packet_id)) = packet_id
-            && let Some(client) = self.clients.session(key)
-            && let Some(received) = client.received.as_mut()
-        {
-            // A repetition after a reconnect waits under the number of the connection that is there now.
-            repeated = received
-                .routed(packet_id)
-                .and_then(|sequence| Some((client.connection?, sequence)));
-        }
         self.acknowledge(connection, sequence);
-        if let Some((connection, sequence)) = repeated {
-            self.acknowledge(connection, sequence);
+        let Some((key, packet_id)) = packet_id else { return };
+        let Some(received) = self.clients.session(key).and_then(|client| client.received.as_mut()) else {
+            return;
+        };
+        received.routed(packet_id);
+        // Repetitions wait under the numbers of the connection that is there now.
+        while let Some(client) = self.clients.session(key)
+            && let Some(sequence) = client.received.as_mut().and_then(|received| received.waited(packet_id))
+        {
+            if let Some(connection) = client.connection {
+                self.acknowledge(connection, sequence);
+            }
         }
     }
 

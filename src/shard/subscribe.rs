@@ -53,7 +53,6 @@ struct Scan {
 #[derive(Default)]
 pub struct Scans {
     scans: VecDeque<Scan>,
-    next_serial: u32,
 }
 
 impl Shard {
@@ -168,8 +167,9 @@ impl Shard {
         mark(connection, id, &mut self.outputs);
         for mut scan in scans.into_iter().flatten().filter(|scan| !scan.owners.is_empty()) {
             let queue = connection.scans.get_or_insert_default();
-            scan.serial = queue.next_serial;
-            queue.next_serial = queue.next_serial.wrapping_add(1);
+            // Never the serial of an earlier scan: what was asked for that may still be on its way.
+            scan.serial = self.next_scan;
+            self.next_scan = self.next_scan.wrapping_add(1);
             queue.scans.push_back(scan);
         }
         if connection.scans.is_some() {

@@ -1,0 +1,460 @@
+//! Flows of a shard that are awkward to see from outside: two cores with nothing between them but what a test carries.
+
+use super::*;
+use crate::limits::{MESH_BACKLOG_BYTES_MAX, RECEIPTS_PER_CONNECTION_MAX};
+use crate::mqtt::client::{self, ServerPacket, decode_from_server};
+use crate::mqtt::encode;
+use crate::mqtt::packet::{Connect, Level, PacketId, QoS};
+use crate::mqtt::reason::SubscribeReturnCode;
+use crate::mqtt::topic::TopicName;
+
+const KEY: [u64; 4] = [1, 2, 3, 4];
+
+struct Cores {
+    shards: Vec<Shard>,
+    /// All outputs so far but `Transmit` and `Forward`, by core.
+    said: Vec<Vec<Output>>,
+    now: Millis,
+    keep_alive_s: u16,
+}
+
+fn at(index: u32) -> ConnectionId {
+    ConnectionId { index, generation: 1 }
+}
+
+fn packet_id(id: u16) -> PacketId {
+    PacketId::new(id).unwrap()
+}
+
+fn publish(topic: &str, qos: QoS, retain: bool, id: u16, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode::publish(&mut bytes, false, qos, retain, topic, PacketId::new(id), payload);
+    bytes
+}
+
+impl Cores {
+    fn new(cores: u16, limits: Limits) -> Cores {
+        let config = |core| ShardConfig {
+            core: PeerId(core),
+            cores,
+            shard_levels: 3,
+            hash_key: KEY,
+            limits: limits.clone(),
+            access: Access::Open,
+        };
+        Cores {
+            shards: (0..cores).map(|core| Shard::new(config(core))).collect(),
+            said: (0..cores).map(|_| Vec::new()).collect(),
+            now: Millis(0),
+            keep_alive_s: 0,
+        }
+    }
+
+    /// A topic with this start that the core owns.
+    fn topic_of(&self, core: u16, start: &str) -> String {
+        (0..)
+            .map(|number| format!("{start}{number}"))
+            .find(|topic| self.shards[0].shard_key.owner(TopicName::trusted(topic)) == core)
+            .unwrap()
+    }
+
+    fn input(&mut self, core: usize, input: Input<'_>) -> usize {
+        let consumed = self.shards[core].handle(input, self.now);
+        self.listen(core);
+        consumed
+    }
+
+    fn listen(&mut self, core: usize) {
+        while let Some(output) = self.shards[core].poll_output() {
+            if !matches!(output, Output::Transmit(_) | Output::Forward(..)) {
+                self.said[core].push(output);
+            }
+        }
+    }
+
+    fn connect(&mut self, core: usize, index: u32, level: Level, clean_session: bool) {
+        let connect = Connect {
+            level,
+            clean_session,
+            keep_alive_s: self.keep_alive_s,
+            client_id: format!("client-{index}"),
+            will: None,
+            user_name: None,
+            password: None,
+        };
+        let input = Input::Connected {
+            connection: at(index),
+            connect: Box::new(connect),
+            account: AccountId(0),
+        };
+        self.input(core, input);
+    }
+
+    fn receive(&mut self, core: usize, index: u32, bytes: &[u8]) -> usize {
+        let connection = at(index);
+        self.input(core, Input::Received { connection, bytes })
+    }
+
+    fn subscribe(&mut self, core: usize, index: u32, id: u16, filter: &str, qos: QoS) {
+        let mut bytes = Vec::new();
+        client::subscribe(&mut bytes, packet_id(id), &[(filter, qos)]);
+        self.receive(core, index, &bytes);
+    }
+
+    fn commit(&mut self, core: usize) {
+        let up_to = self.shards[core].last_record;
+        self.input(core, Input::Committed { up_to });
+    }
+
+    /// One batch crosses; `false` if none waits.
+    fn carry(&mut self, from: usize, to: usize, lane: Lane) -> bool {
+        let Some(batch) = self.shards[from].take_batch(PeerId(to as u16), lane) else {
+            return false;
+        };
+        self.listen(from);
+        let input = Input::Batch {
+            from: PeerId(from as u16),
+            bytes: &batch,
+        };
+        self.input(to, input);
+        true
+    }
+
+    /// Everything crosses that waits, and what that leads to.
+    fn carry_all(&mut self) {
+        let pairs = [(0, 1), (1, 0)];
+        while pairs
+            .iter()
+            .any(|(from, to)| Lane::ALL.iter().any(|lane| self.carry(*from, *to, *lane)))
+        {}
+    }
+
+    /// What the connection's socket takes now, packet by packet, in words.
+    fn sent(&mut self, core: usize, index: u32) -> Vec<String> {
+        let bytes = self.shards[core].unsent(at(index)).to_vec();
+        let input = Input::Sent {
+            connection: at(index),
+            bytes: bytes.len(),
+        };
+        self.input(core, input);
+        let mut rest = &bytes[..];
+        let mut packets = Vec::new();
+        while let Ok(Framing::Whole(frame)) = next_frame(rest, usize::MAX) {
+            rest = &rest[frame.len..];
+            packets.push(match decode_from_server(frame).unwrap() {
+                ServerPacket::ConnAck { session_present, .. } => format!("CONNACK {}", u8::from(session_present)),
+                ServerPacket::PubAck(id) => format!("PUBACK {}", id.get()),
+                ServerPacket::PubRec(id) => format!("PUBREC {}", id.get()),
+                ServerPacket::PubRel(id) => format!("PUBREL {}", id.get()),
+                ServerPacket::SubAck(suback) => format!("SUBACK {:?}", suback.codes().collect::<Vec<_>>()),
+                ServerPacket::Publish(publish) => format!(
+                    "PUBLISH{} {} {}",
+                    if publish.retain { " retained" } else { "" },
+                    publish.topic.as_str(),
+                    String::from_utf8_lossy(publish.payload)
+                ),
+                other => format!("{other:?}"),
+            });
+        }
+        assert!(rest.is_empty());
+        packets
+    }
+}
+
+#[test]
+fn acknowledgements_keep_the_order_of_the_publishes_over_two_cores() {
+    let mut cores = Cores::new(2, Limits::default());
+    let (near, far) = (cores.topic_of(0, "near"), cores.topic_of(1, "far"));
+    cores.connect(0, 0, Level::V311, true);
+    cores.receive(0, 0, &publish(&far, QoS::AtLeastOnce, false, 1, b""));
+    cores.receive(0, 0, &publish(&near, QoS::ExactlyOnce, false, 2, b""));
+    assert_eq!(
+        cores.sent(0, 0),
+        ["CONNACK 0"],
+        "the first waits for its owner, and the second for the first"
+    );
+    assert!(!cores.shards[0].is_quiescent());
+    cores.carry_all();
+    assert_eq!(cores.sent(0, 0), ["PUBACK 1", "PUBREC 2"]);
+    assert!(cores.shards[0].is_quiescent());
+}
+
+#[test]
+fn an_acknowledgement_waits_for_every_commit_on_every_core() {
+    let mut cores = Cores::new(2, Limits::default());
+    let topic = cores.topic_of(0, "t");
+    for (core, index) in [(0, 0), (1, 1)] {
+        cores.connect(core, index, Level::V311, false);
+        cores.subscribe(core, index, 1, &topic, QoS::AtLeastOnce);
+    }
+    cores.carry_all();
+    cores.sent(0, 0);
+    cores.receive(0, 0, &publish(&topic, QoS::AtLeastOnce, true, 1, b"m"));
+    cores.carry_all();
+    let delivery = format!("PUBLISH {topic} m");
+    assert_eq!(cores.sent(0, 0), [delivery.as_str()], "deliveries do not wait");
+    cores.commit(0);
+    cores.carry_all();
+    assert!(cores.sent(0, 0).is_empty(), "core 1 has not committed");
+    cores.commit(1);
+    cores.carry_all();
+    assert_eq!(cores.sent(0, 0), ["PUBACK 1"]);
+}
+
+#[test]
+fn every_repetition_of_a_qos_2_publish_is_answered_once_its_receipt_is_complete() {
+    let mut cores = Cores::new(2, Limits::default());
+    let topic = cores.topic_of(1, "t");
+    cores.connect(0, 0, Level::V31, true);
+    cores.connect(1, 1, Level::V311, true);
+    cores.subscribe(1, 1, 1, &topic, QoS::ExactlyOnce);
+    cores.sent(1, 1);
+    for _ in 0..3 {
+        cores.receive(0, 0, &publish(&topic, QoS::ExactlyOnce, false, 7, b"m"));
+    }
+    cores.receive(0, 0, &publish(&topic, QoS::AtLeastOnce, false, 8, b"n"));
+    assert_eq!(cores.sent(0, 0), ["CONNACK 0"]);
+    cores.carry_all();
+    assert_eq!(cores.sent(0, 0), ["PUBREC 7", "PUBREC 7", "PUBREC 7", "PUBACK 8"]);
+    let deliveries = [format!("PUBLISH {topic} m"), format!("PUBLISH {topic} n")];
+    assert_eq!(cores.sent(1, 1), deliveries, "it is one message");
+    assert!(cores.shards.iter().all(Shard::is_quiescent));
+}
+
+#[test]
+fn suback_waits_for_the_owner_and_comes_before_the_retained_messages() {
+    let mut cores = Cores::new(2, Limits::default());
+    let topic = cores.topic_of(1, "t");
+    cores.connect(1, 1, Level::V311, true);
+    cores.receive(1, 1, &publish(&topic, QoS::AtMostOnce, true, 0, b"old"));
+    cores.connect(0, 0, Level::V311, true);
+    cores.subscribe(0, 0, 1, &topic, QoS::AtMostOnce);
+    assert_eq!(cores.sent(0, 0), ["CONNACK 0"]);
+    assert!(cores.carry(0, 1, Lane::ToOwner));
+    // Published between registration and the scan: live only.
+    cores.receive(1, 1, &publish(&topic, QoS::AtMostOnce, true, 0, b"new"));
+    cores.carry_all();
+    let live = format!("PUBLISH {topic} new");
+    assert_eq!(cores.sent(0, 0), ["SUBACK [Granted(AtMostOnce)]", live.as_str()]);
+}
+
+#[test]
+fn retained_messages_come_once_each_from_every_owner_chunk_by_chunk() {
+    // The outbox holds a few at a time, so that the scan stops and goes on.
+    let limits = Limits {
+        outbox_bytes_max: 100,
+        ..Limits::default()
+    };
+    let mut cores = Cores::new(2, limits);
+    cores.connect(1, 1, Level::V311, true);
+    let mut expected = Vec::new();
+    for number in 0..300 {
+        let topic = format!("r{number:03}");
+        cores.receive(1, 1, &publish(&topic, QoS::AtMostOnce, true, 0, b"m"));
+        cores.carry_all();
+        expected.push(format!("PUBLISH retained {topic} m"));
+    }
+    assert!(
+        cores
+            .shards
+            .iter()
+            .all(|shard| shard.retained_count() > 2 * crate::limits::RETAINED_CHUNK_MESSAGES - 20)
+    );
+    cores.connect(0, 0, Level::V311, true);
+    cores.subscribe(0, 0, 1, "#", QoS::AtMostOnce);
+    let mut got = Vec::new();
+    loop {
+        cores.carry_all();
+        let sent = cores.sent(0, 0);
+        if sent.is_empty() {
+            break;
+        }
+        got.extend(sent);
+    }
+    assert_eq!(got[..2], ["CONNACK 0", "SUBACK [Granted(AtMostOnce)]"]);
+    got.drain(..2);
+    got.sort_unstable();
+    assert_eq!(got, expected);
+    assert_eq!(cores.shards[0].counters().dropped_outbox_full, 0);
+}
+
+#[test]
+fn who_fills_a_peers_batch_is_paused_until_it_is_taken() {
+    let mut cores = Cores::new(2, Limits::default());
+    let topic = cores.topic_of(1, "t");
+    cores.connect(0, 0, Level::V311, true);
+    let frame = publish(&topic, QoS::AtMostOnce, false, 0, &[7; 10_000]);
+    let frames = 2 * MESH_BACKLOG_BYTES_MAX / frame.len();
+    let bytes = frame.repeat(frames);
+    let consumed = cores.receive(0, 0, &bytes);
+    assert!((MESH_BACKLOG_BYTES_MAX..MESH_BACKLOG_BYTES_MAX + 2 * frame.len()).contains(&consumed));
+    assert_eq!(consumed % frame.len(), 0);
+    assert_eq!(cores.said[0], [Output::Pause(at(0))]);
+    assert_eq!(
+        cores.receive(0, 0, &bytes[consumed..]),
+        0,
+        "a paused connection is not listened to"
+    );
+    cores.carry(0, 1, Lane::ToOwner);
+    assert_eq!(cores.said[0], [Output::Pause(at(0)), Output::Resume(at(0))]);
+    let mut consumed = consumed;
+    while consumed < bytes.len() {
+        consumed += cores.receive(0, 0, &bytes[consumed..]);
+        cores.carry_all();
+    }
+    assert_eq!(
+        cores.shards[0].counters().publishes_qos0,
+        frames as u64,
+        "nothing is lost"
+    );
+}
+
+#[test]
+fn requests_are_not_taken_while_answers_wait_beyond_their_bound() {
+    let mut cores = Cores::new(2, Limits::default());
+    let topic = cores.topic_of(1, "t");
+    cores.connect(0, 0, Level::V311, true);
+    cores.subscribe(0, 0, 1, &topic, QoS::AtMostOnce);
+    cores.carry_all();
+    cores.connect(1, 1, Level::V311, true);
+    let bytes = publish(&topic, QoS::AtMostOnce, false, 0, &[7; 10_000]).repeat(40);
+    cores.receive(1, 1, &bytes);
+    assert_eq!(cores.said[1], [Output::Pause(at(1))]);
+    assert!(!cores.shards[1].takes_requests());
+    cores.carry(1, 0, Lane::ToHome);
+    assert!(cores.shards[1].takes_requests());
+    assert_eq!(cores.said[1], [Output::Pause(at(1)), Output::Resume(at(1))]);
+}
+
+#[test]
+fn a_connection_with_too_many_receipts_is_paused_until_half_are_complete() {
+    let mut cores = Cores::new(1, Limits::default());
+    cores.connect(0, 0, Level::V311, true);
+    let mut bytes = Vec::new();
+    for id in 1..=RECEIPTS_PER_CONNECTION_MAX as u16 + 1 {
+        bytes.extend(publish("t", QoS::AtLeastOnce, true, id, b"m"));
+    }
+    let frame = publish("t", QoS::AtLeastOnce, true, 1, b"m").len();
+    let consumed = cores.receive(0, 0, &bytes);
+    assert_eq!(consumed, RECEIPTS_PER_CONNECTION_MAX * frame);
+    let paused = |cores: &Cores| {
+        cores.said[0]
+            .iter()
+            .filter(|said| **said == Output::Pause(at(0)))
+            .count()
+    };
+    let resumed = |cores: &Cores| {
+        cores.said[0]
+            .iter()
+            .filter(|said| **said == Output::Resume(at(0)))
+            .count()
+    };
+    assert_eq!((paused(&cores), resumed(&cores)), (1, 0));
+    let half = RECEIPTS_PER_CONNECTION_MAX as u64 / 2;
+    let commit = |up_to| Input::Committed {
+        up_to: RecordNumber(up_to),
+    };
+    cores.input(0, commit(half - 1));
+    assert_eq!(resumed(&cores), 0);
+    cores.input(0, commit(half));
+    assert_eq!(resumed(&cores), 1);
+    assert_eq!(cores.receive(0, 0, &bytes[consumed..]), frame);
+}
+
+#[test]
+fn a_level_3_client_is_not_told_of_refusals_nor_of_its_session() {
+    let limits = Limits {
+        subscriptions_max: 1,
+        ..Limits::default()
+    };
+    let mut cores = Cores::new(1, limits);
+    cores.connect(0, 0, Level::V31, false);
+    cores.connect(0, 1, Level::V311, false);
+    for index in [0, 1] {
+        cores.subscribe(0, index, 1, "kept", QoS::AtLeastOnce);
+        cores.subscribe(0, index, 2, "refused", QoS::AtLeastOnce);
+    }
+    let granted = format!("SUBACK {:?}", [SubscribeReturnCode::Granted(QoS::AtLeastOnce)]);
+    let refused = format!("SUBACK {:?}", [SubscribeReturnCode::Failure]);
+    assert_eq!(cores.sent(0, 0), ["CONNACK 0", &granted, &granted]);
+    assert_eq!(cores.sent(0, 1), ["CONNACK 0", &granted, &refused]);
+    cores.receive(0, 0, &publish("refused", QoS::AtMostOnce, false, 0, b"m"));
+    assert!(cores.sent(0, 0).is_empty() && cores.sent(0, 1).is_empty());
+    for index in [0, 1] {
+        cores.input(0, Input::Disconnected { connection: at(index) });
+        cores.connect(0, index, if index == 0 { Level::V31 } else { Level::V311 }, false);
+    }
+    assert_eq!(cores.sent(0, 0), ["CONNACK 0"], "that byte is reserved at level 3");
+    assert_eq!(cores.sent(0, 1), ["CONNACK 1"]);
+}
+
+#[test]
+fn the_ledger_balances_when_a_session_ends_with_messages_in_flight_and_queued() {
+    let limits = Limits {
+        inflight_max: 1,
+        ..Limits::default()
+    };
+    let mut cores = Cores::new(1, limits);
+    cores.connect(0, 0, Level::V311, true);
+    cores.connect(0, 1, Level::V311, true);
+    cores.subscribe(0, 1, 1, "t", QoS::AtLeastOnce);
+    for id in 1..=3 {
+        cores.receive(0, 0, &publish("t", QoS::AtLeastOnce, false, id, b"m"));
+    }
+    cores.input(0, Input::Disconnected { connection: at(1) });
+    let counters = cores.shards[0].counters();
+    assert_eq!(
+        (
+            counters.matched,
+            counters.delivered_qos1,
+            counters.dropped_session_ended
+        ),
+        (3, 1, 2)
+    );
+}
+
+#[test]
+fn an_answer_to_a_scan_that_was_given_up_does_not_end_the_next_one() {
+    let mut cores = Cores::new(2, Limits::default());
+    let (first, second) = (cores.topic_of(1, "first"), cores.topic_of(1, "second"));
+    cores.connect(1, 1, Level::V311, true);
+    for topic in [&first, &second] {
+        cores.receive(1, 1, &publish(topic, QoS::AtMostOnce, true, 0, b"m"));
+    }
+    cores.connect(0, 0, Level::V311, true);
+    cores.subscribe(0, 0, 1, &first, QoS::AtMostOnce);
+    cores.carry(0, 1, Lane::ToOwner);
+    // Registered before the scan for the first is asked for, so answered before it.
+    cores.subscribe(0, 0, 2, &second, QoS::AtMostOnce);
+    cores.carry(1, 0, Lane::ToHome);
+    let mut unsubscribe = Vec::new();
+    client::unsubscribe(&mut unsubscribe, packet_id(3), &[&first]);
+    cores.receive(0, 0, &unsubscribe);
+    cores.sent(0, 0);
+    cores.carry_all();
+    let retained = format!("PUBLISH retained {second} m");
+    assert_eq!(cores.sent(0, 0), ["SUBACK [Granted(AtMostOnce)]", retained.as_str()]);
+    assert!(cores.shards.iter().all(Shard::is_quiescent));
+}
+
+#[test]
+fn silence_counts_from_the_resume_when_a_batch_was_taken_long_after_the_last_input() {
+    let mut cores = Cores::new(2, Limits::default());
+    let topic = cores.topic_of(1, "t");
+    cores.keep_alive_s = 1;
+    cores.connect(0, 0, Level::V311, true);
+    let bytes = publish(&topic, QoS::AtMostOnce, false, 0, &[7; 10_000]).repeat(30);
+    cores.receive(0, 0, &bytes);
+    assert_eq!(cores.said[0], [Output::Pause(at(0))]);
+    // Nothing is fed for ten seconds, then the ring has room.
+    cores.now = Millis(10_000);
+    cores.carry(0, 1, Lane::ToOwner);
+    cores.input(0, Input::Tick);
+    assert_eq!(cores.said[0][1..], [Output::Resume(at(0))], "its silence was ours");
+    cores.now = Millis(12_000);
+    cores.input(0, Input::Tick);
+    assert_eq!(
+        cores.said[0].last(),
+        Some(&Output::Close(at(0), CloseReason::KeepAlive))
+    );
+}

@@ -1,0 +1,114 @@
+//! What a seed decides before its run begins: the size of everything, the speed of everything, and how often what goes
+//! wrong.
+//!
+//! Called  by `World::new`; read by `world` and `workload`.
+//! Holds   - bounds are either far beyond what a run can fill (`ample_*`: then nothing may be dropped at all) or so small
+//!           that they are met in every run (then what is missing must have been counted).
+
+use skein::shard::Limits;
+
+use crate::random::Random;
+
+pub struct Profile {
+    pub cores: u16,
+    pub shard_levels: usize,
+    pub clients: usize,
+    pub steps: usize,
+    pub limits: Limits,
+    /// No queue can fill: `dropped_queue_full` stays 0.
+    pub ample_queue: bool,
+    /// No outbox can fill: `dropped_outbox_full` stays 0.
+    pub ample_outbox: bool,
+    pub ring_parcels: usize,
+    pub topics: usize,
+    pub payload_max: usize,
+    /// What a client's socket and the network hold on the way to it.
+    pub down_max: usize,
+    /// By `Action`, in its order.
+    pub weights: [usize; 9],
+    pub publish_percent: usize,
+    pub retain_percent: usize,
+    pub wildcard_percent: usize,
+    pub durable_percent: usize,
+    pub v31_percent: usize,
+    /// In a thousand acts of a client.
+    pub leave_permille: usize,
+    /// In a thousand steps of the world.
+    pub reset_permille: usize,
+    pub keep_alive: bool,
+    pub step_ms_max: usize,
+    /// Clients that read only so often.
+    pub slow_reader_percent: usize,
+    /// Bytes move one by one now and then.
+    pub crumbs_percent: usize,
+}
+
+impl Profile {
+    pub fn of(random: &mut Random) -> Profile {
+        let large = random.percent(15);
+        let ample_queue = random.percent(60);
+        let ample_outbox = random.percent(60);
+        let payload_max = if large {
+            40_000
+        } else {
+            random.pick(&[8, 40, 400, 2_000])
+        };
+        let limits = Limits {
+            inflight_max: random.pick(&[1, 2, 3, 8, 256]),
+            queued_max: if ample_queue { 100_000 } else { random.between(1, 20) },
+            queued_bytes_max: if ample_queue || random.percent(50) {
+                1 << 30
+            } else {
+                4 * payload_max + 500
+            },
+            outbox_bytes_max: if ample_outbox {
+                1 << 30
+            } else {
+                random.pick(&[1, 100, 1_000, 5_000])
+            },
+            ..Limits::default()
+        };
+        let mut weights = [0; 9];
+        for weight in &mut weights {
+            *weight = random.pick(&[3, 10, 10, 10, 30]);
+        }
+        weights[8] = 2;
+        Profile {
+            cores: random.pick(&[1, 2, 2, 3, 3, 4, 5]),
+            shard_levels: random.between(1, 4),
+            clients: random.between(2, 12),
+            steps: random.between(500, 4_000),
+            limits,
+            ample_queue,
+            ample_outbox,
+            ring_parcels: random.pick(&[1, 1, 2, 3, 8]),
+            topics: random.pick(&[2, 5, 12, 30, 30, 250]),
+            payload_max,
+            down_max: if random.percent(50) {
+                1 << 20
+            } else {
+                random.between(20, 3_000)
+            },
+            weights,
+            publish_percent: random.between(20, 95),
+            retain_percent: random.pick(&[0, 10, 30, 70]),
+            wildcard_percent: random.pick(&[0, 30, 60, 90]),
+            durable_percent: random.pick(&[0, 30, 60, 100]),
+            v31_percent: random.pick(&[0, 0, 20]),
+            leave_permille: random.pick(&[0, 2, 10, 30]),
+            reset_permille: random.pick(&[0, 1, 4, 15]),
+            keep_alive: random.percent(30),
+            step_ms_max: random.pick(&[1, 5, 50]),
+            slow_reader_percent: random.pick(&[0, 0, 20, 60]),
+            crumbs_percent: random.pick(&[0, 5, 30]),
+        }
+    }
+
+    /// Bytes a connection's outbox may hold: its bound, one packet more, an answer with retained messages, and the
+    /// answers owed for what was read.
+    pub fn unsent_max(&self) -> usize {
+        let packet = self.payload_max + 100;
+        let chunk = (64 * packet).min(64 * 1024 + packet);
+        self.limits.outbox_bytes_max + packet + chunk + 16 * 1024
+    }
+}

@@ -1,0 +1,555 @@
+//! What must hold, by a model that shares nothing with the broker: messages by number, Sessions by client.
+//!
+//! Owns    what every message is, what the server has written and recorded of it, and who may expect it.
+//! Called  by `world` (records, commits, packets written and consumed), by `workload` (what clients saw), and by `main`
+//!         at rest.
+//! Holds   - every message carries its number in its payload; an empty payload (it clears a retained message) carries
+//!           none, and is known by its topic only.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use skein::mqtt::client::ServerPacket;
+use skein::mqtt::packet::{Level, Packet, QoS};
+use skein::mqtt::reason::ConnectReturnCode;
+use skein::shard::record::Record;
+
+use crate::faults::Profile;
+use crate::random::Random;
+use crate::workload::Outgoing;
+use crate::world::World;
+
+pub struct Message {
+    pub topic: usize,
+    pub qos: QoS,
+    pub retain: bool,
+    pub len: usize,
+    pub publisher: usize,
+    /// The connection it was first sent on; for a Will, the one it belongs to.
+    pub link: usize,
+    /// How often its publisher has sent it.
+    pub attempts: u32,
+    /// When it was first sent; for a Will, when its connection ended otherwise than by DISCONNECT.
+    pub sent_at: Option<u64>,
+    pub acknowledged: bool,
+    pub is_will: bool,
+}
+
+/// The number in a payload.
+pub fn message_number(payload: &[u8]) -> Option<usize> {
+    payload
+        .first_chunk::<8>()
+        .map(|number| u64::from_le_bytes(*number) as usize)
+}
+
+struct Inflight {
+    message: Option<usize>,
+    is_released: bool,
+    link: usize,
+    place: u64,
+}
+
+/// A Session as the server must see it.
+#[derive(Default)]
+pub struct ServerSession {
+    exists: bool,
+    is_durable: bool,
+    /// Counts Sessions of this client.
+    pub epoch: u64,
+    link: Option<usize>,
+    inflight: BTreeMap<u16, Inflight>,
+    to_send_again: VecDeque<u16>,
+    /// By filter, when SUBACKs for it were written.
+    subacks: BTreeMap<usize, Vec<u64>>,
+    /// A SUBACK was written that no client reads any more, so nobody knows for what.
+    has_lost_subacks: bool,
+    /// By message, how often it was written as retained.
+    retained: BTreeMap<usize, usize>,
+}
+
+/// What one Session of a client has seen, by topic, in the order of arrival.
+pub type Seen = BTreeMap<usize, Vec<usize>>;
+
+/// Messages by when their connection came home and when they were sent.
+type Published = Vec<(u64, u64, usize)>;
+
+pub struct Oracle {
+    pub topics: Vec<String>,
+    pub filters: Vec<String>,
+    filter_numbers: BTreeMap<String, usize>,
+    /// By filter, then topic.
+    matching: Vec<Vec<bool>>,
+    pub messages: Vec<Message>,
+    pub sessions: Vec<ServerSession>,
+    /// The link whose bytes a shard is looking at.
+    pub receiving: Option<usize>,
+    committed: Vec<u64>,
+    /// By message: the records about it.
+    records: BTreeMap<usize, Vec<(usize, u64)>>,
+    retained_recorded: BTreeSet<usize>,
+    queued_sessions: BTreeMap<usize, usize>,
+    packet_id_records: BTreeMap<(usize, u16), (usize, u64)>,
+    rings: BTreeMap<usize, i64>,
+    /// By topic, the last retained message that its owner took; `None` after an empty one.
+    last_retained: BTreeMap<String, Option<usize>>,
+    retained_order: BTreeMap<String, Vec<usize>>,
+    pub seen: Vec<Seen>,
+    place: u64,
+    inflight_max: usize,
+    ample_queue: bool,
+    pub missing_qos0: u64,
+    pub missing: u64,
+    pub deliveries: u64,
+}
+
+impl Oracle {
+    pub fn new(profile: &Profile, random: &mut Random) -> Oracle {
+        let mut topics = BTreeSet::new();
+        let words: &[&str] = if profile.topics > 100 {
+            &["a", "b", "c", "d", "e", "f", "-", ""]
+        } else {
+            &["a", "b", "c"]
+        };
+        while topics.len() < profile.topics {
+            let levels = random.between(1, 5);
+            let topic: Vec<&str> = (0..levels).map(|_| random.pick(words)).collect();
+            let topic = topic.join("/");
+            if !topic.is_empty() {
+                topics.insert(topic);
+            }
+        }
+        Oracle {
+            topics: topics.into_iter().collect(),
+            filters: Vec::new(),
+            filter_numbers: BTreeMap::new(),
+            matching: Vec::new(),
+            messages: Vec::new(),
+            sessions: (0..profile.clients).map(|_| ServerSession::default()).collect(),
+            receiving: None,
+            committed: vec![0; profile.cores as usize],
+            records: BTreeMap::new(),
+            retained_recorded: BTreeSet::new(),
+            queued_sessions: BTreeMap::new(),
+            packet_id_records: BTreeMap::new(),
+            rings: BTreeMap::new(),
+            last_retained: BTreeMap::new(),
+            retained_order: BTreeMap::new(),
+            seen: Vec::new(),
+            place: 0,
+            inflight_max: profile.limits.inflight_max,
+            ample_queue: profile.ample_queue,
+            missing_qos0: 0,
+            missing: 0,
+            deliveries: 0,
+        }
+    }
+
+    pub fn filter(&mut self, text: &str) -> usize {
+        if let Some(number) = self.filter_numbers.get(text) {
+            return *number;
+        }
+        let number = self.filters.len();
+        self.filters.push(text.to_owned());
+        self.filter_numbers.insert(text.to_owned(), number);
+        self.matching
+            .push(self.topics.iter().map(|topic| matches(text, topic)).collect());
+        number
+    }
+
+    pub fn matches(&self, filter: usize, topic: usize) -> bool {
+        self.matching[filter][topic]
+    }
+
+    pub fn topic_number(&self, text: &str) -> usize {
+        let place = self.topics.binary_search_by(|topic| topic.as_str().cmp(text));
+        place.unwrap_or_else(|_| panic!("nobody published to {text}"))
+    }
+
+    pub fn in_rings(&mut self, message: usize, change: i64) {
+        *self.rings.entry(message).or_default() += change;
+    }
+
+    pub fn committed(&mut self, core: usize, up_to: u64) {
+        self.committed[core] = up_to;
+    }
+
+    pub fn persisted(&mut self, core: usize, number: u64, record: &Record, receiving: Option<usize>) {
+        match record {
+            Record::Queued { message, sessions } => {
+                assert!(!sessions.is_empty(), "a message is recorded for somebody");
+                if let Some(message) = message_number(message.payload()) {
+                    self.records.entry(message).or_default().push((core, number));
+                    *self.queued_sessions.entry(message).or_default() += sessions.len();
+                }
+            }
+            Record::Retained { topic, payload, .. } => {
+                let message = message_number(payload);
+                if let Some(message) = message {
+                    self.records.entry(message).or_default().push((core, number));
+                    self.retained_recorded.insert(message);
+                    self.retained_order.entry(topic.to_string()).or_default().push(message);
+                }
+                self.last_retained.insert(topic.to_string(), message);
+            }
+            Record::PacketIdReceived { packet_id, .. } => {
+                let client = receiving.expect("an identifier is received from a client");
+                self.packet_id_records.insert((client, packet_id.get()), (core, number));
+            }
+        }
+    }
+
+    /// Returns whether a Session is resumed.
+    pub fn came_home(&mut self, client: usize, link: usize, clean_session: bool) -> bool {
+        let session = &mut self.sessions[client];
+        // The older connection is closed by the same input; its Session is gone with it if it was clean.
+        let resumed = session.exists && session.is_durable && !clean_session;
+        if resumed {
+            let mut pending: Vec<(u64, u16)> = session.inflight.iter().map(|(id, flow)| (flow.place, *id)).collect();
+            pending.sort_unstable();
+            session.to_send_again = pending.into_iter().map(|(_, id)| id).collect();
+        } else {
+            let epoch = session.epoch + 1;
+            *session = ServerSession {
+                epoch,
+                ..ServerSession::default()
+            };
+            self.packet_id_records.retain(|(of, _), _| *of != client);
+        }
+        session.exists = true;
+        session.is_durable = !clean_session;
+        session.link = Some(link);
+        resumed
+    }
+
+    pub fn connection_ended(&mut self, client: usize, link: usize, will: Option<usize>, graceful: bool, moment: u64) {
+        let session = &mut self.sessions[client];
+        if session.link == Some(link) {
+            session.link = None;
+            if !session.is_durable {
+                session.exists = false;
+                session.epoch += 1;
+                session.inflight.clear();
+            }
+        }
+        if let Some(will) = will
+            && !graceful
+        {
+            self.messages[will].sent_at = Some(moment);
+        }
+    }
+
+    pub fn server_consumed(&mut self, client: usize, packet: &Packet<'_>) {
+        let inflight = &mut self.sessions[client].inflight;
+        match packet {
+            Packet::PubAck(id) | Packet::PubComp(id) => {
+                inflight.remove(&id.get());
+            }
+            Packet::PubRec(id) => {
+                if let Some(flow) = inflight.get_mut(&id.get()) {
+                    flow.is_released = true;
+                }
+            }
+            Packet::PubRel(id) => {
+                self.packet_id_records.remove(&(client, id.get()));
+            }
+            _ => {}
+        }
+    }
+
+    /// Every subscriber of a topic, and every publisher to it, agrees with one order.
+    pub fn check_order(&self, sequences: &[Seen], home_at: impl Fn(usize) -> u64) {
+        let mut after: Vec<Vec<usize>> = vec![Vec::new(); self.messages.len()];
+        let mut counts = vec![0u32; self.messages.len()];
+        // A message that its publisher had to send again may have its place twice.
+        let counted = |message: &usize| self.messages[*message].attempts <= 1;
+        let mut link = |sequence: &mut dyn Iterator<Item = usize>| {
+            let mut before: Option<usize> = None;
+            for message in sequence.filter(counted) {
+                if let Some(before) = before.replace(message) {
+                    after[before].push(message);
+                    counts[message] += 1;
+                }
+            }
+        };
+        for seen in sequences {
+            for sequence in seen.values() {
+                link(&mut sequence.iter().copied());
+            }
+        }
+        for sequence in self.retained_order.values() {
+            link(&mut sequence.iter().copied());
+        }
+        let mut published: BTreeMap<(usize, usize), Published> = BTreeMap::new();
+        let everywhere: BTreeSet<usize> = sequences
+            .iter()
+            .flat_map(|seen| seen.values().flatten().copied())
+            .collect();
+        for number in everywhere {
+            let message = &self.messages[number];
+            if let Some(sent_at) = message.sent_at
+                && !message.is_will
+            {
+                let key = (message.publisher, message.topic);
+                published
+                    .entry(key)
+                    .or_default()
+                    .push((home_at(message.link), sent_at, number));
+            }
+        }
+        for sequence in published.values_mut() {
+            sequence.sort_unstable();
+            link(&mut sequence.iter().map(|(.., number)| *number));
+        }
+        let mut free: Vec<usize> = (0..counts.len()).filter(|message| counts[*message] == 0).collect();
+        let mut sorted = 0;
+        while let Some(message) = free.pop() {
+            sorted += 1;
+            for next in &after[message] {
+                counts[*next] -= 1;
+                if counts[*next] == 0 {
+                    free.push(*next);
+                }
+            }
+        }
+        let circle: Vec<usize> = (0..counts.len()).filter(|message| counts[*message] > 0).collect();
+        assert!(sorted == counts.len(), "no one order holds messages {circle:?}");
+    }
+
+    /// What a fresh subscriber to `#` must get: topic and message.
+    pub fn retained(&self) -> BTreeMap<usize, usize> {
+        let kept = self
+            .last_retained
+            .iter()
+            .filter_map(|(topic, message)| Some((topic, (*message)?)));
+        kept.map(|(topic, message)| (self.topic_number(topic), message))
+            .collect()
+    }
+}
+
+/// MQTT 3.1.1 section 4.7, level by level.
+fn matches(filter: &str, topic: &str) -> bool {
+    let (mut filter, mut topic) = (filter.split('/'), topic.split('/'));
+    loop {
+        match (filter.next(), topic.next()) {
+            (Some("#"), _) | (None, None) => return true,
+            (Some("+"), Some(_)) => {}
+            (Some(want), Some(level)) if want == level => {}
+            _ => return false,
+        }
+    }
+}
+
+impl World {
+    /// The server has appended a packet to a client's outbox.
+    pub fn server_wrote(&mut self, link: usize, packet: &ServerPacket<'_>) {
+        let client = self.links[link].client;
+        if let ServerPacket::ConnAck { session_present, code } = packet {
+            let l = &mut self.links[link];
+            assert!(!l.connack_seen, "CONNACK comes once");
+            l.connack_seen = true;
+            let expected = l.resumed && l.level == Level::V311;
+            assert_eq!(
+                (*session_present, *code),
+                (expected, ConnectReturnCode::Accepted),
+                "[MQTT-3.2.2-2]"
+            );
+            return;
+        }
+        assert!(self.links[link].connack_seen, "CONNACK comes first [MQTT-3.2.0-1]");
+        match packet {
+            ServerPacket::Publish(publish) => {
+                self.oracle.deliveries += 1;
+                let message = message_number(publish.payload);
+                if publish.retain && !publish.dup {
+                    self.retained_written(client, message);
+                }
+                if let Some(message) = message {
+                    let known = &self.oracle.messages[message];
+                    assert_eq!(
+                        publish.topic.as_str(),
+                        self.oracle.topics[known.topic],
+                        "message {message}"
+                    );
+                    assert_eq!(publish.payload.len(), known.len, "message {message}");
+                    assert!(publish.qos <= known.qos, "message {message} gained QoS");
+                    assert!(
+                        known.sent_at.is_some(),
+                        "message {message} was not sent, or is the Will of a connection that ended with DISCONNECT"
+                    );
+                }
+                let Some(id) = publish.packet_id.map(|id| id.get()) else {
+                    return;
+                };
+                self.oracle.place += 1;
+                let place = self.oracle.place;
+                let inflight_max = self.oracle.inflight_max;
+                let session = &mut self.oracle.sessions[client];
+                if publish.dup {
+                    session.sends_again(id);
+                    let flow = session
+                        .inflight
+                        .get_mut(&id)
+                        .expect("DUP is set on what was sent before");
+                    assert_eq!(flow.message, message, "identifier {id} sends another message again");
+                    assert_ne!(flow.link, link, "sent again on the same connection");
+                    assert!(!flow.is_released, "sent again after PUBREC");
+                    flow.link = link;
+                } else {
+                    let flow = Inflight {
+                        message,
+                        is_released: false,
+                        link,
+                        place,
+                    };
+                    let in_use = session.inflight.insert(id, flow);
+                    assert!(
+                        in_use.is_none(),
+                        "identifier {id} is in use, or DUP is missing [MQTT-2.3.1-4] [MQTT-3.3.1-1]"
+                    );
+                    let late = session
+                        .to_send_again
+                        .iter()
+                        .find(|id| session.inflight.contains_key(id));
+                    assert_eq!(late, None, "sent before what must be sent again [MQTT-4.4.0-1]");
+                    assert!(
+                        session.inflight.len() <= inflight_max,
+                        "{} in flight",
+                        session.inflight.len()
+                    );
+                }
+            }
+            ServerPacket::SubAck(suback) => {
+                let moment = self.moment;
+                let session = &mut self.oracle.sessions[client];
+                let c = &self.clients[client];
+                match c.subscribing.get(&suback.packet_id.get()) {
+                    Some(entries) if c.link == Some(link) => {
+                        for (filter, ..) in entries {
+                            session.subacks.entry(*filter).or_default().push(moment);
+                        }
+                    }
+                    _ => session.has_lost_subacks = true,
+                }
+            }
+            ServerPacket::PubRel(id) => self.oracle.sessions[client].sends_again(id.get()),
+            ServerPacket::PubAck(id) => self.acknowledges(link, client, id.get(), QoS::AtLeastOnce),
+            ServerPacket::PubRec(id) => self.acknowledges(link, client, id.get(), QoS::ExactlyOnce),
+            _ => {}
+        }
+    }
+
+    /// A message leaves with RETAIN set: for a SUBACK that left before, and not published after that.
+    fn retained_written(&mut self, client: usize, message: Option<usize>) {
+        let number = message.expect("what is retained has a payload [MQTT-3.3.1-11]");
+        let message = &self.oracle.messages[number];
+        assert!(
+            message.retain,
+            "RETAIN is set on message {number}, which is not retained"
+        );
+        let sent_at = message.sent_at.expect("it was sent");
+        let (oracle, topic) = (&self.oracle, message.topic);
+        let session = &oracle.sessions[client];
+        if session.has_lost_subacks {
+            return;
+        }
+        let subacks = session
+            .subacks
+            .iter()
+            .filter(|(filter, _)| oracle.matches(**filter, topic));
+        let subacks = subacks
+            .flat_map(|(_, moments)| moments)
+            .filter(|at| **at > sent_at)
+            .count();
+        assert!(
+            subacks > 0,
+            "retained message {number} comes before SUBACK, or was published after it"
+        );
+        let copies = self.oracle.sessions[client].retained.entry(number).or_default();
+        *copies += 1;
+        assert!(*copies <= subacks, "retained message {number} comes once too often");
+    }
+
+    /// PUBACK or PUBREC leaves: everything durable about its message is committed, and it is not on its way any more.
+    fn acknowledges(&mut self, link: usize, client: usize, id: u16, qos: QoS) {
+        if self.clients[client].link != Some(link) {
+            return;
+        }
+        let Some(Outgoing { message, .. }) = self.clients[client].outgoing.iter().find(|out| out.id == id) else {
+            return;
+        };
+        let number = *message;
+        let oracle = &self.oracle;
+        let message = &oracle.messages[number];
+        if message.qos != qos {
+            return;
+        }
+        let is_committed = |(core, record): &(usize, u64)| *record <= oracle.committed[*core];
+        let records = oracle.records.get(&number).map_or(&[][..], Vec::as_slice);
+        // Attempts at QoS 1 are messages of their own, each with its records.
+        assert!(
+            records.iter().all(is_committed) || (message.qos == QoS::AtLeastOnce && message.attempts > 1),
+            "message {number} is acknowledged before its commit"
+        );
+        let session = &oracle.sessions[client];
+        // A level 3 client's repetition may be answered in the turn in which its PUBREL came.
+        let is_first = message.attempts <= 1 || self.links[link].level == Level::V311;
+        if qos == QoS::ExactlyOnce && is_first && session.is_durable && session.link == Some(link) {
+            let record = oracle.packet_id_records.get(&(client, id));
+            assert!(
+                record.is_some_and(is_committed),
+                "PUBREC {id} leaves before its identifier is committed"
+            );
+        }
+        if message.len == 0 || message.attempts > 1 {
+            return;
+        }
+        if message.retain {
+            assert!(
+                oracle.retained_recorded.contains(&number),
+                "retained message {number} is not recorded"
+            );
+        }
+        let on_the_way = oracle.rings.get(&number).copied().unwrap_or(0);
+        assert_eq!(
+            on_the_way, 0,
+            "message {number} is acknowledged while it is between cores"
+        );
+        if oracle.ample_queue {
+            let sent_at = message.sent_at.expect("it was sent");
+            let due = |client: usize| self.clients[client].is_due(oracle, client, message, sent_at) == Some(true);
+            let durable = |client: usize| oracle.sessions[client].exists && oracle.sessions[client].is_durable;
+            let due = (0..self.clients.len())
+                .filter(|client| durable(*client) && due(*client))
+                .count();
+            let queued = oracle.queued_sessions.get(&number).copied().unwrap_or(0);
+            assert!(
+                queued >= due,
+                "message {number} is recorded for {queued} durable Sessions, {due} wait for it"
+            );
+        }
+    }
+}
+
+impl ServerSession {
+    /// `id` is sent again; what stood before it in the line must be over.
+    fn sends_again(&mut self, id: u16) {
+        if !self.to_send_again.contains(&id) {
+            return;
+        }
+        while let Some(front) = self.to_send_again.pop_front() {
+            if front == id {
+                return;
+            }
+            assert!(
+                !self.inflight.contains_key(&front),
+                "{id} is sent again before {front} [MQTT-4.6.0-6]"
+            );
+        }
+    }
+}
+
+impl Oracle {
+    /// No queue can fill, so nothing above QoS 0 may be missing.
+    pub fn ample(&self) -> bool {
+        self.ample_queue
+    }
+}

@@ -1,0 +1,878 @@
+//! What is around the shards: sockets, the mesh, the store, the clock. It plays the worker of every core.
+//!
+//! Owns    the shards, every byte and batch on its way, and the order in which things happen, which the seed decides.
+//! Called  by `main` (run); calls `workload` for what clients do and `oracle` for what must hold.
+//! Holds   - bytes and batches are never lost or swapped but by a connection's end;
+//!         - one step is one thing done by one part; how often each part gets its turn is the seed's choice, so every part
+//!           is slow in some seeds.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+
+use skein::mqtt::client::decode_from_server;
+use skein::mqtt::decode::decode;
+use skein::mqtt::frame::{Framing, next_frame};
+use skein::mqtt::packet::{Connect, Level, Packet};
+use skein::registry::access::{Access, AccountId};
+use skein::shard::greeting::{Greeting, greet};
+use skein::shard::message::{Messages, ShardMessage};
+use skein::shard::{CloseReason, ConnectionId, Input, Lane, Millis, Output, PeerId, RecordNumber, Shard, ShardConfig};
+
+use crate::faults::Profile;
+use crate::oracle::{Oracle, message_number};
+use crate::random::{Random, mix};
+use crate::workload::Client;
+
+thread_local! {
+    /// The last events, in words, while a failed seed is played again; outlives a panic.
+    pub static LOG: RefCell<Option<VecDeque<String>>> = const { RefCell::new(None) };
+}
+pub const PACKET_BYTES_MAX: usize = 256 * 1024;
+
+/// Where the server's end of a connection is.
+pub enum Stage {
+    /// On the accepting core, before a whole CONNECT.
+    Greeting,
+    /// On its way to its home core.
+    Handoff {
+        connect: Box<Connect>,
+        account: AccountId,
+        home: usize,
+    },
+    Home {
+        core: usize,
+        id: ConnectionId,
+    },
+    /// The server's socket is closed.
+    Gone,
+}
+
+pub struct Link {
+    pub client: usize,
+    pub stage: Stage,
+    /// Sent by the client, not read by the server.
+    pub up: Vec<u8>,
+    /// Read by the server, not consumed by a shard.
+    arrived: Vec<u8>,
+    /// Taken by the server's socket, not read by the client.
+    pub down: Vec<u8>,
+    /// Bytes of the outbox that the socket has taken, and those that the oracle has seen.
+    taken: u64,
+    seen: u64,
+    pub paused: bool,
+    transmit: bool,
+    /// The client has not let go of its end.
+    pub attached: bool,
+    /// The client closes after what is in `up`.
+    pub up_ends: bool,
+    /// The server has closed after what is in `down`.
+    pub down_ends: bool,
+    pub level: Level,
+    pub keep_alive_s: u16,
+    /// The message of its Will.
+    pub will: Option<usize>,
+    /// When it came home: connections of one client may overtake each other on the way.
+    pub home_at: u64,
+    /// Whether the model says that a Session was resumed.
+    pub resumed: bool,
+    pub connack_seen: bool,
+    /// When a whole packet last reached the shard, or the connection was resumed.
+    heard_at_ms: u64,
+    /// The shard says that it has ended.
+    closing: bool,
+}
+
+#[derive(Default)]
+struct Store {
+    persisted: u64,
+    committed: u64,
+}
+
+/// A core's table of connections: the link in each place, and how often the place was used.
+#[derive(Default)]
+struct Places {
+    links: Vec<Option<usize>>,
+    generations: Vec<u32>,
+    free: Vec<u32>,
+}
+
+pub struct World {
+    pub random: Random,
+    pub profile: Profile,
+    pub now_ms: u64,
+    /// Counts everything that happens; no two events share one.
+    pub moment: u64,
+    pub shards: Vec<Shard>,
+    pub links: Vec<Link>,
+    /// Links of which one end at least is still there.
+    pub live: Vec<usize>,
+    pub clients: Vec<Client>,
+    pub oracle: Oracle,
+    places: Vec<Places>,
+    /// By sender, receiver, lane.
+    rings: BTreeMap<(usize, usize, Lane), VecDeque<Vec<u8>>>,
+    /// `Output::Forward` said, batch not taken.
+    forwards: Vec<Vec<(PeerId, Lane)>>,
+    stores: Vec<Store>,
+    /// Resumed, and no input since.
+    resumed: Vec<Vec<usize>>,
+    pub hash: u64,
+    logs: bool,
+}
+
+const HASH_KEY: [u64; 4] = [0x1234_5678, 0x9abc_def0, 0x0fed_cba9, 0x8765_4321];
+
+impl World {
+    pub fn new(seed: u64) -> World {
+        let mut random = Random::new(seed);
+        let profile = Profile::of(&mut random);
+        let cores = profile.cores as usize;
+        let key_offset = random.next();
+        let shards = (0..cores)
+            .map(|core| {
+                Shard::new(ShardConfig {
+                    core: PeerId(core as u16),
+                    cores: profile.cores,
+                    shard_levels: profile.shard_levels,
+                    hash_key: HASH_KEY.map(|part| part ^ key_offset),
+                    limits: profile.limits.clone(),
+                    access: Access::Open,
+                })
+            })
+            .collect();
+        let clients = (0..profile.clients)
+            .map(|_| Client::new(&mut random, &profile))
+            .collect();
+        let oracle = Oracle::new(&profile, &mut random);
+        let lanes = |from: usize| (0..cores).flat_map(move |to| Lane::ALL.map(|lane| (from, to, lane)));
+        World {
+            random,
+            now_ms: 0,
+            moment: 1,
+            shards,
+            links: Vec::new(),
+            live: Vec::new(),
+            clients,
+            oracle,
+            places: (0..cores).map(|_| Places::default()).collect(),
+            rings: (0..cores).flat_map(lanes).map(|ends| (ends, VecDeque::new())).collect(),
+            forwards: vec![Vec::new(); cores],
+            resumed: vec![Vec::new(); cores],
+            stores: (0..cores).map(|_| Store::default()).collect(),
+            hash: seed,
+            logs: LOG.with(|log| log.borrow().is_some()),
+            profile,
+        }
+    }
+
+    /// Notes an event: for the trace that a replay must repeat, and in words for whoever reads a failure.
+    pub fn event(&mut self, what: u64, number: u64, words: impl FnOnce() -> String) {
+        self.moment += 1;
+        self.hash = mix(self.hash ^ mix(what.wrapping_mul(31) ^ number));
+        if self.logs {
+            let line = format!("{:>7} {:>7} ms  {}", self.moment, self.now_ms, words());
+            LOG.with(|log| {
+                if let Some(log) = &mut *log.borrow_mut() {
+                    if log.len() == log.capacity() {
+                        log.pop_front();
+                    }
+                    log.push_back(line);
+                }
+            });
+        }
+    }
+
+    /// One thing, done by one part.
+    pub fn step(&mut self) {
+        let total = self.profile.weights.iter().sum();
+        let mut at = self.random.below(total);
+        let mut action = 0;
+        while at >= self.profile.weights[action] {
+            at -= self.profile.weights[action];
+            action += 1;
+        }
+        match action {
+            0 | 1 => {
+                let client = self.random.below(self.clients.len());
+                self.client_acts(client);
+            }
+            2 => {
+                if let Some(link) = self.some_link() {
+                    let bytes = self.some_bytes(self.links[link].up.len());
+                    self.carry_up(link, bytes);
+                }
+            }
+            3 => {
+                if let Some(link) = self.some_link() {
+                    let bytes = self.some_bytes(usize::MAX);
+                    self.flush(link, bytes);
+                }
+            }
+            4 => {
+                if let Some(link) = self.some_link() {
+                    let slow = self.clients[self.links[link].client].is_slow;
+                    if !slow || self.random.percent(10) {
+                        let bytes = self.some_bytes(self.links[link].down.len());
+                        self.carry_down(link, bytes);
+                    }
+                }
+            }
+            5 => {
+                let core = self.random.below(self.shards.len());
+                self.forward(core);
+            }
+            6 => {
+                let (from, to) = (
+                    self.random.below(self.shards.len()),
+                    self.random.below(self.shards.len()),
+                );
+                let lane = self.random.pick(&Lane::ALL);
+                self.deliver(from, to, lane);
+            }
+            7 => {
+                let core = self.random.below(self.shards.len());
+                let waiting = self.stores[core].persisted - self.stores[core].committed;
+                let count = self.random.below(waiting as usize + 1) as u64;
+                self.commit(core, count);
+            }
+            _ => {
+                let ms = self.random.between(1, self.profile.step_ms_max) as u64 * 10;
+                self.pass_time(ms);
+            }
+        }
+        if self.random.below(1_000) < self.profile.reset_permille
+            && let Some(link) = self.some_link()
+        {
+            self.reset(link);
+        }
+    }
+
+    fn some_link(&mut self) -> Option<usize> {
+        (!self.live.is_empty()).then(|| self.live[self.random.below(self.live.len())])
+    }
+
+    fn some_bytes(&mut self, there: usize) -> usize {
+        match self.random.below(4) {
+            _ if self.random.percent(self.profile.crumbs_percent) => there.min(self.random.between(1, 3)),
+            0 => there.min(self.random.between(1, 64)),
+            1 => there.min(self.random.between(1, 1_000)),
+            _ => there,
+        }
+    }
+
+    /// A connection whose `up` the client fills from now on.
+    pub fn open_link(&mut self, link: Link) -> usize {
+        self.links.push(link);
+        self.live.push(self.links.len() - 1);
+        self.links.len() - 1
+    }
+
+    pub fn fresh_link(client: usize, level: Level, keep_alive_s: u16, will: Option<usize>) -> Link {
+        Link {
+            client,
+            stage: Stage::Greeting,
+            up: Vec::new(),
+            arrived: Vec::new(),
+            down: Vec::new(),
+            taken: 0,
+            seen: 0,
+            paused: false,
+            transmit: false,
+            attached: true,
+            up_ends: false,
+            down_ends: false,
+            level,
+            keep_alive_s,
+            will,
+            home_at: 0,
+            resumed: false,
+            connack_seen: false,
+            heard_at_ms: 0,
+            closing: false,
+        }
+    }
+
+    /// The server's socket reads up to `bytes`.
+    pub fn carry_up(&mut self, link: usize, bytes: usize) -> bool {
+        let l = &mut self.links[link];
+        match l.stage {
+            Stage::Gone => {
+                let had = !l.up.is_empty();
+                l.up.clear();
+                had
+            }
+            Stage::Greeting => {
+                if bytes == 0 {
+                    if l.up_ends && l.up.is_empty() {
+                        self.server_end(link);
+                        return true;
+                    }
+                    return false;
+                }
+                l.arrived.extend(l.up.drain(..bytes));
+                self.greet(link);
+                true
+            }
+            Stage::Handoff { .. } => {
+                self.come_home(link);
+                true
+            }
+            Stage::Home { .. } => {
+                if l.paused {
+                    return false;
+                }
+                if bytes == 0 && l.up.is_empty() && l.up_ends {
+                    if self.present(link) > 0 {
+                        return true;
+                    }
+                    self.event(1, link as u64, || format!("link {link}: the client's end is closed"));
+                    self.server_end(link);
+                    return true;
+                }
+                if bytes == 0 && l.arrived.is_empty() {
+                    return false;
+                }
+                l.arrived.extend(l.up.drain(..bytes));
+                self.present(link) > 0 || bytes > 0
+            }
+        }
+    }
+
+    fn greet(&mut self, link: usize) {
+        let l = &mut self.links[link];
+        match greet(&l.arrived, &Access::Open, 65_535, || unreachable!("clients have names")) {
+            Greeting::Incomplete => {}
+            Greeting::Accepted {
+                connect,
+                account,
+                consumed,
+            } => {
+                l.arrived.drain(..consumed);
+                let home = self.shards[0].home(account, &connect.client_id).0 as usize;
+                assert!(
+                    self.shards
+                        .iter()
+                        .all(|shard| shard.home(account, &connect.client_id).0 as usize == home),
+                    "every core names the same home"
+                );
+                l.stage = Stage::Handoff { connect, account, home };
+                self.event(2, link as u64, || {
+                    format!("link {link}: CONNECT accepted, home is core {home}")
+                });
+            }
+            Greeting::Refused(code) => panic!("a CONNECT by the rules was refused: {code:?}"),
+            Greeting::Malformed(error) => panic!("a CONNECT by the rules was malformed: {error:?}"),
+        }
+    }
+
+    fn come_home(&mut self, link: usize) {
+        let Stage::Handoff { connect, account, home } = std::mem::replace(&mut self.links[link].stage, Stage::Gone)
+        else {
+            unreachable!("only a link on its way comes home");
+        };
+        let places = &mut self.places[home];
+        let index = places.free.pop().unwrap_or_else(|| {
+            places.links.push(None);
+            places.generations.push(0);
+            places.links.len() as u32 - 1
+        });
+        places.generations[index as usize] += 1;
+        places.links[index as usize] = Some(link);
+        let id = ConnectionId {
+            index,
+            generation: places.generations[index as usize],
+        };
+        let l = &mut self.links[link];
+        l.stage = Stage::Home { core: home, id };
+        l.heard_at_ms = self.now_ms;
+        l.home_at = self.moment;
+        let (client, clean_session) = (l.client, connect.clean_session);
+        self.links[link].resumed = self.oracle.came_home(client, link, clean_session);
+        let resumed = self.links[link].resumed;
+        self.event(3, link as u64, || {
+            format!("link {link}: client {client} comes home to core {home}, clean {clean_session}, resumed {resumed}")
+        });
+        let input = Input::Connected {
+            connection: id,
+            connect,
+            account,
+        };
+        self.handle(home, input);
+        self.drain(home);
+        self.present(link);
+    }
+
+    /// Presents what has been read to the shard.
+    fn present(&mut self, link: usize) -> usize {
+        let l = &mut self.links[link];
+        let Stage::Home { core, id } = l.stage else { return 0 };
+        if l.paused || l.arrived.is_empty() {
+            return 0;
+        }
+        let bytes = std::mem::take(&mut l.arrived);
+        let input = Input::Received {
+            connection: id,
+            bytes: &bytes,
+        };
+        self.oracle.receiving = Some(link);
+        let consumed = self.handle(core, input);
+        assert!(consumed <= bytes.len(), "no more is consumed than was presented");
+        if consumed > 0 {
+            self.links[link].heard_at_ms = self.now_ms;
+        }
+        self.event(4, (link as u64) << 32 | consumed as u64, || {
+            format!("link {link}: core {core} consumes {consumed} of {} bytes", bytes.len())
+        });
+        let mut read = &bytes[..consumed];
+        while let Ok(Framing::Whole(frame)) = next_frame(read, PACKET_BYTES_MAX) {
+            read = &read[frame.len..];
+            let Ok(packet) = decode(frame, self.links[link].level) else {
+                break;
+            };
+            self.oracle.server_consumed(self.links[link].client, &packet);
+            if packet == Packet::Disconnect {
+                break;
+            }
+        }
+        // A pause may leave whole packets; without one the rest is less than a packet.
+        self.links[link].arrived = bytes;
+        self.links[link].arrived.drain(..consumed);
+        self.drain(core);
+        self.oracle.receiving = None;
+        let l = &self.links[link];
+        if !l.paused && matches!(l.stage, Stage::Home { .. }) {
+            let rest = next_frame(&l.arrived, PACKET_BYTES_MAX);
+            assert!(matches!(rest, Ok(Framing::Missing(_))), "whole packets are consumed");
+        }
+        consumed
+    }
+
+    /// The server's socket takes up to `bytes` of the outbox.
+    pub fn flush(&mut self, link: usize, bytes: usize) -> bool {
+        let l = &mut self.links[link];
+        let Stage::Home { core, id } = l.stage else {
+            return false;
+        };
+        if !l.transmit {
+            return false;
+        }
+        let room = if l.attached {
+            self.profile.down_max.saturating_sub(l.down.len())
+        } else {
+            0
+        };
+        let unsent = self.shards[core].unsent(id);
+        let count = bytes.min(room).min(unsent.len());
+        l.down.extend_from_slice(&unsent[..count]);
+        l.taken += count as u64;
+        if count == unsent.len() {
+            l.transmit = false;
+        }
+        if count == 0 {
+            return false;
+        }
+        self.event(5, (link as u64) << 32 | count as u64, || {
+            format!("link {link}: the socket takes {count} bytes")
+        });
+        let input = Input::Sent {
+            connection: id,
+            bytes: count,
+        };
+        self.handle(core, input);
+        self.drain(core);
+        true
+    }
+
+    /// The client reads up to `bytes`.
+    pub fn carry_down(&mut self, link: usize, bytes: usize) -> bool {
+        let l = &mut self.links[link];
+        if !l.attached {
+            return false;
+        }
+        if l.down.is_empty() && l.down_ends {
+            self.client_sees_end(link);
+            return true;
+        }
+        if bytes == 0 {
+            return false;
+        }
+        let read: Vec<u8> = l.down.drain(..bytes).collect();
+        self.client_reads(link, &read);
+        true
+    }
+
+    /// The network loses a connection: what is on its way is gone, both ends hear of it.
+    pub fn reset(&mut self, link: usize) {
+        self.event(6, link as u64, || format!("link {link}: reset"));
+        let l = &mut self.links[link];
+        l.up.clear();
+        l.down.clear();
+        l.up_ends = true;
+        l.down_ends = true;
+        if matches!(l.stage, Stage::Greeting | Stage::Home { .. }) {
+            self.server_end(link);
+        }
+        self.bury(link);
+    }
+
+    /// The server's socket is closed.
+    fn server_end(&mut self, link: usize) {
+        let stage = std::mem::replace(&mut self.links[link].stage, Stage::Gone);
+        self.links[link].down_ends = true;
+        self.links[link].up.clear();
+        if let Stage::Home { core, id } = stage {
+            if !self.links[link].closing {
+                self.end_session_connection(link, false);
+            }
+            self.handle(core, Input::Disconnected { connection: id });
+            self.places[core].links[id.index as usize] = None;
+            self.places[core].free.push(id.index);
+            self.drain(core);
+        }
+        self.bury(link);
+    }
+
+    fn end_session_connection(&mut self, link: usize, graceful: bool) {
+        let l = &self.links[link];
+        self.oracle
+            .connection_ended(l.client, link, l.will, graceful, self.moment);
+    }
+
+    /// Forgets a link that has no end left.
+    pub fn bury(&mut self, link: usize) {
+        let l = &self.links[link];
+        if matches!(l.stage, Stage::Gone) && !l.attached {
+            self.live.retain(|live| *live != link);
+        }
+    }
+
+    pub fn forward(&mut self, core: usize) -> bool {
+        if self.forwards[core].is_empty() {
+            return false;
+        }
+        let at = self.random.below(self.forwards[core].len());
+        let (peer, lane) = self.forwards[core][at];
+        let ends = (core, peer.0 as usize, lane);
+        if self.rings[&ends].len() >= self.profile.ring_parcels {
+            return false;
+        }
+        self.forwards[core].swap_remove(at);
+        let batch = self.shards[core].take_batch(peer, lane).expect("a batch was announced");
+        self.event(7, mix((core as u64) << 32 | batch.len() as u64), || {
+            format!("core {core} -> core {} {lane:?}: {} bytes", peer.0, batch.len())
+        });
+        for message in Messages::new(&batch) {
+            if let ShardMessage::Publish { message, .. } | ShardMessage::Deliver { message, .. } = message
+                && let Some(number) = message_number(message.payload)
+            {
+                self.oracle.in_rings(number, 1);
+            }
+        }
+        self.rings.get_mut(&ends).expect("every ring is there").push_back(batch);
+        self.drain(core);
+        true
+    }
+
+    pub fn deliver(&mut self, from: usize, to: usize, lane: Lane) -> bool {
+        if lane == Lane::ToOwner && !self.shards[to].takes_requests() {
+            return false;
+        }
+        let Some(batch) = self.rings.get_mut(&(from, to, lane)).and_then(VecDeque::pop_front) else {
+            return false;
+        };
+        self.event(8, mix((from as u64) << 32 | to as u64), || {
+            let messages: Vec<String> = Messages::new(&batch).map(|message| brief(&message)).collect();
+            format!("core {to} takes from core {from}, {lane:?}: {}", messages.join("; "))
+        });
+        for message in Messages::new(&batch) {
+            if let ShardMessage::Publish { message, .. } | ShardMessage::Deliver { message, .. } = message
+                && let Some(number) = message_number(message.payload)
+            {
+                self.oracle.in_rings(number, -1);
+            }
+        }
+        let input = Input::Batch {
+            from: PeerId(from as u16),
+            bytes: &batch,
+        };
+        self.handle(to, input);
+        let giver = if self.random.percent(50) { from } else { to };
+        self.shards[giver].recycle_batch(batch);
+        self.drain(to);
+        true
+    }
+
+    pub fn commit(&mut self, core: usize, count: u64) -> bool {
+        if count == 0 {
+            return false;
+        }
+        self.stores[core].committed += count;
+        let up_to = self.stores[core].committed;
+        self.oracle.committed(core, up_to);
+        self.event(9, (core as u64) << 32 | up_to, || {
+            format!("core {core}: committed up to {up_to}")
+        });
+        self.handle(
+            core,
+            Input::Committed {
+                up_to: RecordNumber(up_to),
+            },
+        );
+        self.drain(core);
+        true
+    }
+
+    pub fn commit_all(&mut self, core: usize) -> bool {
+        let waiting = self.stores[core].persisted - self.stores[core].committed;
+        self.commit(core, waiting)
+    }
+
+    pub fn pass_time(&mut self, ms: u64) {
+        self.now_ms += ms;
+        for core in 0..self.shards.len() {
+            if self.shards[core]
+                .next_deadline()
+                .is_some_and(|due| due <= Millis(self.now_ms))
+            {
+                self.event(10, core as u64, || format!("core {core}: tick"));
+                self.handle(core, Input::Tick);
+                self.drain(core);
+            }
+        }
+    }
+
+    fn handle(&mut self, core: usize, input: Input<'_>) -> usize {
+        // A resume outside of a turn counts from the next one: the shard has no clock.
+        for link in self.resumed[core].drain(..) {
+            self.links[link].heard_at_ms = self.now_ms;
+        }
+        self.shards[core].handle(input, Millis(self.now_ms))
+    }
+
+    /// Does everything that a shard says, and looks at what it has written.
+    fn drain(&mut self, core: usize) {
+        let mut closing = Vec::new();
+        while let Some(output) = self.shards[core].poll_output() {
+            match output {
+                Output::Transmit(id) => {
+                    if let Some(link) = self.link(core, id) {
+                        self.links[link].transmit = true;
+                    }
+                }
+                Output::Close(id, reason) => {
+                    let link = self.link(core, id).expect("only a connection that is there is closed");
+                    self.event(11, link as u64, || format!("link {link}: close, {reason:?}"));
+                    self.closed(link, reason);
+                    closing.push(link);
+                }
+                Output::Pause(id) => {
+                    let link = self.link(core, id).expect("only a connection that is there is paused");
+                    assert!(!self.links[link].paused, "a pause is said once");
+                    self.links[link].paused = true;
+                    self.event(12, link as u64, || format!("link {link}: pause"));
+                }
+                Output::Resume(id) => {
+                    if let Some(link) = self.link(core, id) {
+                        assert!(self.links[link].paused, "a resume follows a pause");
+                        self.links[link].paused = false;
+                        self.links[link].heard_at_ms = self.now_ms;
+                        self.resumed[core].push(link);
+                        self.event(13, link as u64, || format!("link {link}: resume"));
+                    }
+                }
+                Output::Forward(peer, lane) => {
+                    assert!(
+                        !self.forwards[core].contains(&(peer, lane)),
+                        "a batch is announced once"
+                    );
+                    self.forwards[core].push((peer, lane));
+                }
+                Output::Persist(number, record) => {
+                    self.stores[core].persisted += 1;
+                    assert_eq!(number.0, self.stores[core].persisted, "records are numbered in order");
+                    let link = self.oracle.receiving;
+                    let client = link.map(|link| self.links[link].client);
+                    self.event(14, number.0, || {
+                        format!("core {core}: record {} {}", number.0, brief_record(&record))
+                    });
+                    self.oracle.persisted(core, number.0, &record, client);
+                }
+            }
+        }
+        self.look_at_outboxes(core);
+        for link in closing {
+            // The socket takes what it takes at once.
+            if let Stage::Home { core, id } = self.links[link].stage {
+                let unsent = self.shards[core].unsent(id);
+                let count = if self.random.percent(70) {
+                    unsent.len()
+                } else {
+                    self.random.below(unsent.len() + 1)
+                };
+                self.links[link].down.extend_from_slice(&unsent[..count]);
+                if count > 0 && self.random.percent(50) {
+                    let input = Input::Sent {
+                        connection: id,
+                        bytes: count,
+                    };
+                    self.handle(core, input);
+                    self.links[link].taken += count as u64;
+                }
+                self.server_end(link);
+            }
+        }
+    }
+
+    fn link(&self, core: usize, id: ConnectionId) -> Option<usize> {
+        let places = &self.places[core];
+        (places.generations[id.index as usize] == id.generation)
+            .then(|| places.links[id.index as usize])
+            .flatten()
+    }
+
+    fn closed(&mut self, link: usize, reason: CloseReason) {
+        let l = &mut self.links[link];
+        l.closing = true;
+        match reason {
+            CloseReason::KeepAlive => {
+                let silent_ms = self.now_ms - l.heard_at_ms;
+                let allowed_ms = u64::from(l.keep_alive_s) * 1_500;
+                assert!(
+                    l.keep_alive_s > 0 && silent_ms >= allowed_ms,
+                    "closed for {silent_ms} ms of silence, {allowed_ms} ms are allowed [MQTT-3.1.2-24]"
+                );
+            }
+            CloseReason::Disconnect | CloseReason::TakenOver => {}
+            CloseReason::Malformed(_) => {
+                let client = l.client;
+                assert!(
+                    self.clients[client].misbehaved == Some(link),
+                    "a client by the rules was closed: {reason:?}"
+                );
+            }
+            _ => panic!("a client by the rules was closed: {reason:?}"),
+        }
+        self.end_session_connection(link, reason == CloseReason::Disconnect);
+    }
+
+    /// Shows the oracle every packet that has been written since it last looked, at the moment it was written.
+    fn look_at_outboxes(&mut self, core: usize) {
+        let unsent_max = self.profile.unsent_max();
+        for index in 0..self.places[core].links.len() {
+            let Some(link) = self.places[core].links[index] else {
+                continue;
+            };
+            let Stage::Home { id, .. } = self.links[link].stage else {
+                continue;
+            };
+            let unsent = self.shards[core].unsent(id);
+            let l = &mut self.links[link];
+            let total = l.taken + unsent.len() as u64;
+            if total == l.seen {
+                continue;
+            }
+            assert!(unsent.len() <= unsent_max, "an outbox of {} bytes", unsent.len());
+            let new = unsent[(l.seen - l.taken) as usize..].to_vec();
+            l.seen = total;
+            assert!(l.transmit, "what is unsent has been announced");
+            let mut rest = &new[..];
+            while !rest.is_empty() {
+                let Ok(Framing::Whole(frame)) = next_frame(rest, PACKET_BYTES_MAX) else {
+                    panic!("packets are written whole");
+                };
+                rest = &rest[frame.len..];
+                let packet = decode_from_server(frame).unwrap_or_else(|error| panic!("the server wrote {error:?}"));
+                self.hash = mix(self.hash ^ frame.len as u64 ^ u64::from(frame.first_byte) << 32);
+                self.server_wrote(link, &packet);
+            }
+        }
+    }
+
+    pub fn silence_overdue_ms(&self, link: usize) -> Option<u64> {
+        let l = &self.links[link];
+        if l.keep_alive_s == 0 || l.paused || !matches!(l.stage, Stage::Home { .. }) {
+            return None;
+        }
+        (self.now_ms - l.heard_at_ms).checked_sub(u64::from(l.keep_alive_s) * 1_500)
+    }
+
+    /// Everything that can still move, moves once. `false` when nothing did.
+    pub fn settle_once(&mut self) -> bool {
+        let mut moved = false;
+        for link in self.live.clone() {
+            let l = &self.links[link];
+            if !l.attached && !l.up_ends {
+                self.reset(link);
+                moved = true;
+                continue;
+            }
+            moved |= self.carry_up(link, self.links[link].up.len());
+            moved |= self.flush(link, usize::MAX);
+            moved |= self.carry_down(link, self.links[link].down.len());
+            if !self.links[link].attached && !matches!(self.links[link].stage, Stage::Gone) {
+                // Its client is gone: what it is sent goes nowhere.
+                self.links[link].down.clear();
+            }
+        }
+        for core in 0..self.shards.len() {
+            while self.forward(core) {
+                moved = true;
+            }
+            for from in 0..self.shards.len() {
+                for lane in Lane::ALL {
+                    while self.deliver(from, core, lane) {
+                        moved = true;
+                    }
+                }
+            }
+            moved |= self.commit_all(core);
+        }
+        for client in 0..self.clients.len() {
+            moved |= self.client_settles(client);
+        }
+        moved
+    }
+}
+
+fn brief(message: &ShardMessage<'_>) -> String {
+    match message {
+        ShardMessage::Publish { receipt, message, .. } => {
+            format!(
+                "Publish m{:?} {} {receipt:?}",
+                message_number(message.payload),
+                message.topic.as_str()
+            )
+        }
+        ShardMessage::Deliver { receipt, message } => {
+            format!(
+                "Deliver m{:?} {} {receipt:?}",
+                message_number(message.payload),
+                message.topic.as_str()
+            )
+        }
+        ShardMessage::Retained { scan, message } => {
+            format!(
+                "Retained m{:?} {} {scan:?}",
+                message_number(message.payload),
+                message.topic.as_str()
+            )
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+fn brief_record(record: &skein::shard::record::Record) -> String {
+    use skein::shard::record::Record;
+    match record {
+        Record::Queued { message, sessions } => {
+            format!(
+                "Queued m{:?} {} for {}",
+                message_number(message.payload()),
+                message.topic(),
+                sessions.len()
+            )
+        }
+        Record::Retained { topic, payload, .. } => format!("Retained m{:?} {topic}", message_number(payload)),
+        Record::PacketIdReceived { packet_id, .. } => format!("PacketIdReceived {}", packet_id.get()),
+    }
+}
