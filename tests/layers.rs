@@ -1,5 +1,6 @@
 //! The layers that the head of `src/lib.rs` lists, held against what the files import; and the few names that belong to
 //! few files: `monoio`, `unsafe`, and everything that reaches out of the heart.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
 use std::fs;

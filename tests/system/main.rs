@@ -2,6 +2,7 @@
 //!
 //! `broker` starts and stops it, `clients` are paho-mqtt, MQTT.js and the mosquitto commands; every other file is one
 //! theme. Nothing here uses our own codec. `tests/setup` installs the clients; without them these tests fail.
+#![allow(clippy::unwrap_used)]
 
 mod broker;
 mod clients;
