@@ -64,7 +64,7 @@ fn the_printed_settings_are_a_valid_file() {
     std::fs::write(file.path(), printed.stdout).unwrap();
     // What is refused is the flag, so the file has been read.
     let refused = refusal(&["--config", file.path().to_str().unwrap(), "--cores", "0"], &[]);
-    assert_eq!(refused, "skein: --cores 0 is out of range: give 1 to 1024\n");
+    assert_eq!(refused, "skein: --cores 0 is out of range: give 1 to 256\n");
 }
 
 #[test]

@@ -12,8 +12,8 @@ use crate::limits::MESH_BACKLOG_BYTES_MAX;
 use super::event::{ConnectionId, Lane, PeerId};
 use super::message::ShardMessage;
 
-/// Emptied batches kept for reuse.
-const SPARE_BATCHES_MAX: usize = 32;
+/// Capacity of emptied batches that one core keeps for reuse. Those made by other cores come here too.
+const SPARE_BYTES_MAX: usize = 1024 * 1024;
 
 #[derive(Default)]
 struct Waiting {
@@ -28,6 +28,7 @@ pub struct Peers {
     /// `ToHome` batches past the bound.
     backed_up: usize,
     spare: Vec<Vec<u8>>,
+    spare_bytes: usize,
 }
 
 /// What [`Peers::send`] found.
@@ -46,6 +47,7 @@ impl Peers {
             waiting,
             backed_up: 0,
             spare: Vec::new(),
+            spare_bytes: 0,
         }
     }
 
@@ -57,6 +59,7 @@ impl Peers {
             && waiting.bytes.capacity() == 0
             && let Some(spare) = self.spare.pop()
         {
+            self.spare_bytes -= spare.capacity();
             waiting.bytes = spare;
         }
         message.encode(&mut waiting.bytes);
@@ -88,8 +91,9 @@ impl Peers {
     }
 
     pub fn recycle(&mut self, mut batch: Vec<u8>) {
-        if self.spare.len() < SPARE_BATCHES_MAX && batch.capacity() <= 2 * MESH_BACKLOG_BYTES_MAX {
+        if self.spare_bytes + batch.capacity() <= SPARE_BYTES_MAX {
             batch.clear();
+            self.spare_bytes += batch.capacity();
             self.spare.push(batch);
         }
     }
@@ -109,6 +113,20 @@ impl Peers {
 mod tests {
     use super::super::receipt::ReceiptId;
     use super::*;
+
+    #[test]
+    fn spare_batches_are_bounded_in_bytes_and_used_again() {
+        let mut peers = Peers::new(2);
+        for _ in 0..10 {
+            peers.recycle(Vec::with_capacity(SPARE_BYTES_MAX / 4));
+        }
+        assert_eq!((peers.spare.len(), peers.spare_bytes), (4, SPARE_BYTES_MAX));
+        let message = ShardMessage::Delivered { receipt: ReceiptId(1) };
+        peers.send(PeerId(1), Lane::ToHome, &message);
+        assert_eq!(peers.spare_bytes, SPARE_BYTES_MAX / 4 * 3);
+        let (batch, _) = peers.take(PeerId(1), Lane::ToHome).unwrap();
+        assert_eq!(batch.capacity(), SPARE_BYTES_MAX / 4);
+    }
 
     #[test]
     fn requests_wait_while_a_batch_for_a_home_core_is_past_its_bound() {
