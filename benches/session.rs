@@ -111,8 +111,8 @@ fn deliveries(criterion: &mut Criterion) {
             session.outbound.refill(
                 &mut session.outbox,
                 &mut session.pool,
-                false,
                 Level::V311,
+                false,
                 &LIMITS,
                 |_, _| {},
             );
