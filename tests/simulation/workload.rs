@@ -713,7 +713,7 @@ impl World {
 
     fn connected(&mut self, client: usize, link: usize) {
         let resumed = self.links[link].resumed;
-        let epoch = self.oracle.sessions[client].epoch;
+        let epoch = self.links[link].epoch;
         let c = &mut self.clients[client];
         c.ready = true;
         c.must_be_clean = false;
@@ -722,7 +722,8 @@ impl World {
             self.oracle.seen.push(seen);
         }
         let c = &mut self.clients[client];
-        // A later connection of this client's may have come home already; then nothing is expected of this one.
+        // An earlier connection of this client's may have overtaken this one on its way home, and have ended its Session:
+        // then nothing is expected of it.
         if !resumed {
             c.epoch = epoch;
         }

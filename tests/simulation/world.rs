@@ -73,6 +73,8 @@ pub struct Link {
     pub will: Option<usize>,
     /// When it came home: connections of one client may overtake each other on the way.
     pub home_at: u64,
+    /// The count of this client's Sessions when it came home.
+    pub epoch: u64,
     /// Whether the model says that a Session was resumed.
     pub resumed: bool,
     pub connack_seen: bool,
@@ -285,6 +287,7 @@ impl World {
             keep_alive_s,
             will,
             home_at: 0,
+            epoch: 0,
             resumed: false,
             connack_seen: false,
             heard_at_ms: 0,
@@ -388,6 +391,7 @@ impl World {
         l.home_at = self.moment;
         let (client, clean_session) = (l.client, connect.clean_session);
         self.links[link].resumed = self.oracle.came_home(client, link, clean_session);
+        self.links[link].epoch = self.oracle.sessions[client].epoch;
         let resumed = self.links[link].resumed;
         self.event(3, link as u64, || {
             format!("link {link}: client {client} comes home to core {home}, clean {clean_session}, resumed {resumed}")
