@@ -16,7 +16,7 @@ use crate::mqtt::packet::{Level, PacketId, QoS, Subscribe, Unsubscribe};
 use crate::mqtt::reason::SubscribeReturnCode;
 use crate::mqtt::topic::{TopicFilter, TopicName};
 use crate::routing::shard_key::Owners;
-use crate::routing::subscriptions::{Subscribed, Unsubscribed};
+use crate::routing::subscriptions::{FilterId, Subscribed, Unsubscribed};
 use crate::session::message::Message;
 use crate::session::outbound;
 
@@ -39,6 +39,7 @@ pub struct PendingSubscribe {
 /// Retained messages for one granted filter.
 struct Scan {
     filter: Box<str>,
+    filter_id: FilterId,
     granted: QoS,
     /// Owners that may have matches, each with the last change that counts.
     owners: VecDeque<(PeerId, u64)>,
@@ -130,6 +131,7 @@ impl Shard {
         let filter = filter.as_str().into();
         Some(Scan {
             filter,
+            filter_id,
             granted: qos,
             owners: VecDeque::new(),
             after: None,
@@ -160,12 +162,16 @@ impl Shard {
             scans,
             ..
         } = pending;
-        let Some(connection) = self.clients.open_connection(id) else {
+        if self.clients.open_connection(id).is_none() {
             return;
-        };
+        }
+        let connection = &mut self.clients.connections[id.index as usize];
         encode::suback(connection.outbox.writer(&mut self.pool), packet_id, &codes);
         mark(connection, id, &mut self.outputs);
-        for mut scan in scans.into_iter().flatten().filter(|scan| !scan.owners.is_empty()) {
+        let held = self.clients.sessions[connection.client as usize].filters.as_slice();
+        // An UNSUBSCRIBE may have come while the owners answered [MQTT-3.10.4-2].
+        let wanted = |scan: &Scan| !scan.owners.is_empty() && held.contains(&scan.filter_id);
+        for mut scan in scans.into_iter().flatten().filter(wanted) {
             let queue = connection.scans.get_or_insert_default();
             // Never the serial of an earlier scan: what was asked for that may still be on its way.
             scan.serial = self.next_scan;

@@ -458,3 +458,22 @@ fn silence_counts_from_the_resume_when_a_batch_was_taken_long_after_the_last_inp
         Some(&Output::Close(at(0), CloseReason::KeepAlive))
     );
 }
+
+#[test]
+fn no_retained_message_follows_an_unsubscribe_that_came_before_its_suback() {
+    let mut cores = Cores::new(2, Limits::default());
+    let topic = cores.topic_of(1, "t");
+    cores.connect(1, 1, Level::V311, true);
+    cores.receive(1, 1, &publish(&topic, QoS::AtMostOnce, true, 0, b"m"));
+    cores.connect(0, 0, Level::V311, true);
+    cores.subscribe(0, 0, 1, &topic, QoS::AtMostOnce);
+    let mut unsubscribe = Vec::new();
+    client::unsubscribe(&mut unsubscribe, packet_id(2), &[&topic]);
+    cores.receive(0, 0, &unsubscribe);
+    cores.carry_all();
+    assert_eq!(
+        cores.sent(0, 0),
+        ["CONNACK 0", "UnsubAck(PacketId(2))", "SUBACK [Granted(AtMostOnce)]"]
+    );
+    assert!(cores.shards.iter().all(Shard::is_quiescent));
+}

@@ -3,8 +3,9 @@
 //! Called  by `shard::publish` for a message of this core, and with `Publish` from another.
 //! Gives   the message to every interested core, this one first among equals: `shard::deliver` here, `Deliver` there.
 //! Holds   - interested cores see the messages of a topic in the order in which they passed here;
-//!         - the retained message is replaced before anything is delivered, so a Session that subscribes meanwhile gets
-//!           the message once: live if its registration came first, retained if not.
+//!         - the retained message is replaced before anything is delivered, so a Session that subscribes meanwhile does
+//!           not miss it: it comes live if the core's registration came first, retained if not, and both ways to a core
+//!           that held the filter before for another Session.
 
 use crate::session::message::Message;
 
