@@ -7,8 +7,6 @@ pub enum Ending {
     Graceful,
     /// Everything else, takeover and broken rules included [MQTT-3.1.2-8].
     Abnormal,
-    /// The broker stops: nobody is left to receive it, and what it would retain would contradict the client's return.
-    Stopping,
 }
 
 impl Ending {

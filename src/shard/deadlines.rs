@@ -1,7 +1,7 @@
 //! Every timer of one core, in one structure: a wheel of coarse slots.
 //!
 //! Owns    one entry per connection with a Keep Alive: 8 bytes, no runtime timer.
-//! Called  by `shard::clients` (arm) and on `Input::Tick` (expire).
+//! Called  by `shard::connect` (arm) and on `Input::Tick` (expire, and arm again).
 //! Holds   - an entry comes out at or after its time, at most [`DEADLINE_TICK_MS`] late, never before;
 //!         - traffic does not touch the wheel: what comes out is checked against the last packet and armed again.
 

@@ -486,7 +486,6 @@ impl Shard {
     fn close(&mut self, id: ConnectionId, reason: CloseReason) {
         let ending = match reason {
             CloseReason::Disconnect => Ending::Graceful,
-            CloseReason::Stopping => Ending::Stopping,
             _ => Ending::Abnormal,
         };
         self.outputs.push_back(Output::Close(id, reason));
