@@ -20,8 +20,11 @@ use crate::session::outbox::Outbox;
 
 use super::deadlines::TickNumber;
 use super::event::ConnectionId;
-use super::record::SessionKey;
+use super::record::{SessionKey, SessionNumber};
 use super::subscribe::Scans;
+
+/// The bit of a [`SessionNumber`] that a Session with Clean Session has.
+const CLEAN: u64 = 1 << 63;
 
 /// What outlives a Network Connection if Clean Session is off, and ends with it otherwise.
 pub struct Client {
@@ -33,11 +36,17 @@ pub struct Client {
     pub filters: Filters,
     pub account: AccountId,
     pub connection: Option<ConnectionId>,
-    pub generation: u32,
-    pub clean_session: bool,
+    /// Which Session this is, for ever; the clean ones have numbers of their own, so that no durable one meets them.
+    pub number: SessionNumber,
 }
 
 impl Client {
+    /// Whether the Session ends with its connection.
+    #[inline]
+    pub fn is_clean(&self) -> bool {
+        self.number.0 & CLEAN != 0
+    }
+
     /// The deliveries, made when they are first needed.
     pub fn outbound(&mut self) -> &mut Outbound {
         self.outbound.get_or_insert_default()
@@ -172,8 +181,9 @@ pub struct Clients {
     pub sessions: Slab<Client>,
     by_id: HashTable<u32>,
     hasher: RandomState,
-    /// Counts Sessions that have ended, so that a [`SessionKey`] names one Session for ever.
-    next_generation: u32,
+    /// The next Session's number, and how far it is to the one after: cores take turns.
+    next_number: u64,
+    number_step: u64,
     pub connections: Vec<Connection>,
     pub open: usize,
 }
@@ -185,10 +195,17 @@ impl Clients {
             sessions: Slab::new(),
             by_id: HashTable::new(),
             hasher: RandomState::with_seeds(a, b, c, d),
-            next_generation: 0,
+            next_number: 0,
+            number_step: 1,
             connections: Vec::new(),
             open: 0,
         }
+    }
+
+    /// Numbers of this core from now on: `first`, `first + step`, ...
+    pub fn number_from(&mut self, first: u64, step: u64) {
+        self.next_number = first;
+        self.number_step = step;
     }
 
     pub fn find(&self, account: AccountId, client_id: &str) -> Option<u32> {
@@ -201,9 +218,14 @@ impl Clients {
     }
 
     pub fn insert(&mut self, account: AccountId, client_id: Box<str>, clean_session: bool) -> u32 {
+        let number = SessionNumber(self.next_number | if clean_session { CLEAN } else { 0 });
+        self.next_number += self.number_step;
+        self.insert_numbered(account, client_id, number)
+    }
+
+    /// The same with a number that is known: of a Session that the store kept.
+    pub fn insert_numbered(&mut self, account: AccountId, client_id: Box<str>, number: SessionNumber) -> u32 {
         let hash = self.hasher.hash_one((account, &*client_id));
-        let generation = self.next_generation;
-        self.next_generation = self.next_generation.wrapping_add(1);
         let index = self.sessions.insert(Client {
             client_id,
             received: None,
@@ -211,8 +233,7 @@ impl Clients {
             filters: Filters::None,
             account,
             connection: None,
-            generation,
-            clean_session,
+            number,
         }) as u32;
         let Clients {
             sessions,
@@ -240,7 +261,7 @@ impl Clients {
     pub fn key(&self, index: u32) -> SessionKey {
         SessionKey {
             index,
-            generation: self.sessions[index as usize].generation,
+            number: self.sessions[index as usize].number,
         }
     }
 
@@ -248,7 +269,7 @@ impl Clients {
     pub fn session(&mut self, key: SessionKey) -> Option<&mut Client> {
         self.sessions
             .get_mut(key.index as usize)
-            .filter(|client| client.generation == key.generation)
+            .filter(|client| client.number == key.number)
     }
 
     /// The connection with this id, whatever its state, unless its place has been used again.

@@ -101,7 +101,7 @@ impl Shard {
         let client = &mut self.clients.sessions[index as usize];
         let account = client.account;
         client.connection = None;
-        if client.clean_session {
+        if client.is_clean() {
             self.end_session(index);
         } else {
             if let Some(outbound) = &mut client.outbound {

@@ -13,7 +13,7 @@ use crate::session::outbound::{Limits, Offered, Outbound, WrongAcknowledgement};
 use super::clients::Clients;
 use super::event::{CloseReason, ConnectionId, PeerId, RecordNumber, Violation};
 use super::receipt::{AwaitsCommit, ReceiptId};
-use super::record::{Record, SessionKey};
+use super::record::{QueueEntry, Record};
 use super::{Shard, mark};
 
 impl Shard {
@@ -37,7 +37,8 @@ impl Shard {
         let message = shared.expect("a durable Session keeps its message");
         Some(self.persist(Record::Queued {
             message,
-            sessions: durable,
+            entries: durable,
+            origin: None,
         }))
     }
 
@@ -63,7 +64,7 @@ impl Shard {
         qos: QoS,
         retain: bool,
         limits: &Limits,
-        durable: &mut Vec<SessionKey>,
+        durable: &mut Vec<QueueEntry>,
     ) {
         let Clients {
             sessions, connections, ..
@@ -82,7 +83,7 @@ impl Shard {
                         Offered::DroppedOutboxFull
                     }
                 } else {
-                    let durable = !client.clean_session;
+                    let durable = !client.is_clean();
                     let outbox = Some((&mut connection.outbox, &mut self.pool));
                     client
                         .outbound()
@@ -109,10 +110,12 @@ impl Shard {
             Offered::DroppedQueueFull => self.counters.dropped_queue_full += 1,
             Offered::DroppedAway => self.counters.dropped_away += 1,
         }
-        if matches!(offered, Offered::Sent | Offered::Queued) && qos != QoS::AtMostOnce && !client.clean_session {
-            durable.push(SessionKey {
-                index: session,
-                generation: client.generation,
+        if matches!(offered, Offered::Sent | Offered::Queued) && qos != QoS::AtMostOnce && !client.is_clean() {
+            durable.push(QueueEntry {
+                session: client.number,
+                sequence: 0,
+                qos,
+                retain,
             });
         }
     }
@@ -191,10 +194,11 @@ impl Shard {
         } = &mut self.clients;
         let connection = &mut connections[id.index as usize];
         let client = &mut sessions[connection.client as usize];
+        let durable = !client.is_clean();
         if let Some(outbound) = &mut client.outbound {
             let before = connection.outbox.len();
             let counters = &mut self.counters;
-            let (level, durable) = (connection.level(), !client.clean_session);
+            let level = connection.level();
             let wrote = |qos, again| match (again, qos) {
                 (true, _) => counters.redelivered += 1,
                 (false, QoS::AtMostOnce) => counters.delivered_qos0 += 1,

@@ -25,6 +25,7 @@ pub mod peers;
 mod publish;
 pub mod receipt;
 pub mod record;
+pub mod restore;
 mod subscribe;
 #[cfg(test)]
 mod tests;
@@ -207,6 +208,7 @@ impl Shard {
             } => self.connected(connection, *connect, account),
             Input::Disconnected { connection } => self.disconnected(connection),
             Input::Committed { up_to } => self.committed(up_to),
+            Input::Fetched { .. } => {}
             Input::Tick => self.tick(now),
         }
         0

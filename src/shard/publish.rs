@@ -76,9 +76,9 @@ impl Shard {
             sender.packet_id = Some((key, packet_id));
             match received.receive(packet_id) {
                 Received::New => {
-                    if !client.clean_session {
+                    if !client.is_clean() {
                         record = Some(Record::PacketIdReceived {
-                            session: key,
+                            session: key.number,
                             packet_id,
                         });
                     }

@@ -1,31 +1,173 @@
-//! What an acknowledgement waits for on its way to disk: plain data that leaves the core for the store, in order.
+//! What the disk keeps: plain data that leaves a core for the store in order, and what the store reads back.
+//!
+//! Holds   - a record of one core takes effect after all that the core pushed before it, and so does a [`Fetch`];
+//!         - every record may be applied again: a transaction that failed is tried whole;
+//!         - a record [`is_lazy`](Record::is_lazy) when nothing waits for its commit: losing it repeats work, never a message
+//!           at QoS 2.
 
 use std::sync::Arc;
 
 use crate::mqtt::packet::{PacketId, QoS};
+use crate::registry::access::AccountId;
 use crate::session::message::SharedMessage;
 
-/// A Session of this core for as long as it lives: place and generation.
+/// A Session, for ever: no other gets the same number, on any core, in any later run that still knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionNumber(pub u64);
+
+/// A Session of this core for as long as it lives: its place, and the number that tells it from the next one there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionKey {
     pub index: u32,
-    pub generation: u32,
+    pub number: SessionNumber,
 }
 
 /// One change of durable state.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
+    /// A durable Session begins, with nothing in it.
+    SessionStarted {
+        session: SessionNumber,
+        account: AccountId,
+        client_id: Box<str>,
+    },
+    /// It is gone, with its subscriptions, queue and identifiers.
+    SessionEnded { session: SessionNumber },
+    /// A subscription is made, or its QoS replaced.
+    Subscribed {
+        session: SessionNumber,
+        filter: Box<str>,
+        qos: QoS,
+    },
+    Unsubscribed { session: SessionNumber, filter: Box<str> },
     /// A QoS 1 or 2 message for durable Sessions of this core, stored once for all of them.
     Queued {
         message: SharedMessage,
-        sessions: Vec<SessionKey>,
+        entries: Vec<QueueEntry>,
+        /// The QoS 2 PUBLISH it came in, where another core than its home queues it.
+        origin: Option<Origin>,
     },
+    /// PUBREC came: the message is the client's, only PUBREL may follow [MQTT-4.3.3-1].
+    Released { session: SessionNumber, sequence: u64 },
+    /// PUBACK or PUBCOMP came: the queue entry is over.
+    Delivered { session: SessionNumber, sequence: u64 },
     /// The retained message of a topic is replaced, or cleared by an empty payload.
     Retained {
         topic: Box<str>,
         payload: Arc<[u8]>,
         qos: QoS,
     },
-    /// A durable Session received a QoS 2 PUBLISH under this Packet Identifier [MQTT-4.3.3-2].
-    PacketIdReceived { session: SessionKey, packet_id: PacketId },
+    /// A durable Session received a QoS 2 PUBLISH under this Packet Identifier [MQTT-4.3.3-2], and everybody has its
+    /// message: no [`Origin`] of it is in doubt any more.
+    PacketIdReceived {
+        session: SessionNumber,
+        packet_id: PacketId,
+    },
+    /// PUBREL came: the identifier is free.
+    PacketIdReleased {
+        session: SessionNumber,
+        packet_id: PacketId,
+    },
+}
+
+impl Record {
+    /// Whether nothing waits for this record: it may go to disk with the next that is waited for.
+    pub fn is_lazy(&self) -> bool {
+        matches!(self, Record::Delivered { .. } | Record::SessionEnded { .. } | Record::SessionStarted { .. })
+    }
+
+    /// About how many bytes it holds while it waits.
+    pub fn len(&self) -> usize {
+        let variable = match self {
+            Record::Queued { message, entries, .. } => message.len() + size_of_val(&entries[..]),
+            Record::Retained { topic, payload, .. } => topic.len() + payload.len(),
+            Record::Subscribed { filter, .. } | Record::Unsubscribed { filter, .. } => filter.len(),
+            Record::SessionStarted { client_id, .. } => client_id.len(),
+            _ => 0,
+        };
+        size_of::<Record>() + variable
+    }
+
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+/// The place of a message in one Session's queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueEntry {
+    pub session: SessionNumber,
+    /// Ascending in the order of delivery; the Packet Identifier follows from it.
+    pub sequence: u64,
+    pub qos: QoS,
+    pub retain: bool,
+}
+
+/// The QoS 2 PUBLISH of a durable Session, while its identifier is not on disk: after a crash the client sends it again,
+/// and who has it already must not get it twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Origin {
+    pub session: SessionNumber,
+    pub packet_id: PacketId,
+}
+
+/// A wish to read a Session's queue; answered by `Input::Fetched` once all records before it are committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    pub session: SessionKey,
+    /// The first sequence wanted.
+    pub from: u64,
+    /// At most so many entries, and no more once these bytes are passed.
+    pub entries_max: usize,
+    pub bytes_max: usize,
+}
+
+/// One entry of a queue, read back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredEntry {
+    pub sequence: u64,
+    pub qos: QoS,
+    pub retain: bool,
+    /// PUBREC came for it: PUBREL is next, not the message.
+    pub released: bool,
+    pub message: SharedMessage,
+}
+
+/// All that a start must know before the first client comes; queues stay where they are.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stored {
+    pub sessions: Vec<StoredSession>,
+    pub retained: Vec<StoredRetained>,
+    /// Messages that were queued for these Sessions while their PUBLISH was not yet acknowledged.
+    pub in_doubt: Vec<(Origin, Vec<SessionNumber>)>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredSession {
+    pub session: SessionNumber,
+    pub account: AccountId,
+    pub client_id: Box<str>,
+    pub filters: Vec<(Box<str>, QoS)>,
+    /// QoS 2 identifiers received and not released, in any order.
+    pub received: Vec<PacketId>,
+    pub backlog: Option<Backlog>,
+}
+
+/// What waits in one Session's queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    /// Sequence of the first entry.
+    pub first: u64,
+    /// One past the sequence of the last.
+    pub end: u64,
+    pub entries: u64,
+    /// Topics and payloads.
+    pub bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredRetained {
+    pub topic: Box<str>,
+    pub payload: Arc<[u8]>,
+    pub qos: QoS,
 }

@@ -1,12 +1,23 @@
 //! Layer 3: what must outlive the process, and the word that it does.
 //!
-//! Called  by `worker::turn`: [`Door::push`] for every `Output::Persist`, [`Door::committed`] once per batch.
-//! Holds   - records are confirmed in the order they were pushed, none before it is as safe as the store makes it.
+//! Called  by `worker::turn`: [`Door::push`] for every `Output::Persist`, [`Door::fetch`] for every `Output::Fetch`,
+//!         [`Door::flush`] before anything leaves for other cores, [`Door::committed`] and [`Door::fetched`] once per batch.
+//! Holds   - records are confirmed in the order they were pushed, none before it is as safe as the store makes it;
+//!         - what one core pushes between two flushes is one unit: it is in one transaction, or in none.
 
 pub mod memory;
 
 use crate::shard::RecordNumber;
-use crate::shard::record::Record;
+use crate::shard::record::{Fetch, Record, SessionKey, StoredEntry};
+
+/// The answer to a [`Fetch`]: entries in ascending order of sequence.
+#[derive(Debug, PartialEq)]
+pub struct Fetched {
+    pub session: SessionKey,
+    pub entries: Vec<StoredEntry>,
+    /// Nothing was left behind the last entry when the store looked.
+    pub is_end: bool,
+}
 
 /// One core's door to the store.
 pub enum Door {
@@ -24,10 +35,30 @@ impl Door {
         }
     }
 
+    pub fn fetch(&mut self, fetch: Fetch) {
+        match self {
+            Door::Memory(memory) => memory.fetch(fetch),
+        }
+    }
+
+    /// Hands all that was pushed to the storage thread, as one unit.
+    pub fn flush(&mut self) {
+        match self {
+            Door::Memory(_) => {}
+        }
+    }
+
     /// The last record that is committed now, if it is a later one than was said before.
     pub fn committed(&mut self) -> Option<RecordNumber> {
         match self {
             Door::Memory(memory) => memory.committed(),
+        }
+    }
+
+    /// The next answer. Said after the `committed` that covers the records before its request.
+    pub fn fetched(&mut self) -> Option<Fetched> {
+        match self {
+            Door::Memory(memory) => memory.fetched(),
         }
     }
 }
