@@ -26,6 +26,11 @@ pub const INFLIGHT_SPAN_FACTOR: usize = 16;
 pub const QUEUED_MAX: usize = 10_000;
 /// Bytes that wait for one Session (`--max-queued-bytes`), topic names included; then the newest is dropped.
 pub const QUEUED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Messages of a durable Session that wait in memory for a connected client, and their bytes; the rest is on disk only.
+pub const QUEUE_WINDOW_MESSAGES: usize = 1_024;
+pub const QUEUE_WINDOW_BYTES: usize = 256 * 1024;
+/// Records of one core, in bytes, that the store has not confirmed; beyond it publishers pause.
+pub const STORE_BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Encoded bytes one connection may hold that its socket has not taken (`--max-outbox`); beyond it QoS 0 is dropped
 /// and QoS 1 and 2 wait in the queue. One packet may overshoot.
 pub const OUTBOX_BYTES_MAX: usize = 256 * 1024;

@@ -134,10 +134,12 @@ impl ReceivedIds {
     }
 
     /// PUBREL: the identifier is free. Whether it was known does not matter to the client: PUBCOMP is the answer anyway.
-    pub fn release(&mut self, packet_id: PacketId) {
-        if let Ok(place) = self.ids.binary_search(&packet_id.get()) {
+    pub fn release(&mut self, packet_id: PacketId) -> bool {
+        let place = self.ids.binary_search(&packet_id.get());
+        if let Ok(place) = place {
             self.ids.remove(place);
         }
+        place.is_ok()
     }
 
     pub fn is_empty(&self) -> bool {

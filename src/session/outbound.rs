@@ -3,22 +3,30 @@
 //! Owns    the in-flight window and the queue behind it. A Session that receives QoS 0 only has none of this.
 //! Called  by `shard::deliver` (a message to send, PUBACK, PUBREC, PUBCOMP, room in the outbox) and on resume.
 //! Gives   encoded packets to the connection's `Outbox`, and nothing else.
-//! Holds   - a Packet Identifier is in use from first send until its flow ends [MQTT-2.3.1-4]: those in use lie in one
+//! Holds   - every delivery above QoS 0 has a sequence number, in the order of sending; its Packet Identifier follows from
+//!           it, so that a delivery has the same one after a resume, a restart or a crash [MQTT-4.4.0-1];
+//!         - a Packet Identifier is in use from first send until its flow ends [MQTT-2.3.1-4]: those in use lie in one
 //!           run of the circle, oldest first;
-//!         - after a resume the unacknowledged go first, same identifiers [MQTT-4.4.0-1], same order [MQTT-4.6.0-6], DUP
-//!           set [MQTT-3.3.1-1];
 //!         - what came first leaves first, whatever its QoS, so a Session sees the order of its topics' owners;
 //!         - unacknowledged <= `inflight_max`, run <= `inflight_max` * INFLIGHT_SPAN_FACTOR, queue within its bounds.
+//!
+//! A durable Session has all of this on disk as well, and in memory only what a connected client is about to get:
+//! ```text
+//! sequence   first           first + inflight      fetched_to            next
+//!              │ in flight        │ queue (memory)      │ on disk only      │
+//! ```
+//! When its client leaves, everything is "on disk only"; when it comes back, the oldest is read back first, flagged DUP as
+//! far as it may have been sent before [MQTT-3.3.1-1].
 
 use std::collections::VecDeque;
 
-use crate::limits::INFLIGHT_SPAN_FACTOR;
+use crate::limits::{INFLIGHT_SPAN_FACTOR, QUEUE_WINDOW_BYTES, QUEUE_WINDOW_MESSAGES};
 use crate::mqtt::encode;
 use crate::mqtt::packet::{Level, PacketId, QoS};
 
 use super::message::{Message, SharedMessage};
 use super::outbox::{BufferPool, Outbox};
-use super::packet_id::distance;
+use super::packet_id::{PACKET_IDS, distance};
 
 /// The bounds of one Session's deliveries.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +35,16 @@ pub struct Limits {
     pub queued_max: usize,
     pub queued_bytes_max: usize,
     pub outbox_bytes_max: usize,
+}
+
+/// What keeps a message beside this memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeping {
+    /// Nothing: the Session ends with its connection.
+    Clean,
+    /// The disk, with the record of this number. QoS 2 leaves when that is committed: after a crash its identifier must
+    /// not come with another message.
+    Durable { record: u64 },
 }
 
 /// What became of a message that was offered.
@@ -48,6 +66,19 @@ pub enum Offered {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WrongAcknowledgement;
 
+/// What a PUBREC means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PubRec {
+    /// The message with this sequence is the client's now.
+    Released(u64),
+    /// It has been before: PUBREL again.
+    Repeated,
+    /// The flow is forgotten here: PUBREL lets the client end it.
+    Unknown,
+    /// For an earlier connection's PUBLISH that is about to be sent again: the client will answer that one.
+    TooEarly,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     /// QoS 1: PUBLISH sent.
@@ -62,58 +93,105 @@ enum Flow {
 
 struct Inflight {
     flow: Flow,
-    retain: bool,
-    /// Kept for redelivery by a durable Session; a clean one ends with its connection and redelivers nothing.
-    message: Option<SharedMessage>,
+    /// Topic and payload, for the bound of what a durable Session has on disk.
+    len: u32,
 }
 
 struct Queued {
     message: SharedMessage,
     qos: QoS,
     retain: bool,
+    /// Sent before, or maybe: DUP.
+    again: bool,
+    /// PUBREC has come for it: PUBREL is next.
+    released: bool,
+    /// Above QoS 0.
+    sequence: u64,
+    /// Must be committed before it is sent.
+    record: u64,
+}
+
+/// A message that the store gave back.
+pub struct Returned {
+    pub sequence: u64,
+    pub qos: QoS,
+    pub retain: bool,
+    pub released: bool,
+    pub message: SharedMessage,
 }
 
 /// The QoS 1 and 2 deliveries of one Session.
+#[derive(Default)]
 pub struct Outbound {
-    /// `inflight[n]` has the identifier `n` steps after `first_id`.
+    /// `inflight[n]` has the sequence `first + n`.
     inflight: VecDeque<Inflight>,
-    first_id: PacketId,
+    first: u64,
     /// Entries of `inflight` that have not ended.
     unacknowledged: usize,
-    /// Entries before this index have been sent on this connection; after a resume the rest goes before anything new.
-    sent: usize,
     queue: VecDeque<Queued>,
     queued_bytes: usize,
     queued_qos0: usize,
-}
-
-impl Default for Outbound {
-    fn default() -> Self {
-        Outbound {
-            inflight: VecDeque::new(),
-            first_id: PacketId(std::num::NonZeroU16::MIN),
-            unacknowledged: 0,
-            sent: 0,
-            queue: VecDeque::new(),
-            queued_bytes: 0,
-            queued_qos0: 0,
-        }
-    }
+    /// The next sequence, and the first that is on disk only; equal unless there is such a thing.
+    next: u64,
+    fetched_to: u64,
+    /// Bytes of what is on disk only.
+    stored_bytes: usize,
+    /// One past the last sequence that was ever sent.
+    sent_to: u64,
+    /// Entries still to be read back that may have been sent in an earlier run.
+    doubtful: usize,
+    /// `next` when the store was asked; None while it is not.
+    asked: Option<u64>,
+    /// Answers on their way to a connection that has ended.
+    stale_answers: u32,
 }
 
 impl Outbound {
+    /// The deliveries of a durable Session as a start finds them: sequences `first..end` are on disk.
+    pub fn stored(first: u64, end: u64, bytes: usize, limits: &Limits) -> Outbound {
+        Outbound {
+            first,
+            fetched_to: first,
+            next: end,
+            sent_to: first,
+            stored_bytes: bytes,
+            doubtful: limits.inflight_max,
+            ..Outbound::default()
+        }
+    }
+
     /// Nothing in flight and nothing queued.
     pub fn is_idle(&self) -> bool {
-        self.inflight.is_empty() && self.queue.is_empty()
+        self.inflight.is_empty() && self.is_clear() && self.asked.is_none() && self.stale_answers == 0
     }
 
-    /// Whether a QoS 0 message may be written past this state at once: nothing waits that came before it.
+    /// Whether a message may be written past this state at once: nothing waits that came before it.
     pub fn is_clear(&self) -> bool {
-        self.queue.is_empty() && self.sent == self.inflight.len()
+        self.queue.is_empty() && !self.has_stored()
     }
 
-    pub fn queued(&self) -> usize {
-        self.queue.len()
+    /// Whether more may be asked for that is not urgent: retained messages.
+    pub fn keeps_up(&self, limits: &Limits) -> bool {
+        self.is_clear()
+            || (!self.has_stored() && self.queue.len() < (limits.queued_max / 2).min(QUEUE_WINDOW_MESSAGES / 4))
+    }
+
+    /// Messages that have never been sent.
+    pub fn queued(&self) -> u64 {
+        let in_memory = self
+            .queue
+            .iter()
+            .filter(|queued| queued.qos == QoS::AtMostOnce || queued.sequence >= self.sent_to);
+        in_memory.count() as u64 + self.next - self.fetched_to.max(self.sent_to).min(self.next)
+    }
+
+    /// The sequence of the message that was offered last and not dropped, if it was above QoS 0.
+    pub fn last_sequence(&self) -> u64 {
+        self.next - 1
+    }
+
+    fn has_stored(&self) -> bool {
+        self.fetched_to < self.next
     }
 
     /// Sends, queues or drops one message at `qos`, the lower of its own and the granted one. `shared` is filled when the
@@ -124,23 +202,28 @@ impl Outbound {
         shared: &mut Option<SharedMessage>,
         qos: QoS,
         retain: bool,
-        durable: bool,
+        keeping: Keeping,
         connection: Option<(&mut Outbox, &mut BufferPool)>,
         limits: &Limits,
     ) -> Offered {
+        let is_connected = connection.is_some();
+        let len = message.topic.as_str().len() + message.payload.len();
         if let Some((outbox, pool)) = connection {
             let has_room = outbox.len() < limits.outbox_bytes_max;
-            if self.is_clear() && has_room && (qos == QoS::AtMostOnce || self.window_is_open(limits)) {
-                let keep = (durable && qos != QoS::AtMostOnce)
-                    .then(|| shared.get_or_insert_with(|| SharedMessage::new(message)).clone());
-                let packet_id = self.begin(qos, retain, keep);
-                let out = outbox.writer(pool);
+            let waits_for_disk = qos == QoS::ExactlyOnce && keeping != Keeping::Clean;
+            let may_send = qos == QoS::AtMostOnce || (self.window_is_open(limits) && !waits_for_disk);
+            if self.is_clear() && has_room && may_send {
+                let packet_id = self.begin(qos, len);
+                if keeping != Keeping::Clean && qos != QoS::AtMostOnce {
+                    shared.get_or_insert_with(|| SharedMessage::new(message));
+                }
+                let topic = message.topic.as_str();
                 encode::publish(
-                    out,
+                    outbox.writer(pool),
                     false,
                     qos,
                     retain,
-                    message.topic.as_str(),
+                    topic,
                     packet_id,
                     message.payload,
                 );
@@ -152,176 +235,284 @@ impl Outbound {
         } else if qos == QoS::AtMostOnce {
             return Offered::DroppedAway;
         }
-        let len = message.topic.as_str().len() + message.payload.len();
-        // QoS 0 may fill half the queue only, so that it gives way before QoS 1 and 2.
-        let full = self.queue.len() >= limits.queued_max
-            || self.queued_bytes + len > limits.queued_bytes_max
-            || (qos == QoS::AtMostOnce && self.queued_qos0 >= limits.queued_max / 2);
+        let waiting = self.queue.len() + (self.next - self.fetched_to.max(self.sent_to)) as usize;
+        // QoS 0 may fill half the queue only, so that it gives way before QoS 1 and 2; nor is it written to disk, where
+        // its place would be while older messages come back from there.
+        let full = waiting >= limits.queued_max
+            || self.queued_bytes + self.stored_bytes + len > limits.queued_bytes_max
+            || (qos == QoS::AtMostOnce && (self.queued_qos0 >= limits.queued_max / 2 || self.has_stored()));
         if full {
             return Offered::DroppedQueueFull;
         }
         let message = shared.get_or_insert_with(|| SharedMessage::new(message)).clone();
-        self.queued_bytes += len;
-        self.queued_qos0 += usize::from(qos == QoS::AtMostOnce);
-        self.queue.push_back(Queued { message, qos, retain });
+        let sequence = self.next;
+        let record = match keeping {
+            Keeping::Clean => 0,
+            Keeping::Durable { record } => {
+                let has_window = self.queue.len() < QUEUE_WINDOW_MESSAGES && self.queued_bytes < QUEUE_WINDOW_BYTES;
+                if qos != QoS::AtMostOnce && (!is_connected || self.has_stored() || !has_window) {
+                    self.next += 1;
+                    self.stored_bytes += len;
+                    return Offered::Queued;
+                }
+                if qos == QoS::ExactlyOnce { record } else { 0 }
+            }
+        };
+        if qos != QoS::AtMostOnce {
+            self.next += 1;
+            self.fetched_to = self.next;
+        }
+        self.push(Queued {
+            message,
+            qos,
+            retain,
+            again: false,
+            released: false,
+            sequence,
+            record,
+        });
         Offered::Queued
     }
 
-    /// Writes what may be written now: after a resume the unacknowledged, then the queue, as far as window and outbox
-    /// allow. Counts what it writes through `wrote(qos, again)`.
+    fn push(&mut self, queued: Queued) {
+        self.queued_bytes += queued.message.len();
+        self.queued_qos0 += usize::from(queued.qos == QoS::AtMostOnce);
+        self.queue.push_back(queued);
+    }
+
+    /// Writes what may be written now, as far as window, outbox and the commits of the disk allow. Counts what it writes
+    /// through `wrote(qos, again)`.
     pub fn refill(
         &mut self,
         outbox: &mut Outbox,
         pool: &mut BufferPool,
         level: Level,
-        durable: bool,
+        committed: u64,
         limits: &Limits,
         mut wrote: impl FnMut(QoS, Again),
     ) {
-        while outbox.len() < limits.outbox_bytes_max {
-            if self.sent < self.inflight.len() {
-                self.send_again(outbox.writer(pool), level, &mut wrote);
-                continue;
-            }
-            let Some(front) = self.queue.front() else { return };
-            if front.qos != QoS::AtMostOnce && !self.window_is_open(limits) {
+        while outbox.len() < limits.outbox_bytes_max
+            && let Some(front) = self.queue.front()
+        {
+            let waits = front.record > committed || !self.window_is_open(limits);
+            if front.qos != QoS::AtMostOnce && waits {
                 return;
             }
-            let Some(Queued { message, qos, retain }) = self.queue.pop_front() else {
-                return;
-            };
+            let Some(front) = self.queue.pop_front() else { return };
+            let Queued {
+                ref message,
+                qos,
+                again,
+                ..
+            } = front;
             self.queued_bytes -= message.len();
             self.queued_qos0 -= usize::from(qos == QoS::AtMostOnce);
-            let keep = (durable && qos != QoS::AtMostOnce).then(|| message.clone());
-            let packet_id = self.begin(qos, retain, keep);
+            let packet_id = if qos == QoS::AtMostOnce {
+                None
+            } else {
+                Some(self.place(&front))
+            };
             let out = outbox.writer(pool);
-            encode::publish(out, false, qos, retain, message.topic(), packet_id, message.payload());
-            wrote(qos, false);
-        }
-    }
-
-    fn send_again(&mut self, out: &mut Vec<u8>, level: Level, wrote: &mut impl FnMut(QoS, Again)) {
-        let entry = &self.inflight[self.sent];
-        let packet_id = self.id_at(self.sent);
-        match entry.flow {
-            Flow::AwaitsPubAck | Flow::AwaitsPubRec => {
-                let qos = if entry.flow == Flow::AwaitsPubAck {
-                    QoS::AtLeastOnce
-                } else {
-                    QoS::ExactlyOnce
-                };
-                let message = entry
-                    .message
-                    .as_ref()
-                    .expect("a Session that outlives its connection keeps its messages");
-                encode::publish(
-                    out,
-                    true,
-                    qos,
-                    entry.retain,
-                    message.topic(),
-                    Some(packet_id),
-                    message.payload(),
-                );
-                wrote(qos, true);
+            match packet_id {
+                Some(packet_id) if front.released && level == Level::V31 => encode::pubrel_again_v31(out, packet_id),
+                Some(packet_id) if front.released => encode::pubrel(out, packet_id),
+                _ => {
+                    encode::publish(
+                        out,
+                        again,
+                        qos,
+                        front.retain,
+                        message.topic(),
+                        packet_id,
+                        message.payload(),
+                    );
+                    wrote(qos, again);
+                }
             }
-            Flow::AwaitsPubComp if level == Level::V31 => encode::pubrel_again_v31(out, packet_id),
-            Flow::AwaitsPubComp => encode::pubrel(out, packet_id),
-            Flow::Ended => {}
-        }
-        self.sent += 1;
-    }
-
-    /// PUBACK. Unknown identifiers are ignored: the flow they belong to has ended.
-    pub fn puback(&mut self, packet_id: PacketId) -> Result<(), WrongAcknowledgement> {
-        match self.flow(packet_id) {
-            Some((index, Flow::AwaitsPubAck)) => {
-                self.end(index);
-                Ok(())
-            }
-            None => Ok(()),
-            Some(_) => Err(WrongAcknowledgement),
         }
     }
 
-    /// PUBREC: the message is the client's; the caller answers with PUBREL, also for an unknown identifier, so that a
-    /// client that remembers a flow which the Server has forgotten can end it.
-    pub fn pubrec(&mut self, packet_id: PacketId) -> Result<(), WrongAcknowledgement> {
+    /// What to ask the store for: the first sequence that is on disk only, when there is room for it in memory. The answer
+    /// goes to [`returned`](Outbound::returned).
+    pub fn wants_stored(&mut self) -> Option<u64> {
+        let has_room = self.queue.len() < QUEUE_WINDOW_MESSAGES / 2 && self.queued_bytes < QUEUE_WINDOW_BYTES / 2;
+        if !self.has_stored() || !has_room || self.asked.is_some() {
+            return None;
+        }
+        self.asked = Some(self.next);
+        Some(self.fetched_to)
+    }
+
+    /// The store's answer: entries in ascending order, the last of all if `is_end`.
+    pub fn returned(&mut self, entries: impl Iterator<Item = Returned>, is_end: bool) {
+        if self.stale_answers > 0 {
+            self.stale_answers -= 1;
+            return;
+        }
+        let asked_to = self.asked.take().expect("the store answers what it was asked");
+        for entry in entries {
+            let Returned {
+                sequence,
+                qos,
+                retain,
+                released,
+                message,
+            } = entry;
+            assert!(
+                sequence >= self.fetched_to && sequence < self.next,
+                "the store has what this Session put there"
+            );
+            self.fetched_to = sequence + 1;
+            let again = sequence < self.sent_to || self.doubtful > 0;
+            self.doubtful = self.doubtful.saturating_sub(1);
+            self.stored_bytes = self.stored_bytes.saturating_sub(message.len());
+            let record = 0;
+            self.push(Queued {
+                message,
+                qos,
+                retain,
+                again,
+                released,
+                sequence,
+                record,
+            });
+        }
+        if is_end {
+            self.fetched_to = self.fetched_to.max(asked_to);
+        }
+        if !self.has_stored() {
+            (self.stored_bytes, self.doubtful) = (0, 0);
+        }
+    }
+
+    /// PUBACK: the sequence that is over. Unknown identifiers are ignored: the flow they belong to has ended.
+    pub fn puback(&mut self, packet_id: PacketId) -> Result<Option<u64>, WrongAcknowledgement> {
+        self.ended(packet_id, Flow::AwaitsPubAck)
+    }
+
+    /// PUBREC: the message is the client's; the caller answers with PUBREL unless it is `TooEarly`.
+    pub fn pubrec(&mut self, packet_id: PacketId) -> Result<PubRec, WrongAcknowledgement> {
         match self.flow(packet_id) {
             Some((index, Flow::AwaitsPubRec)) => {
-                let entry = &mut self.inflight[index];
-                entry.flow = Flow::AwaitsPubComp;
-                entry.message = None;
-                Ok(())
+                self.inflight[index].flow = Flow::AwaitsPubComp;
+                Ok(PubRec::Released(self.first + index as u64))
             }
-            Some((_, Flow::AwaitsPubComp)) | None => Ok(()),
+            Some((_, Flow::AwaitsPubComp)) => Ok(PubRec::Repeated),
             Some(_) => Err(WrongAcknowledgement),
+            None if self.is_to_be_sent_again(packet_id) => Ok(PubRec::TooEarly),
+            None => Ok(PubRec::Unknown),
         }
     }
 
-    /// PUBCOMP. Unknown identifiers are ignored.
-    pub fn pubcomp(&mut self, packet_id: PacketId) -> Result<(), WrongAcknowledgement> {
-        match self.flow(packet_id) {
-            Some((index, Flow::AwaitsPubComp)) => {
-                self.end(index);
-                Ok(())
-            }
-            None => Ok(()),
-            Some(_) => Err(WrongAcknowledgement),
-        }
+    /// PUBCOMP: the sequence that is over. Unknown identifiers are ignored.
+    pub fn pubcomp(&mut self, packet_id: PacketId) -> Result<Option<u64>, WrongAcknowledgement> {
+        self.ended(packet_id, Flow::AwaitsPubComp)
     }
 
-    /// The connection is gone; what is unacknowledged will be sent again.
-    pub fn disconnected(&mut self) {
-        self.sent = 0;
-        self.inflight.shrink_to_fit();
-        self.queue.shrink_to_fit();
+    /// The connection of a durable Session is gone: from now on everything is on disk only. Returns how many QoS 0
+    /// messages go with it.
+    pub fn disconnected(&mut self) -> usize {
+        let inflight = self.inflight.drain(..).filter(|entry| entry.flow != Flow::Ended);
+        self.stored_bytes += inflight.map(|entry| entry.len as usize).sum::<usize>();
+        let queue = self.queue.drain(..).filter(|queued| queued.qos != QoS::AtMostOnce);
+        self.stored_bytes += queue.map(|queued| queued.message.len()).sum::<usize>();
+        (self.inflight, self.queue) = (VecDeque::new(), VecDeque::new());
+        self.fetched_to = self.first;
+        self.unacknowledged = 0;
+        self.queued_bytes = 0;
+        self.stale_answers += u32::from(self.asked.take().is_some());
+        std::mem::take(&mut self.queued_qos0)
     }
 
     fn window_is_open(&self, limits: &Limits) -> bool {
         self.unacknowledged < limits.inflight_max && self.inflight.len() < limits.inflight_max * INFLIGHT_SPAN_FACTOR
     }
 
-    /// Starts a flow with the next identifier; QoS 0 has none.
-    fn begin(&mut self, qos: QoS, retain: bool, message: Option<SharedMessage>) -> Option<PacketId> {
+    /// Starts a flow with the next sequence; QoS 0 has none.
+    fn begin(&mut self, qos: QoS, len: usize) -> Option<PacketId> {
         let flow = match qos {
             QoS::AtMostOnce => return None,
             QoS::AtLeastOnce => Flow::AwaitsPubAck,
             QoS::ExactlyOnce => Flow::AwaitsPubRec,
         };
-        let packet_id = self.id_at(self.inflight.len());
-        self.inflight.push_back(Inflight { flow, retain, message });
-        self.sent += 1;
-        self.unacknowledged += 1;
-        Some(packet_id)
+        let sequence = self.next;
+        self.next += 1;
+        self.fetched_to = self.next;
+        Some(self.start(sequence, flow, len))
     }
 
-    /// The identifier `index` steps after the first.
-    fn id_at(&self, index: usize) -> PacketId {
-        let id = (self.first_id.get() as usize - 1 + index) % super::packet_id::PACKET_IDS + 1;
-        PacketId::new(id as u16).expect("1 to 65,535")
+    /// Starts the flow of a message that has waited.
+    fn place(&mut self, queued: &Queued) -> PacketId {
+        let flow = match queued.qos {
+            QoS::ExactlyOnce if queued.released => Flow::AwaitsPubComp,
+            QoS::ExactlyOnce => Flow::AwaitsPubRec,
+            _ => Flow::AwaitsPubAck,
+        };
+        self.start(queued.sequence, flow, queued.message.len())
+    }
+
+    fn start(&mut self, sequence: u64, flow: Flow, len: usize) -> PacketId {
+        if self.inflight.is_empty() {
+            self.first = sequence;
+        }
+        // What came back from disk has gaps where the client had acknowledged.
+        while self.first + (self.inflight.len() as u64) < sequence {
+            self.inflight.push_back(Inflight {
+                flow: Flow::Ended,
+                len: 0,
+            });
+        }
+        debug_assert_eq!(self.first + self.inflight.len() as u64, sequence);
+        let len = len as u32;
+        self.inflight.push_back(Inflight { flow, len });
+        self.unacknowledged += 1;
+        self.sent_to = self.sent_to.max(sequence + 1);
+        packet_id_of(sequence)
     }
 
     /// The flow of an identifier that is in use, and its place.
     fn flow(&self, packet_id: PacketId) -> Option<(usize, Flow)> {
-        let index = distance(self.first_id, packet_id);
+        let index = distance(packet_id_of(self.first), packet_id);
         match self.inflight.get(index)?.flow {
             Flow::Ended => None,
             flow => Some((index, flow)),
         }
     }
 
-    fn end(&mut self, index: usize) {
-        let entry = &mut self.inflight[index];
-        entry.flow = Flow::Ended;
-        entry.message = None;
+    /// Whether an identifier belongs to what was sent on an earlier connection and is not yet on this one.
+    fn is_to_be_sent_again(&self, packet_id: PacketId) -> bool {
+        let may_return =
+            self.has_stored() && self.fetched_to < self.sent_to.max(self.fetched_to + self.doubtful as u64);
+        let is_queued = |queued: &Queued| queued.again && packet_id_of(queued.sequence) == packet_id;
+        may_return || self.queue.iter().any(is_queued)
+    }
+
+    fn ended(&mut self, packet_id: PacketId, expected: Flow) -> Result<Option<u64>, WrongAcknowledgement> {
+        let Some((index, flow)) = self.flow(packet_id) else {
+            return Ok(None);
+        };
+        if flow != expected {
+            return Err(WrongAcknowledgement);
+        }
+        let sequence = self.first + index as u64;
+        self.inflight[index].flow = Flow::Ended;
         self.unacknowledged -= 1;
         while let Some(Inflight { flow: Flow::Ended, .. }) = self.inflight.front() {
             self.inflight.pop_front();
-            self.first_id = self.first_id.next();
-            self.sent = self.sent.saturating_sub(1);
+            self.first += 1;
         }
+        if self.inflight.is_empty() {
+            // What waits next begins the run, past the gaps.
+            let waiting = self.queue.iter().find(|queued| queued.qos != QoS::AtMostOnce);
+            self.first = waiting.map_or(self.fetched_to, |queued| queued.sequence);
+        }
+        Ok(Some(sequence))
     }
+}
+
+/// Identifiers follow sequences around the circle.
+fn packet_id_of(sequence: u64) -> PacketId {
+    PacketId::new((sequence % PACKET_IDS as u64) as u16 + 1).expect("1 to 65,535")
 }
 
 /// Whether a PUBLISH went out again rather than for the first time.
@@ -329,6 +520,8 @@ pub type Again = bool;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::mqtt::client::{ServerPacket, decode_from_server};
     use crate::mqtt::frame::{Framing, next_frame};
@@ -341,10 +534,28 @@ mod tests {
         pool: BufferPool,
         limits: Limits,
         durable: bool,
+        /// What the disk has of it: payloads by sequence, and whether PUBREC came.
+        disk: BTreeMap<u64, (String, QoS, bool)>,
     }
 
     fn id(id: u16) -> PacketId {
         PacketId::new(id).unwrap()
+    }
+
+    fn returned((sequence, (payload, qos, released)): (&u64, &(String, QoS, bool))) -> Returned {
+        let topic = TopicName::new("t").unwrap();
+        let payload = payload.as_bytes();
+        Returned {
+            sequence: *sequence,
+            qos: *qos,
+            retain: false,
+            released: *released,
+            message: SharedMessage::new(&Message {
+                topic,
+                payload,
+                qos: *qos,
+            }),
+        }
     }
 
     impl Session {
@@ -360,6 +571,7 @@ mod tests {
                     outbox_bytes_max: 1_000,
                 },
                 durable,
+                disk: BTreeMap::new(),
             }
         }
 
@@ -370,8 +582,16 @@ mod tests {
                 qos,
             };
             let connection = is_connected.then_some((&mut self.outbox, &mut self.pool));
-            let (outbound, durable) = (&mut self.outbound, self.durable);
-            outbound.offer(&message, &mut None, qos, false, durable, connection, &self.limits)
+            let keeping = match self.durable {
+                true => Keeping::Durable { record: 7 },
+                false => Keeping::Clean,
+            };
+            let outbound = &mut self.outbound;
+            let offered = outbound.offer(&message, &mut None, qos, false, keeping, connection, &self.limits);
+            if self.durable && qos != QOS0 && matches!(offered, Offered::Sent | Offered::Queued) {
+                self.disk.insert(outbound.last_sequence(), (payload.into(), qos, false));
+            }
+            offered
         }
 
         fn offer(&mut self, payload: &str, qos: QoS) -> Offered {
@@ -379,15 +599,34 @@ mod tests {
         }
 
         fn refill(&mut self) {
-            let (outbound, durable) = (&mut self.outbound, self.durable);
-            outbound.refill(
-                &mut self.outbox,
-                &mut self.pool,
-                Level::V311,
-                durable,
-                &self.limits,
-                |_, _| {},
-            );
+            self.refill_committed(7);
+        }
+
+        fn refill_committed(&mut self, committed: u64) {
+            let (outbound, outbox, pool) = (&mut self.outbound, &mut self.outbox, &mut self.pool);
+            outbound.refill(outbox, pool, Level::V311, committed, &self.limits, |_, _| {});
+        }
+
+        /// Reads back at most `max` entries, if any are wanted.
+        fn fetch(&mut self, max: usize) {
+            let Some(from) = self.outbound.wants_stored() else {
+                return;
+            };
+            let entries: Vec<Returned> = self.disk.range(from..).take(max).map(returned).collect();
+            let is_end = entries.len() == self.disk.range(from..).count();
+            self.outbound.returned(entries.into_iter(), is_end);
+        }
+
+        fn puback(&mut self, packet_id: u16) {
+            let ended = self.outbound.puback(id(packet_id)).unwrap();
+            self.disk.remove(&ended.unwrap());
+        }
+
+        fn pubrec(&mut self, packet_id: u16) {
+            match self.outbound.pubrec(id(packet_id)) {
+                Ok(PubRec::Released(sequence)) => self.disk.get_mut(&sequence).unwrap().2 = true,
+                other => panic!("{other:?}"),
+            }
         }
 
         /// What was written since the last call: identifier (0: none), payload, `+` for DUP; `rel` for PUBREL.
@@ -485,23 +724,25 @@ mod tests {
     }
 
     #[test]
-    fn identifiers_go_round_without_0() {
+    fn identifiers_go_round_without_0_and_stay_after_a_resume() {
         let mut session = Session::new(4, true);
-        session.outbound.first_id = id(65_534);
+        session.outbound = Outbound::stored(65_533, 65_533, 0, &session.limits);
         for payload in ["a", "b", "c", "d"] {
             session.offer(payload, QOS1);
         }
         assert_eq!(session.written(), ["65534 a", "65535 b", "1 c", "2 d"]);
-        session.outbound.puback(id(1)).unwrap();
-        session.outbound.puback(id(65_534)).unwrap();
+        session.puback(1);
+        session.puback(65_534);
         session.outbound.disconnected();
+        session.fetch(10);
         session.refill();
         assert_eq!(session.written(), ["65535 b+", "2 d+"]);
         for left in [65_535, 2] {
-            session.outbound.puback(id(left)).unwrap();
+            session.puback(left);
         }
         assert!(session.outbound.is_idle());
-        assert_eq!(session.outbound.first_id, id(3));
+        session.offer("e", QOS1);
+        assert_eq!(session.written(), ["3 e"]);
     }
 
     #[test]
@@ -521,28 +762,100 @@ mod tests {
     }
 
     #[test]
-    fn a_resume_sends_again_in_order_then_the_queue_in_order() {
+    fn a_resume_sends_again_in_order_then_what_came_meanwhile() {
         let mut session = Session::new(4, true);
         for (payload, qos) in [("a", QOS1), ("b", QOS2), ("c", QOS2), ("d", QOS1), ("e", QOS1)] {
             session.offer(payload, qos);
         }
-        session.outbound.pubrec(id(2)).unwrap();
-        session.outbound.puback(id(4)).unwrap();
-        session.written();
+        session.refill();
+        session.pubrec(2);
+        session.puback(4);
+        assert_eq!(session.written(), ["1 a", "2 b", "3 c", "4 d"]);
         session.outbound.disconnected();
         assert_eq!(session.offer_to("f", QOS1, false), Offered::Queued);
+        let kept = session.outbound.queue.len();
+        assert_eq!(kept, 0, "whoever is away costs no memory");
         assert!(
             !session.outbound.is_clear(),
             "nothing may be written past what is sent again"
         );
-        assert_eq!(session.offer("g", QOS0), Offered::Queued);
+        assert_eq!(session.offer("g", QOS0), Offered::DroppedQueueFull);
+        session.fetch(2);
         session.refill();
-        assert_eq!(session.written(), ["1 a+", "2 rel", "3 c+", "5 e"]);
-        // Acknowledged before it was sent again: it is not sent again.
+        assert_eq!(session.written(), ["1 a+", "2 rel"]);
+        assert_eq!(
+            session.offer("h", QOS1),
+            Offered::Queued,
+            "behind what is still on disk"
+        );
+        session.fetch(10);
+        session.refill();
+        assert_eq!(session.written(), ["3 c+", "5 e"]);
+        session.puback(1);
+        session.puback(5);
+        session.refill();
+        assert_eq!(session.written(), ["6 f", "7 h"]);
+    }
+
+    #[test]
+    fn qos_2_of_a_durable_session_leaves_after_its_commit_and_holds_back_what_follows() {
+        let mut session = Session::new(4, true);
+        assert_eq!(session.offer("a", QOS2), Offered::Queued);
+        assert_eq!(session.offer("b", QOS1), Offered::Queued);
+        session.refill_committed(6);
+        assert!(session.written().is_empty());
+        session.refill_committed(7);
+        assert_eq!(session.written(), ["1 a", "2 b"]);
+    }
+
+    #[test]
+    fn an_answer_to_an_ended_connection_is_not_taken_for_the_next() {
+        let mut session = Session::new(4, true);
+        for payload in ["a", "b", "c"] {
+            session.offer_to(payload, QOS1, false);
+        }
+        assert_eq!(session.outbound.wants_stored(), Some(0));
+        let of_before: Vec<Returned> = session.disk.iter().take(1).map(returned).collect();
         session.outbound.disconnected();
-        session.outbound.puback(id(1)).unwrap();
+        assert!(!session.outbound.is_idle());
+        assert_eq!(session.outbound.wants_stored(), Some(0));
+        session.outbound.returned(of_before.into_iter(), false);
         session.refill();
-        assert_eq!(session.written(), ["2 rel", "3 c+", "5 e+", "6 f", "0 g"]);
+        assert!(session.written().is_empty());
+        let all: Vec<Returned> = session.disk.iter().map(returned).collect();
+        session.outbound.returned(all.into_iter(), true);
+        session.refill();
+        assert_eq!(session.written(), ["1 a", "2 b", "3 c"]);
+    }
+
+    #[test]
+    fn after_a_start_what_may_have_been_sent_is_flagged_and_no_more() {
+        let mut session = Session::new(2, true);
+        for (sequence, payload) in [(10, "a"), (12, "b"), (13, "c")] {
+            session.disk.insert(sequence, (payload.into(), QOS1, false));
+        }
+        session.outbound = Outbound::stored(10, 14, 3, &session.limits);
+        session.fetch(10);
+        session.refill();
+        assert_eq!(session.written(), ["11 a+", "13 b+"]);
+        session.puback(11);
+        session.refill();
+        assert_eq!(session.written(), ["14 c"]);
+    }
+
+    #[test]
+    fn a_pubrec_for_what_is_about_to_be_sent_again_waits_for_that() {
+        let mut session = Session::new(2, true);
+        session.offer("a", QOS2);
+        session.refill();
+        session.outbound.disconnected();
+        assert_eq!(session.outbound.pubrec(id(1)), Ok(PubRec::TooEarly));
+        session.fetch(10);
+        assert_eq!(session.outbound.pubrec(id(1)), Ok(PubRec::TooEarly));
+        session.refill();
+        session.pubrec(1);
+        assert_eq!(session.outbound.pubrec(id(1)), Ok(PubRec::Repeated));
+        assert_eq!(session.outbound.pubrec(id(9)), Ok(PubRec::Unknown));
     }
 
     #[test]
@@ -558,11 +871,11 @@ mod tests {
             "PUBREC comes first"
         );
         for unknown in [3, 65_535] {
-            assert_eq!(session.outbound.puback(id(unknown)), Ok(()));
-            assert_eq!(session.outbound.pubrec(id(unknown)), Ok(()));
-            assert_eq!(session.outbound.pubcomp(id(unknown)), Ok(()));
+            assert_eq!(session.outbound.puback(id(unknown)), Ok(None));
+            assert_eq!(session.outbound.pubrec(id(unknown)), Ok(PubRec::Unknown));
+            assert_eq!(session.outbound.pubcomp(id(unknown)), Ok(None));
         }
         session.outbound.pubrec(id(2)).unwrap();
-        assert_eq!(session.outbound.pubrec(id(2)), Ok(()), "repeated");
+        assert_eq!(session.outbound.pubrec(id(2)), Ok(PubRec::Repeated));
     }
 }

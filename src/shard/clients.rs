@@ -23,9 +23,6 @@ use super::event::ConnectionId;
 use super::record::{SessionKey, SessionNumber};
 use super::subscribe::Scans;
 
-/// The bit of a [`SessionNumber`] that a Session with Clean Session has.
-const CLEAN: u64 = 1 << 63;
-
 /// What outlives a Network Connection if Clean Session is off, and ends with it otherwise.
 pub struct Client {
     pub client_id: Box<str>,
@@ -44,7 +41,7 @@ impl Client {
     /// Whether the Session ends with its connection.
     #[inline]
     pub fn is_clean(&self) -> bool {
-        self.number.0 & CLEAN != 0
+        self.number.is_clean()
     }
 
     /// The deliveries, made when they are first needed.
@@ -145,6 +142,8 @@ pub mod paused {
     pub const PEER: u8 = 1;
     /// Too many of its publishes wait for a receipt.
     pub const RECEIPTS: u8 = 2;
+    /// The store is behind.
+    pub const STORE: u8 = 4;
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -218,7 +217,7 @@ impl Clients {
     }
 
     pub fn insert(&mut self, account: AccountId, client_id: Box<str>, clean_session: bool) -> u32 {
-        let number = SessionNumber(self.next_number | if clean_session { CLEAN } else { 0 });
+        let number = SessionNumber(self.next_number | if clean_session { SessionNumber::CLEAN } else { 0 });
         self.next_number += self.number_step;
         self.insert_numbered(account, client_id, number)
     }

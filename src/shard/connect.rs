@@ -18,6 +18,7 @@ use crate::session::will::Ending;
 use super::clients::{Connection, State};
 use super::event::{CloseReason, ConnectionId, Lane, PeerId};
 use super::message::ShardMessage;
+use super::record::Record;
 use super::{Shard, mark};
 
 impl Shard {
@@ -35,7 +36,16 @@ impl Shard {
                     self.end_session(replaced);
                 }
                 let client_id = connect.client_id.into_boxed_str();
-                (self.clients.insert(account, client_id, connect.clean_session), false)
+                let client = self.clients.insert(account, client_id.clone(), connect.clean_session);
+                if !connect.clean_session {
+                    let session = self.clients.sessions[client as usize].number;
+                    self.persist(Record::SessionStarted {
+                        session,
+                        account,
+                        client_id,
+                    });
+                }
+                (client, false)
             }
         };
         self.clients.sessions[client as usize].connection = Some(id);
@@ -105,7 +115,8 @@ impl Shard {
             self.end_session(index);
         } else {
             if let Some(outbound) = &mut client.outbound {
-                outbound.disconnected();
+                // QoS 0 waits for nobody who is away.
+                self.counters.dropped_away += outbound.disconnected() as u64;
             }
             if let Some(received) = &mut client.received {
                 received.disconnected();
@@ -123,7 +134,10 @@ impl Shard {
     fn end_session(&mut self, index: u32) {
         let client = self.clients.remove(index);
         if let Some(outbound) = &client.outbound {
-            self.counters.dropped_session_ended += outbound.queued() as u64;
+            self.counters.dropped_session_ended += outbound.queued();
+        }
+        if !client.is_clean() {
+            self.persist(Record::SessionEnded { session: client.number });
         }
         let mut text = std::mem::take(&mut self.text);
         for filter in client.filters.as_slice() {

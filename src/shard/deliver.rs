@@ -5,23 +5,32 @@
 //!         - one Session never holds up another: what it cannot take is queued or dropped by its own bounds, and counted;
 //!         - a message for several durable Sessions is one allocation and one record.
 
+use crate::limits::{QUEUE_WINDOW_BYTES, QUEUE_WINDOW_MESSAGES};
 use crate::mqtt::encode;
 use crate::mqtt::packet::{PacketId, QoS};
 use crate::session::message::{Message, SharedMessage};
-use crate::session::outbound::{Limits, Offered, Outbound, WrongAcknowledgement};
+use crate::session::outbound::{Keeping, Limits, Offered, Outbound, PubRec, Returned, WrongAcknowledgement};
 
 use super::clients::Clients;
-use super::event::{CloseReason, ConnectionId, PeerId, RecordNumber, Violation};
-use super::receipt::{AwaitsCommit, ReceiptId};
-use super::record::{QueueEntry, Record};
+use super::event::{CloseReason, ConnectionId, Output, PeerId, RecordNumber, Violation};
+use super::message::Doubt;
+use super::receipt::{ReceiptId, Then};
+use super::record::{Fetch, QueueEntry, QueueFetch, QueueWindow, Record, SessionKey};
 use super::{Shard, mark};
 
 impl Shard {
     /// Gives a message to every Session of this core that wants it. Returns the record that an acknowledgement of the
     /// message must wait for, if a durable Session has it.
-    pub(super) fn deliver(&mut self, message: &Message<'_>) -> Option<RecordNumber> {
+    pub(super) fn deliver(&mut self, message: &Message<'_>, origin: Option<Doubt>) -> Option<RecordNumber> {
         let mut targets = std::mem::take(&mut self.targets);
         self.subscriptions.matches(message.topic, &mut targets);
+        if let Some(doubt) = origin
+            && doubt.is_again
+            && let Some(have_it) = self.in_doubt.get(&doubt.origin)
+        {
+            let sessions = &self.clients.sessions;
+            targets.retain(|target| !have_it.contains(&sessions[target.session as usize].number));
+        }
         self.counters.matched += targets.len() as u64;
         let mut shared = None;
         let mut durable = Vec::new();
@@ -38,16 +47,21 @@ impl Shard {
         Some(self.persist(Record::Queued {
             message,
             entries: durable,
-            origin: None,
+            origin: origin.map(|doubt| doubt.origin),
         }))
     }
 
     /// A message from the owner of its topic.
-    pub(super) fn deliver_from(&mut self, receipt: Option<(PeerId, ReceiptId)>, message: &Message<'_>) {
-        let record = self.deliver(message);
+    pub(super) fn deliver_from(
+        &mut self,
+        receipt: Option<(PeerId, ReceiptId)>,
+        origin: Option<Doubt>,
+        message: &Message<'_>,
+    ) {
+        let record = self.deliver(message, origin);
         match (receipt, record) {
             (Some((home, receipt)), Some(record)) => {
-                self.awaits_commit.push_back(AwaitsCommit { record, home, receipt });
+                self.after_commit(record, Then::Confirm { home, receipt });
             }
             (Some((home, receipt)), None) => self.confirm(home, receipt),
             (None, _) => {}
@@ -69,7 +83,13 @@ impl Shard {
         let Clients {
             sessions, connections, ..
         } = &mut self.clients;
+        // The one that all entries of this message will be in.
+        let record = RecordNumber(self.last_record.0 + 1);
         let client = &mut sessions[session as usize];
+        let keeping = match client.is_clean() {
+            true => Keeping::Clean,
+            false => Keeping::Durable { record: record.0 },
+        };
         let link = client.connection.map(|id| (id, &mut connections[id.index as usize]));
         let offered = match link {
             Some((id, connection)) => {
@@ -83,11 +103,10 @@ impl Shard {
                         Offered::DroppedOutboxFull
                     }
                 } else {
-                    let durable = !client.is_clean();
                     let outbox = Some((&mut connection.outbox, &mut self.pool));
                     client
                         .outbound()
-                        .offer(message, shared, qos, retain, durable, outbox, limits)
+                        .offer(message, shared, qos, retain, keeping, outbox, limits)
                 };
                 if offered == Offered::Sent {
                     mark(connection, id, &mut self.outputs);
@@ -97,7 +116,7 @@ impl Shard {
             None if qos == QoS::AtMostOnce => Offered::DroppedAway,
             None => client
                 .outbound()
-                .offer(message, shared, qos, retain, true, None, limits),
+                .offer(message, shared, qos, retain, keeping, None, limits),
         };
         match offered {
             Offered::Sent => match qos {
@@ -110,48 +129,102 @@ impl Shard {
             Offered::DroppedQueueFull => self.counters.dropped_queue_full += 1,
             Offered::DroppedAway => self.counters.dropped_away += 1,
         }
-        if matches!(offered, Offered::Sent | Offered::Queued) && qos != QoS::AtMostOnce && !client.is_clean() {
+        if matches!(offered, Offered::Sent | Offered::Queued) && qos != QoS::AtMostOnce && keeping != Keeping::Clean {
             durable.push(QueueEntry {
                 session: client.number,
-                sequence: 0,
+                sequence: client.outbound().last_sequence(),
                 qos,
                 retain,
             });
+            if qos == QoS::ExactlyOnce && client.connection.is_some() {
+                let key = self.clients.key(session);
+                self.after_commit(record, Then::Send(key));
+            }
         }
     }
 
     pub(super) fn puback(&mut self, id: ConnectionId, packet_id: PacketId) {
-        self.acknowledged(id, |outbound| outbound.puback(packet_id));
+        self.ended(id, |outbound| outbound.puback(packet_id));
     }
 
     pub(super) fn pubcomp(&mut self, id: ConnectionId, packet_id: PacketId) {
-        self.acknowledged(id, |outbound| outbound.pubcomp(packet_id));
+        self.ended(id, |outbound| outbound.pubcomp(packet_id));
     }
 
+    /// PUBREC. A durable Session's PUBREL waits for the disk: after it the client forgets the message, and must not get it
+    /// again after a crash.
     pub(super) fn pubrec(&mut self, id: ConnectionId, packet_id: PacketId) {
-        if self.acknowledged(id, |outbound| outbound.pubrec(packet_id)) {
-            self.write(id, |out| encode::pubrel(out, packet_id));
-        }
+        let client = self.clients.connections[id.index as usize].client;
+        let client = &mut self.clients.sessions[client as usize];
+        let (session, is_clean) = (client.number, client.is_clean());
+        let outbound = client.outbound.as_mut();
+        let meaning = outbound.map_or(Ok(PubRec::Unknown), |outbound| outbound.pubrec(packet_id));
+        let record = match meaning {
+            Err(WrongAcknowledgement) => {
+                self.close(id, CloseReason::Violation(Violation::WrongAcknowledgement));
+                return;
+            }
+            Ok(PubRec::TooEarly) => return,
+            Ok(PubRec::Released(sequence)) if !is_clean => self.persist(Record::Released { session, sequence }),
+            Ok(PubRec::Repeated) if !is_clean => self.last_record,
+            Ok(_) => {
+                self.write(id, |out| encode::pubrel(out, packet_id));
+                return;
+            }
+        };
+        let connection = id;
+        self.after_commit(record, Then::Release { connection, packet_id });
     }
 
-    /// Applies an acknowledgement and sends what the window now allows. `false` if it closed the connection.
-    fn acknowledged(
+    /// Applies PUBACK or PUBCOMP and sends what the window now allows.
+    fn ended(
         &mut self,
         id: ConnectionId,
-        apply: impl FnOnce(&mut Outbound) -> Result<(), WrongAcknowledgement>,
-    ) -> bool {
+        apply: impl FnOnce(&mut Outbound) -> Result<Option<u64>, WrongAcknowledgement>,
+    ) {
         let client = self.clients.connections[id.index as usize].client;
-        let Some(outbound) = &mut self.clients.sessions[client as usize].outbound else {
-            return true;
-        };
-        if apply(outbound).is_err() {
+        let client = &mut self.clients.sessions[client as usize];
+        let (session, is_clean) = (client.number, client.is_clean());
+        let Some(outbound) = &mut client.outbound else { return };
+        let Ok(ended) = apply(outbound) else {
             self.close(id, CloseReason::Violation(Violation::WrongAcknowledgement));
-            return false;
+            return;
+        };
+        let is_clear = outbound.is_clear();
+        if let Some(sequence) = ended
+            && !is_clean
+        {
+            self.persist(Record::Delivered { session, sequence });
         }
-        if !outbound.is_clear() {
+        if !is_clear {
             self.refill(id);
         }
-        true
+    }
+
+    /// The store has read a part of a Session's queue.
+    pub(super) fn queue_fetched(&mut self, window: QueueWindow) {
+        let QueueWindow {
+            session,
+            entries,
+            is_end,
+        } = window;
+        let Some(client) = self.clients.session(session) else {
+            return;
+        };
+        let entries = entries.into_iter().map(|entry| Returned {
+            sequence: entry.sequence,
+            qos: entry.qos,
+            retain: entry.retain,
+            released: entry.released,
+            message: entry.message,
+        });
+        let connection = client.connection;
+        let outbound = client.outbound.as_mut();
+        let outbound = outbound.expect("deliveries that wait for the store are not idle");
+        outbound.returned(entries, is_end);
+        if let Some(id) = connection {
+            self.refill(id);
+        }
     }
 
     /// The socket took bytes: there may be room for what waits.
@@ -194,7 +267,6 @@ impl Shard {
         } = &mut self.clients;
         let connection = &mut connections[id.index as usize];
         let client = &mut sessions[connection.client as usize];
-        let durable = !client.is_clean();
         if let Some(outbound) = &mut client.outbound {
             let before = connection.outbox.len();
             let counters = &mut self.counters;
@@ -206,7 +278,20 @@ impl Shard {
                 (false, QoS::ExactlyOnce) => counters.delivered_qos2 += 1,
             };
             let (pool, limits) = (&mut self.pool, &self.delivery_limits);
-            outbound.refill(&mut connection.outbox, pool, level, durable, limits, wrote);
+            outbound.refill(&mut connection.outbox, pool, level, self.committed.0, limits, wrote);
+            if let Some(from) = outbound.wants_stored() {
+                let session = SessionKey {
+                    index: connection.client,
+                    number: client.number,
+                };
+                self.fetches += 1;
+                self.outputs.push_back(Output::Fetch(Fetch::Queue(QueueFetch {
+                    session,
+                    from,
+                    entries_max: QUEUE_WINDOW_MESSAGES / 2,
+                    bytes_max: QUEUE_WINDOW_BYTES / 2,
+                })));
+            }
             if connection.outbox.len() > before {
                 mark(connection, id, &mut self.outputs);
             }

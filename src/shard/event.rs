@@ -4,7 +4,7 @@ use crate::mqtt::error::DecodeError;
 use crate::mqtt::packet::Connect;
 use crate::registry::access::AccountId;
 
-use super::record::{Fetch, Record, SessionKey, StoredEntry};
+use super::record::{Fetch, Fetched, Record};
 
 /// Milliseconds of a clock that never goes back; only differences mean anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,12 +69,8 @@ pub enum Input<'a> {
     Batch { from: PeerId, bytes: &'a [u8] },
     /// The store has committed every record of this core up to this one.
     Committed { up_to: RecordNumber },
-    /// The answer to `Output::Fetch`: entries of a Session's queue in ascending order, `is_end` if none followed the last.
-    Fetched {
-        session: SessionKey,
-        entries: Vec<StoredEntry>,
-        is_end: bool,
-    },
+    /// The answer to `Output::Fetch`.
+    Fetched(Fetched),
     /// Time has passed: see [`Shard::next_deadline`](super::Shard::next_deadline).
     Tick,
 }

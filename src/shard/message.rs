@@ -11,12 +11,13 @@
 //! owner to interested cores     ToHome    Deliver ─▶ Delivered (to the publisher's home, if it asked)
 //! ```
 
-use crate::mqtt::packet::QoS;
+use crate::mqtt::packet::{PacketId, QoS};
 use crate::mqtt::topic::{TopicFilter, TopicName};
 use crate::session::message::Message;
 
 use super::event::{ConnectionId, PeerId};
 use super::receipt::ReceiptId;
+use super::record::{Origin, SessionNumber};
 
 /// A scan for retained messages, as its subscriber's home core knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,7 @@ pub enum ShardMessage<'a> {
     Publish {
         receipt: Option<ReceiptId>,
         retain: bool,
+        origin: Option<Doubt>,
         message: Message<'a>,
     },
     /// Home to owner: this core wants the filter. Answer with `Registered`.
@@ -53,6 +55,7 @@ pub enum ShardMessage<'a> {
     /// Owner to an interested core. `receipt`: tell that core when the message has reached everybody here.
     Deliver {
         receipt: Option<(PeerId, ReceiptId)>,
+        origin: Option<Doubt>,
         message: Message<'a>,
     },
     /// Owner to home: a receipt is complete after this many `Delivered`.
@@ -72,6 +75,16 @@ pub enum ShardMessage<'a> {
     RetainedEnd { scan: ScanId, finished: bool },
 }
 
+/// The durable origin of a QoS 2 message, and whether its client sends it again after a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    pub origin: Origin,
+    /// Sessions that the store lists for it have it already.
+    pub is_again: bool,
+}
+
+/// What stands before the `Publish` or `Deliver` it belongs to.
+const ORIGIN: u8 = 11;
 const NO_RECEIPT: u32 = u32::MAX;
 const RETAIN: u8 = 0b100;
 
@@ -81,8 +94,10 @@ impl ShardMessage<'_> {
             ShardMessage::Publish {
                 receipt,
                 retain,
+                origin,
                 message,
             } => {
+                put_origin(out, origin);
                 let flags = message.qos as u8 | if retain { RETAIN } else { 0 };
                 put_message(
                     out,
@@ -113,7 +128,12 @@ impl ShardMessage<'_> {
                 put_text(out, filter.as_str());
                 put_text(out, after.unwrap_or(""));
             }
-            ShardMessage::Deliver { receipt, message } => {
+            ShardMessage::Deliver {
+                receipt,
+                origin,
+                message,
+            } => {
+                put_origin(out, origin);
                 let (home, receipt) = receipt.map_or((0, NO_RECEIPT), |(home, receipt)| (u32::from(home.0), receipt.0));
                 put_message(out, [5, message.qos as u8], &[home, receipt], &message);
             }
@@ -146,6 +166,15 @@ impl ShardMessage<'_> {
                 put_scan(out, scan);
             }
         }
+    }
+}
+
+/// Before the message itself, so that all others do not pay for it.
+fn put_origin(out: &mut Vec<u8>, origin: Option<Doubt>) {
+    if let Some(Doubt { origin, is_again }) = origin {
+        out.extend_from_slice(&[ORIGIN, u8::from(is_again)]);
+        out.extend_from_slice(&origin.session.0.to_le_bytes());
+        out.extend_from_slice(&origin.packet_id.get().to_le_bytes());
     }
 }
 
@@ -234,6 +263,16 @@ impl<'a> Messages<'a> {
         }
     }
 
+    fn origin(&mut self) -> Doubt {
+        let is_again = self.u8() != 0;
+        let session = SessionNumber(self.u64());
+        let packet_id = PacketId::new(self.u16()).expect("written from a PacketId");
+        Doubt {
+            origin: Origin { session, packet_id },
+            is_again,
+        }
+    }
+
     fn receipt(&mut self) -> Option<ReceiptId> {
         match self.u32() {
             NO_RECEIPT => None,
@@ -249,13 +288,19 @@ impl<'a> Iterator for Messages<'a> {
         if self.rest.is_empty() {
             return None;
         }
-        Some(match self.u8() {
+        let mut kind = self.u8();
+        let origin = (kind == ORIGIN).then(|| self.origin());
+        if origin.is_some() {
+            kind = self.u8();
+        }
+        Some(match kind {
             1 => {
                 let flags = self.u8();
                 let receipt = self.receipt();
                 ShardMessage::Publish {
                     receipt,
                     retain: flags & RETAIN != 0,
+                    origin,
                     message: self.message(flags),
                 }
             }
@@ -287,6 +332,7 @@ impl<'a> Iterator for Messages<'a> {
                 let receipt = self.receipt().map(|receipt| (home, receipt));
                 ShardMessage::Deliver {
                     receipt,
+                    origin,
                     message: self.message(flags),
                 }
             }
@@ -330,6 +376,14 @@ impl<'a> Iterator for Messages<'a> {
 mod tests {
     use super::*;
 
+    const DOUBT: Option<Doubt> = Some(Doubt {
+        origin: Origin {
+            session: SessionNumber(1 << 40 | 7),
+            packet_id: PacketId(std::num::NonZeroU16::MAX),
+        },
+        is_again: true,
+    });
+
     #[test]
     fn every_message_crosses_unchanged() {
         let scan = ScanId {
@@ -355,11 +409,13 @@ mod tests {
             ShardMessage::Publish {
                 receipt: Some(ReceiptId(7)),
                 retain: true,
+                origin: DOUBT,
                 message,
             },
             ShardMessage::Publish {
                 receipt: None,
                 retain: false,
+                origin: None,
                 message: empty,
             },
             ShardMessage::Register {
@@ -382,10 +438,12 @@ mod tests {
             },
             ShardMessage::Deliver {
                 receipt: Some((PeerId(1_023), ReceiptId(0))),
+                origin: DOUBT,
                 message,
             },
             ShardMessage::Deliver {
                 receipt: None,
+                origin: None,
                 message: empty,
             },
             ShardMessage::Routed {

@@ -31,12 +31,12 @@ mod subscribe;
 mod tests;
 mod topic;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use ahash::RandomState;
 use slab::Slab;
 
-use crate::limits::OUTBOX_FLUSH_BYTES;
+use crate::limits::{OUTBOX_FLUSH_BYTES, STORE_BACKLOG_BYTES_MAX};
 use crate::metrics::Counters;
 use crate::mqtt::decode::decode;
 use crate::mqtt::frame::{Framing, next_frame};
@@ -54,8 +54,8 @@ use clients::{Clients, Connection, State};
 use deadlines::{Deadlines, TickNumber};
 use message::{Messages, ShardMessage};
 use peers::Peers;
-use receipt::{AwaitsCommit, Receipts};
-use record::Record;
+use receipt::{AwaitsCommit, Receipts, Then};
+use record::{Fetched, Origin, Record, SessionNumber};
 use subscribe::PendingSubscribe;
 
 pub use event::{CloseReason, ConnectionId, Input, Lane, Millis, Output, PeerId, RecordNumber, Violation};
@@ -124,7 +124,18 @@ pub struct Shard {
     resumed: Vec<ConnectionId>,
     /// Records sent to the store, and what waits for their commit, in order.
     last_record: RecordNumber,
+    committed: RecordNumber,
     awaits_commit: VecDeque<AwaitsCommit>,
+    /// Sizes of the records that are not confirmed, oldest first.
+    unconfirmed: VecDeque<u32>,
+    unconfirmed_bytes: usize,
+    store_paused: Vec<ConnectionId>,
+    /// Answers the store owes.
+    fetches: usize,
+    /// QoS 2 messages of the last run that were queued for these Sessions, but not acknowledged. With several cores
+    /// `unsettled` has those whose publisher is at home here and has not sent them again.
+    in_doubt: HashMap<Origin, Vec<SessionNumber>, RandomState>,
+    unsettled: HashSet<Origin, RandomState>,
 
     outputs: VecDeque<Output>,
     pool: BufferPool,
@@ -175,7 +186,14 @@ impl Shard {
             peers: Peers::new(cores),
             resumed: Vec::new(),
             last_record: RecordNumber(0),
+            committed: RecordNumber(0),
             awaits_commit: VecDeque::new(),
+            unconfirmed: VecDeque::new(),
+            unconfirmed_bytes: 0,
+            store_paused: Vec::new(),
+            fetches: 0,
+            in_doubt: HashMap::with_hasher(RandomState::with_seeds(a, b, c, d)),
+            unsettled: HashSet::with_hasher(RandomState::with_seeds(a, b, c, d)),
             outputs: VecDeque::new(),
             pool: BufferPool::new(),
             counters: Counters::default(),
@@ -208,7 +226,7 @@ impl Shard {
             } => self.connected(connection, *connect, account),
             Input::Disconnected { connection } => self.disconnected(connection),
             Input::Committed { up_to } => self.committed(up_to),
-            Input::Fetched { .. } => {}
+            Input::Fetched(fetched) => self.fetched(fetched),
             Input::Tick => self.tick(now),
         }
         0
@@ -247,7 +265,7 @@ impl Shard {
 
     /// Whether batches of `Lane::ToOwner` may be fed now; those of `Lane::ToHome` always may.
     pub fn takes_requests(&self) -> bool {
-        self.peers.takes_requests()
+        self.peers.takes_requests() && self.unconfirmed_bytes <= STORE_BACKLOG_BYTES_MAX
     }
 
     /// When a `Tick` is due at the latest; `None` while nothing is timed.
@@ -281,6 +299,7 @@ impl Shard {
         self.receipts.is_empty()
             && self.pending_subscribes.is_empty()
             && self.awaits_commit.is_empty()
+            && self.fetches == 0
             && self.peers.waiting_bytes() == 0
             && self.outputs.is_empty()
     }
@@ -341,9 +360,14 @@ impl Shard {
                 ShardMessage::Publish {
                     receipt,
                     retain,
+                    origin,
                     message,
-                } => self.publish_from(from, receipt, retain, &message),
-                ShardMessage::Deliver { receipt, message } => self.deliver_from(receipt, &message),
+                } => self.publish_from(from, receipt, retain, origin, &message),
+                ShardMessage::Deliver {
+                    receipt,
+                    origin,
+                    message,
+                } => self.deliver_from(receipt, origin, &message),
                 ShardMessage::Routed { receipt, parts } => {
                     if let Some(sender) = self.receipts.routed(receipt, parts) {
                         self.complete(sender);
@@ -376,12 +400,66 @@ impl Shard {
 
     fn committed(&mut self, up_to: RecordNumber) {
         assert!(up_to <= self.last_record, "the store confirms what it was given");
+        for _ in self.committed.0..up_to.0 {
+            let len = self
+                .unconfirmed
+                .pop_front()
+                .expect("one for every record that was sent");
+            self.unconfirmed_bytes -= len as usize;
+        }
+        self.committed = self.committed.max(up_to);
         while let Some(waits) = self.awaits_commit.front().copied()
             && waits.record <= up_to
         {
             self.awaits_commit.pop_front();
-            self.confirm(waits.home, waits.receipt);
+            self.then(waits.then);
         }
+        if self.unconfirmed_bytes <= STORE_BACKLOG_BYTES_MAX / 2 {
+            for id in std::mem::take(&mut self.store_paused) {
+                self.resume(id, clients::paused::STORE);
+            }
+        }
+    }
+
+    fn fetched(&mut self, fetched: Fetched) {
+        self.fetches -= 1;
+        match fetched {
+            Fetched::Queue(window) => self.queue_fetched(window),
+            Fetched::Retained(_) => unreachable!("retained messages are in memory"),
+        }
+    }
+
+    fn then(&mut self, then: Then) {
+        match then {
+            Then::Confirm { home, receipt } => self.confirm(home, receipt),
+            Then::Received(sender) => self.settle(sender),
+            Then::Send(session) => {
+                let client = self.clients.session(session);
+                if let Some(id) = client.and_then(|client| client.connection) {
+                    self.refill(id);
+                }
+            }
+            Then::Release { connection, packet_id } => {
+                self.write(connection, |out| crate::mqtt::encode::pubrel(out, packet_id));
+            }
+            Then::Complete { connection, packet_id } => {
+                self.write(connection, |out| crate::mqtt::encode::pubcomp(out, packet_id));
+            }
+            Then::Subscribed { request } => self.answered(request),
+            Then::Unsubscribed { connection, packet_id } => {
+                self.write(connection, |out| crate::mqtt::encode::unsuback(out, packet_id));
+            }
+        }
+    }
+
+    /// Does it when this record, and so every one before it, is committed: at once if it is.
+    fn after_commit(&mut self, record: RecordNumber, then: Then) {
+        if record <= self.committed {
+            self.then(then);
+            return;
+        }
+        debug_assert!(self.awaits_commit.back().is_none_or(|last| last.record <= record));
+        self.awaits_commit.push_back(AwaitsCommit { record, then });
     }
 
     fn tick(&mut self, now: Millis) {
@@ -422,6 +500,9 @@ impl Shard {
     /// Hands a record to the store; what depends on it waits for the returned number.
     fn persist(&mut self, record: Record) -> RecordNumber {
         self.last_record.0 += 1;
+        let len = record.len();
+        self.unconfirmed_bytes += len;
+        self.unconfirmed.push_back(len as u32);
         self.outputs
             .push_back(Output::Persist(self.last_record, Box::new(record)));
         self.last_record

@@ -6,7 +6,7 @@
 //!         - QoS 0 waits for nothing;
 //!         - whoever fills a peer's batch past its bound is paused; what was sent is not lost.
 
-use crate::limits::RECEIPTS_PER_CONNECTION_MAX;
+use crate::limits::{RECEIPTS_PER_CONNECTION_MAX, STORE_BACKLOG_BYTES_MAX};
 use crate::mqtt::encode;
 use crate::mqtt::packet::{PacketId, Publish, QoS};
 use crate::session::inbound::{Acknowledgement, Received};
@@ -14,9 +14,9 @@ use crate::session::message::Message;
 
 use super::clients::{Connection, paused};
 use super::event::{ConnectionId, Lane, PeerId};
-use super::message::ShardMessage;
-use super::receipt::{AwaitsCommit, Sender};
-use super::record::Record;
+use super::message::{Doubt, ShardMessage};
+use super::receipt::{Sender, Then};
+use super::record::{Origin, Record};
 use super::{Shard, mark};
 
 /// Where a message stands when the home core has done its part.
@@ -64,7 +64,7 @@ impl Shard {
             sequence,
             packet_id: None,
         };
-        let mut record = None;
+        let mut origin = None;
         let acknowledgement = if qos == QoS::AtLeastOnce {
             self.counters.publishes_qos1 += 1;
             Acknowledgement::PubAck(packet_id)
@@ -77,7 +77,7 @@ impl Shard {
             match received.receive(packet_id) {
                 Received::New => {
                     if !client.is_clean() {
-                        record = Some(Record::PacketIdReceived {
+                        origin = Some(Origin {
                             session: key.number,
                             packet_id,
                         });
@@ -103,9 +103,10 @@ impl Shard {
             self.owe(id, acknowledgement, true);
             return;
         }
-        // The identifier must be on disk before the message can be: with both or neither, it is published once.
-        let record = record.map(|record| self.persist(record));
-        let dispatched = self.dispatch_recorded(&message, retain, Some(sender), record);
+        let dispatched = match origin {
+            None => self.dispatch(&message, retain, Some(sender)),
+            Some(origin) => self.dispatch_once(&message, retain, sender, origin),
+        };
         if dispatched.waits
             && let Some((key, packet_id)) = sender.packet_id
             && let Some(received) = self.clients.session(key).and_then(|client| client.received.as_mut())
@@ -116,19 +117,64 @@ impl Shard {
         self.pause_if_congested(id, dispatched);
     }
 
-    /// PUBREL: the identifier is free again. PUBCOMP in any case [MQTT-4.3.3-2].
+    /// PUBREL: the identifier is free again. PUBCOMP in any case [MQTT-4.3.3-2], but not before the disk knows: the client
+    /// may use the identifier for another message, which must not be taken for a repetition after a crash.
     pub(super) fn pubrel(&mut self, id: ConnectionId, packet_id: PacketId) {
-        let client = self.clients.connections[id.index as usize].client;
-        if let Some(received) = &mut self.clients.sessions[client as usize].received {
-            received.release(packet_id);
+        let index = self.clients.connections[id.index as usize].client;
+        let client = &mut self.clients.sessions[index as usize];
+        let was_known = client
+            .received
+            .as_mut()
+            .is_some_and(|received| received.release(packet_id));
+        if client.is_clean() {
+            self.write(id, |out| encode::pubcomp(out, packet_id));
+            return;
         }
-        self.write(id, |out| encode::pubcomp(out, packet_id));
+        let session = client.number;
+        let record = match was_known {
+            true => self.persist(Record::PacketIdReleased { session, packet_id }),
+            false => self.last_record,
+        };
+        let connection = id;
+        self.after_commit(record, Then::Complete { connection, packet_id });
     }
 
     /// Gives a message to the owner of its topic. With a sender, opens a receipt unless everything is done at once.
     #[inline]
     pub(super) fn dispatch(&mut self, message: &Message<'_>, retain: bool, sender: Option<Sender>) -> Dispatched {
-        self.dispatch_recorded(message, retain, sender, None)
+        self.dispatch_recorded(message, retain, sender, None, None)
+    }
+
+    /// The same for a QoS 2 message of a durable Session, which must come through exactly once whenever the broker stops.
+    /// On one core identifier and message are one unit for the store: both are on disk, or neither. On several the
+    /// identifier follows when everybody has the message, which till then carries its origin, so that whoever has it
+    /// already knows it again.
+    fn dispatch_once(&mut self, message: &Message<'_>, retain: bool, sender: Sender, origin: Origin) -> Dispatched {
+        if self.cores == 1 {
+            let is_again = self.in_doubt.contains_key(&origin);
+            let doubt = is_again.then_some(Doubt { origin, is_again });
+            let Origin { session, packet_id } = origin;
+            let record = self.persist(Record::PacketIdReceived { session, packet_id });
+            let dispatched = self.dispatch_recorded(message, retain, Some(sender), Some(record), doubt);
+            self.in_doubt.remove(&origin);
+            return dispatched;
+        }
+        let is_again = self.unsettled.remove(&origin);
+        let dispatched = self.dispatch_recorded(message, retain, Some(sender), None, Some(Doubt { origin, is_again }));
+        if !dispatched.waits {
+            self.receive(sender, origin);
+        }
+        Dispatched {
+            waits: true,
+            ..dispatched
+        }
+    }
+
+    /// Everybody has the message: its identifier goes to disk, and PUBREC follows.
+    fn receive(&mut self, sender: Sender, origin: Origin) {
+        let Origin { session, packet_id } = origin;
+        let record = self.persist(Record::PacketIdReceived { session, packet_id });
+        self.after_commit(record, Then::Received(sender));
     }
 
     /// The same, with a record of this core's that the receipt waits for as well.
@@ -138,6 +184,7 @@ impl Shard {
         retain: bool,
         sender: Option<Sender>,
         record: Option<super::RecordNumber>,
+        origin: Option<Doubt>,
     ) -> Dispatched {
         let owner = PeerId(if self.cores == 1 {
             0
@@ -145,19 +192,17 @@ impl Shard {
             self.shard_key.owner(message.topic)
         });
         if owner == self.core {
-            return self.route_here(message, retain, sender, record);
+            return self.route_here(message, retain, sender, record, origin);
         }
-        let receipt = sender.map(|sender| self.receipts.open(sender, None, u32::from(record.is_some())));
-        if let (Some(receipt), Some(record)) = (receipt, record) {
-            self.awaits_commit.push_back(AwaitsCommit {
-                record,
-                home: self.core,
-                receipt,
-            });
-        }
+        debug_assert!(
+            record.is_none(),
+            "with several cores an identifier goes to disk after its message"
+        );
+        let receipt = sender.map(|sender| self.receipts.open(sender, None));
         let publish = ShardMessage::Publish {
             receipt,
             retain,
+            origin,
             message: *message,
         };
         let is_full = self.send(owner, Lane::ToOwner, &publish);
@@ -185,8 +230,22 @@ impl Shard {
         }
     }
 
-    /// A receipt is complete: the acknowledgement leaves if all before it have.
+    /// A receipt is complete. What is durable about a QoS 2 identifier goes to disk now.
     pub(super) fn complete(&mut self, sender: Sender) {
+        match sender.packet_id {
+            Some((key, packet_id)) if self.cores > 1 && !key.is_clean() => {
+                let session = key.number;
+                // A Session that has ended meanwhile has no identifiers.
+                if self.clients.session(key).is_some() {
+                    self.receive(sender, Origin { session, packet_id });
+                }
+            }
+            _ => self.settle(sender),
+        }
+    }
+
+    /// Everything a PUBLISH waits for is done: the acknowledgement leaves if all before it have.
+    pub(super) fn settle(&mut self, sender: Sender) {
         let Sender {
             connection,
             sequence,
@@ -236,6 +295,10 @@ impl Shard {
     }
 
     fn pause_if_congested(&mut self, id: ConnectionId, dispatched: Dispatched) {
+        if self.unconfirmed_bytes > STORE_BACKLOG_BYTES_MAX {
+            self.pause(id, paused::STORE);
+            self.store_paused.push(id);
+        }
         if let Some((peer, lane)) = dispatched.congested {
             self.pause(id, paused::PEER);
             self.peers.pause(peer, lane, id);

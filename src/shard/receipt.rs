@@ -31,8 +31,6 @@ struct Receipt {
     sender: Sender,
     /// Known when the owner has routed the message.
     parts: Option<u32>,
-    /// Confirmations the home core itself waits for, beyond the owner's parts.
-    parts_here: u32,
     arrived: u32,
 }
 
@@ -43,13 +41,11 @@ pub struct Receipts {
 }
 
 impl Receipts {
-    /// `parts`: how many places will confirm, `None` if only the owner can tell; `parts_here`: those of this core that
-    /// the owner does not know of.
-    pub fn open(&mut self, sender: Sender, parts: Option<u32>, parts_here: u32) -> ReceiptId {
+    /// `parts`: how many places will confirm, `None` if only the owner can tell.
+    pub fn open(&mut self, sender: Sender, parts: Option<u32>) -> ReceiptId {
         let index = self.receipts.insert(Receipt {
             sender,
             parts,
-            parts_here,
             arrived: 0,
         });
         ReceiptId(u32::try_from(index).expect("bounded by connections times RECEIPTS_PER_CONNECTION_MAX"))
@@ -79,19 +75,45 @@ impl Receipts {
 
     fn close_if_complete(&mut self, id: ReceiptId) -> Option<Sender> {
         let receipt = &self.receipts[id.0 as usize];
-        let parts = receipt.parts? + receipt.parts_here;
+        let parts = receipt.parts?;
         assert!(receipt.arrived <= parts, "a place confirms once");
         (receipt.arrived == parts).then(|| self.receipts.remove(id.0 as usize).sender)
     }
 }
 
-/// A confirmation that waits for the disk.
+/// What waits for the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AwaitsCommit {
     pub record: RecordNumber,
-    /// Whose receipt: the publisher's home core, this one or another.
-    pub home: PeerId,
-    pub receipt: ReceiptId,
+    pub then: Then,
+}
+
+/// What a commit lets happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// A part of a receipt is confirmed to the publisher's home core, this one or another.
+    Confirm { home: PeerId, receipt: ReceiptId },
+    /// The identifier of a QoS 2 PUBLISH that has reached everybody is on disk: PUBREC may leave.
+    Received(Sender),
+    /// A QoS 2 message may be sent to this Session.
+    Send(SessionKey),
+    /// PUBREL: that the message is the client's is on disk.
+    Release {
+        connection: ConnectionId,
+        packet_id: PacketId,
+    },
+    /// PUBCOMP: that the identifier is free is on disk.
+    Complete {
+        connection: ConnectionId,
+        packet_id: PacketId,
+    },
+    /// The subscriptions of a SUBSCRIBE, by its place among those that wait.
+    Subscribed { request: u32 },
+    /// UNSUBACK.
+    Unsubscribed {
+        connection: ConnectionId,
+        packet_id: PacketId,
+    },
 }
 
 #[cfg(test)]
@@ -112,15 +134,11 @@ mod tests {
     #[test]
     fn a_receipt_is_complete_when_routed_and_all_parts_arrived_in_any_order() {
         let mut receipts = Receipts::default();
-        let early = receipts.open(sender(1), None, 0);
-        let late = receipts.open(sender(2), None, 1);
+        let early = receipts.open(sender(1), None);
         assert_eq!(receipts.arrived(early), None);
         assert_eq!(receipts.arrived(early), None);
         assert_eq!(receipts.routed(early, 2), Some(sender(1)));
-        assert_eq!(receipts.routed(late, 1), None);
-        assert_eq!(receipts.arrived(late), None, "one more part is this core's own");
-        assert_eq!(receipts.arrived(late), Some(sender(2)));
-        let nobody = receipts.open(sender(3), None, 0);
+        let nobody = receipts.open(sender(3), None);
         assert_eq!(receipts.routed(nobody, 0), Some(sender(3)));
         assert!(receipts.is_empty());
     }

@@ -15,11 +15,27 @@ use crate::session::message::SharedMessage;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionNumber(pub u64);
 
+impl SessionNumber {
+    /// The bit that a Session with Clean Session has: it is never on disk.
+    pub const CLEAN: u64 = 1 << 63;
+
+    pub const fn is_clean(self) -> bool {
+        self.0 & Self::CLEAN != 0
+    }
+}
+
 /// A Session of this core for as long as it lives: its place, and the number that tells it from the next one there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionKey {
     pub index: u32,
     pub number: SessionNumber,
+}
+
+impl SessionKey {
+    /// Whether the Session ends with its connection.
+    pub const fn is_clean(self) -> bool {
+        self.number.is_clean()
+    }
 }
 
 /// One change of durable state.
@@ -32,14 +48,19 @@ pub enum Record {
         client_id: Box<str>,
     },
     /// It is gone, with its subscriptions, queue and identifiers.
-    SessionEnded { session: SessionNumber },
+    SessionEnded {
+        session: SessionNumber,
+    },
     /// A subscription is made, or its QoS replaced.
     Subscribed {
         session: SessionNumber,
         filter: Box<str>,
         qos: QoS,
     },
-    Unsubscribed { session: SessionNumber, filter: Box<str> },
+    Unsubscribed {
+        session: SessionNumber,
+        filter: Box<str>,
+    },
     /// A QoS 1 or 2 message for durable Sessions of this core, stored once for all of them.
     Queued {
         message: SharedMessage,
@@ -48,9 +69,15 @@ pub enum Record {
         origin: Option<Origin>,
     },
     /// PUBREC came: the message is the client's, only PUBREL may follow [MQTT-4.3.3-1].
-    Released { session: SessionNumber, sequence: u64 },
+    Released {
+        session: SessionNumber,
+        sequence: u64,
+    },
     /// PUBACK or PUBCOMP came: the queue entry is over.
-    Delivered { session: SessionNumber, sequence: u64 },
+    Delivered {
+        session: SessionNumber,
+        sequence: u64,
+    },
     /// The retained message of a topic is replaced, or cleared by an empty payload.
     Retained {
         topic: Box<str>,
@@ -68,12 +95,28 @@ pub enum Record {
         session: SessionNumber,
         packet_id: PacketId,
     },
+    /// The client of a durable Session went away, at this second of Unix time. Written only where Sessions expire.
+    SessionAway {
+        session: SessionNumber,
+        since_s: u64,
+    },
+    /// It is back.
+    SessionBack {
+        session: SessionNumber,
+    },
 }
 
 impl Record {
     /// Whether nothing waits for this record: it may go to disk with the next that is waited for.
     pub fn is_lazy(&self) -> bool {
-        matches!(self, Record::Delivered { .. } | Record::SessionEnded { .. } | Record::SessionStarted { .. })
+        matches!(
+            self,
+            Record::Delivered { .. }
+                | Record::SessionEnded { .. }
+                | Record::SessionStarted { .. }
+                | Record::SessionAway { .. }
+                | Record::SessionBack { .. }
+        )
     }
 
     /// About how many bytes it holds while it waits.
@@ -111,15 +154,53 @@ pub struct Origin {
     pub packet_id: PacketId,
 }
 
-/// A wish to read a Session's queue; answered by `Input::Fetched` once all records before it are committed.
+/// A wish to read, answered once all records before it are committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fetch {
+    Queue(QueueFetch),
+    Retained(RetainedFetch),
+}
+
+/// A part of a Session's queue; answered with a [`QueueWindow`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fetch {
+pub struct QueueFetch {
     pub session: SessionKey,
     /// The first sequence wanted.
     pub from: u64,
     /// At most so many entries, and no more once these bytes are passed.
     pub entries_max: usize,
     pub bytes_max: usize,
+}
+
+/// The payloads of retained messages that are on disk only; answered with [`RetainedPayloads`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetainedFetch {
+    /// Tells the answers of a core apart.
+    pub ticket: u32,
+    pub topics: Vec<Box<str>>,
+}
+
+/// The answer to a [`Fetch`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fetched {
+    Queue(QueueWindow),
+    Retained(RetainedPayloads),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct QueueWindow {
+    pub session: SessionKey,
+    /// In ascending order of sequence.
+    pub entries: Vec<StoredEntry>,
+    /// Nothing was left behind the last entry when the store looked.
+    pub is_end: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct RetainedPayloads {
+    pub ticket: u32,
+    /// In the order of the topics; `None` where a topic has no retained message.
+    pub payloads: Vec<Option<Arc<[u8]>>>,
 }
 
 /// One entry of a queue, read back.
@@ -150,6 +231,8 @@ pub struct StoredSession {
     pub filters: Vec<(Box<str>, QoS)>,
     /// QoS 2 identifiers received and not released, in any order.
     pub received: Vec<PacketId>,
+    /// Second of Unix time since when its client has been away, where that was written.
+    pub away_since_s: Option<u64>,
     pub backlog: Option<Backlog>,
 }
 
@@ -168,6 +251,7 @@ pub struct Backlog {
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredRetained {
     pub topic: Box<str>,
-    pub payload: Arc<[u8]>,
+    /// `None`: beyond what a start may hold in memory; it is read when somebody wants it.
+    pub payload: Option<Arc<[u8]>>,
     pub qos: QoS,
 }

@@ -1,12 +1,96 @@
 //! A start: what the store knew, given to the cores of this run, whose number may differ from the last.
 //!
 //! Called  by `server` before the first core serves, and by the simulation after a crash.
+//! Holds   - every Session goes to its home core, every filter and retained message to its owners, as this run divides them;
+//!         - a new Session's number is greater than any that the store knew, and no two cores give the same.
+
+use crate::mqtt::packet::PacketId;
+use crate::mqtt::topic::{TopicFilter, TopicName};
+use crate::routing::shard_key::Owners;
+use crate::routing::subscriptions::Subscribed;
+use crate::session::outbound::Outbound;
 
 use super::Shard;
-use super::record::Stored;
+use super::record::{Stored, StoredRetained, StoredSession};
 
-/// Gives every Session to its home core, every filter and retained message to its owners, and sees to it that new Sessions
-/// get numbers beyond all that are known. `shards` are all cores of the run, in order, fresh.
+/// Gives the shards what the store kept. `shards` are all cores of the run, in order, fresh.
 pub fn restore(shards: &mut [Shard], stored: Stored) {
-    let _ = (shards, stored);
+    let Stored {
+        sessions,
+        retained,
+        in_doubt,
+    } = stored;
+    let cores = shards.len() as u64;
+    let newest = sessions.iter().map(|session| session.session.0);
+    let doubted = in_doubt
+        .iter()
+        .flat_map(|(origin, held)| held.iter().map(|session| session.0).chain([origin.session.0]));
+    let first = newest.chain(doubted).max().map_or(1, |newest| newest + 1);
+    for (core, shard) in shards.iter_mut().enumerate() {
+        assert!(
+            usize::from(shard.core.0) == core && u64::from(shard.cores) == cores,
+            "the shards are those of one run, in order"
+        );
+        shard.clients.number_from(first + core as u64, cores);
+        shard.in_doubt.extend(in_doubt.iter().cloned());
+    }
+    for (origin, _) in &in_doubt {
+        if let Some(publisher) = sessions.iter().find(|session| session.session == origin.session) {
+            let home = shards[0].home(publisher.account, &publisher.client_id);
+            shards[usize::from(home.0)].unsettled.insert(*origin);
+        }
+    }
+    for StoredRetained { topic, payload, qos } in retained {
+        let topic = TopicName::trusted(&topic);
+        let owner = shards[0].shard_key.owner(topic);
+        let payload = payload.expect("retained messages are in memory");
+        shards[usize::from(owner)].retained.set(topic, &payload, qos);
+    }
+    for session in sessions {
+        let home = shards[0].home(session.account, &session.client_id);
+        for (filter, owners) in shards[usize::from(home.0)].restore_session(session) {
+            for owner in owners {
+                shards[usize::from(owner)]
+                    .interest
+                    .add(TopicFilter::trusted(&filter), home.0);
+            }
+        }
+    }
+}
+
+impl Shard {
+    /// Makes a Session as the store knew it. Returns the filters that are new on this core, and the cores to tell.
+    fn restore_session(&mut self, stored: StoredSession) -> Vec<(Box<str>, std::ops::Range<u16>)> {
+        let index = self
+            .clients
+            .insert_numbered(stored.account, stored.client_id, stored.session);
+        let client = &mut self.clients.sessions[index as usize];
+        if let Some(backlog) = stored.backlog {
+            let bytes = usize::try_from(backlog.bytes).unwrap_or(usize::MAX);
+            let outbound = Outbound::stored(backlog.first, backlog.end, bytes, &self.delivery_limits);
+            client.outbound = Some(Box::new(outbound));
+        }
+        if !stored.received.is_empty() {
+            let received = client.received.get_or_insert_default();
+            stored.received.into_iter().for_each(|packet_id: PacketId| {
+                received.receive(packet_id);
+            });
+        }
+        let mut first = Vec::new();
+        for (text, qos) in stored.filters {
+            let filter = TopicFilter::trusted(&text);
+            let (filter_id, subscribed) = self.subscriptions.subscribe(filter, index, qos);
+            if subscribed != Subscribed::Replaced {
+                self.clients.sessions[index as usize].filters.insert(filter_id);
+            }
+            if subscribed == Subscribed::FirstOnCore && self.cores > 1 {
+                let owners = match self.shard_key.owners(filter) {
+                    Owners::All => 0..self.cores,
+                    Owners::One(core) => core..core + 1,
+                };
+                first.push((text, owners));
+            }
+        }
+        first
+    }
 }

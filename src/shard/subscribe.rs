@@ -23,6 +23,8 @@ use crate::session::outbound;
 use super::clients::Clients;
 use super::event::{ConnectionId, Lane, PeerId};
 use super::message::{ScanId, ShardMessage};
+use super::receipt::Then;
+use super::record::Record;
 use super::{Shard, mark, send};
 
 /// A SUBSCRIBE that waits for the answers of other cores.
@@ -68,6 +70,7 @@ impl Shard {
             scans: Vec::new(),
         };
         let request = u32::try_from(self.pending_subscribes.vacant_key()).expect("fewer than connections x packet ids");
+        let mut record = None;
         for (filter, qos) in subscribe.filters() {
             let entry = pending.codes.len() as u16;
             let Some(mut scan) = self.grant(index, filter, qos) else {
@@ -81,6 +84,11 @@ impl Shard {
                 continue;
             };
             self.counters.subscribed += 1;
+            let session = self.clients.sessions[index as usize].number;
+            if !session.is_clean() {
+                let filter = filter.as_str().into();
+                record = Some(self.persist(Record::Subscribed { session, filter, qos }));
+            }
             let owners = match self.shard_key.owners(filter) {
                 _ if self.cores == 1 => 0..1,
                 Owners::All => 0..self.cores,
@@ -105,6 +113,10 @@ impl Shard {
             }
             pending.codes.push(SubscribeReturnCode::Granted(qos));
             pending.scans.push(Some(scan));
+        }
+        pending.waiting += u32::from(record.is_some());
+        if let Some(record) = record {
+            self.after_commit(record, Then::Subscribed { request });
         }
         if pending.waiting == 0 {
             self.subscribed(pending);
@@ -146,6 +158,12 @@ impl Shard {
         if may_match && let Some(scan) = &mut pending.scans[entry as usize] {
             scan.owners.push_back((from, sequence));
         }
+        self.answered(request);
+    }
+
+    /// One of those that a SUBSCRIBE waits for has answered: an owner, or the disk.
+    pub(super) fn answered(&mut self, request: u32) {
+        let pending = &mut self.pending_subscribes[request as usize];
         pending.waiting -= 1;
         if pending.waiting == 0 {
             let pending = self.pending_subscribes.remove(request as usize);
@@ -185,6 +203,7 @@ impl Shard {
 
     pub(super) fn unsubscribe(&mut self, id: ConnectionId, unsubscribe: Unsubscribe<'_>) {
         let index = self.clients.connections[id.index as usize].client;
+        let mut record = None;
         for filter in unsubscribe.filters() {
             let removed = match self.subscriptions.unsubscribe(filter, index) {
                 Unsubscribed::NotFound => continue,
@@ -195,12 +214,22 @@ impl Shard {
                 }
             };
             self.counters.unsubscribed += 1;
-            self.clients.sessions[index as usize].filters.remove(removed);
+            let client = &mut self.clients.sessions[index as usize];
+            client.filters.remove(removed);
+            let session = client.number;
+            if !session.is_clean() {
+                let filter = filter.as_str().into();
+                record = Some(self.persist(Record::Unsubscribed { session, filter }));
+            }
             if let Some(scans) = &mut self.clients.connections[id.index as usize].scans {
                 scans.scans.retain(|scan| *scan.filter != *filter.as_str());
             }
         }
-        self.write(id, |out| encode::unsuback(out, unsubscribe.packet_id));
+        let (connection, packet_id) = (id, unsubscribe.packet_id);
+        match record {
+            Some(record) => self.after_commit(record, Then::Unsubscribed { connection, packet_id }),
+            None => self.write(id, |out| encode::unsuback(out, packet_id)),
+        }
     }
 
     /// Another core wants a filter of topics this core owns.
@@ -284,11 +313,12 @@ impl Shard {
         (current.serial == scan.serial).then_some((connection.client, current))
     }
 
-    /// Retained messages at subscribe have RETAIN set [MQTT-3.3.1-8]. The store keeps them as retained, not in the queue.
+    /// Retained messages at subscribe have RETAIN set [MQTT-3.3.1-8].
     fn deliver_retained(&mut self, index: u32, granted: QoS, message: &Message<'_>) {
         self.counters.matched += 1;
         self.counters.retained_delivered += 1;
         let mut shared = None;
+        let mut durable = Vec::new();
         // A chunk was asked for when there was room for it; live messages that came meanwhile must not make it drop.
         let limits = outbound::Limits {
             outbox_bytes_max: usize::MAX,
@@ -301,8 +331,16 @@ impl Shard {
             message.qos.min(granted),
             true,
             &limits,
-            &mut Vec::new(),
+            &mut durable,
         );
+        if !durable.is_empty() {
+            let message = shared.expect("a durable Session keeps its message");
+            self.persist(Record::Queued {
+                message,
+                entries: durable,
+                origin: None,
+            });
+        }
     }
 
     /// Goes on with the scans of a connection while it has room.
@@ -322,7 +360,9 @@ impl Shard {
                 return;
             };
             let outbound = &sessions[index as usize].outbound;
-            let keeps_up = outbound.as_ref().is_none_or(|outbound| outbound.is_clear());
+            let keeps_up = outbound
+                .as_ref()
+                .is_none_or(|outbound| outbound.keeps_up(&self.delivery_limits));
             if scan.is_asked || !keeps_up || connection.outbox.len() >= self.delivery_limits.outbox_bytes_max {
                 return;
             }

@@ -11,9 +11,9 @@ use crate::session::message::Message;
 
 use super::Shard;
 use super::event::{Lane, PeerId, RecordNumber};
-use super::message::ShardMessage;
+use super::message::{Doubt, ShardMessage};
 use super::publish::Dispatched;
-use super::receipt::{AwaitsCommit, ReceiptId, Sender};
+use super::receipt::{ReceiptId, Sender, Then};
 use super::record::Record;
 
 impl Shard {
@@ -25,20 +25,23 @@ impl Shard {
         retain: bool,
         sender: Option<Sender>,
         record: Option<RecordNumber>,
+        origin: Option<Doubt>,
     ) -> Dispatched {
         let retained = if retain { Some(self.retain(message)) } else { None };
         if self.cores == 1 {
-            let delivered = self.deliver(message);
+            let delivered = self.deliver(message, origin);
             let record = record.max(retained).max(delivered);
             let (Some(sender), Some(record)) = (sender, record) else {
                 return Dispatched::default();
             };
-            let receipt = self.receipts.open(sender, Some(1), 0);
-            self.awaits_commit.push_back(AwaitsCommit {
+            let receipt = self.receipts.open(sender, Some(1));
+            self.after_commit(
                 record,
-                home: self.core,
-                receipt,
-            });
+                Then::Confirm {
+                    home: self.core,
+                    receipt,
+                },
+            );
             return Dispatched {
                 waits: true,
                 congested: None,
@@ -46,24 +49,26 @@ impl Shard {
         }
         let cores = self.find_interested(message);
         let delivered = if cores.contains(&self.core.0) {
-            self.deliver(message)
+            self.deliver(message, origin)
         } else {
             None
         };
         let record = record.max(retained).max(delivered);
         let parts = self.count_others(&cores) + u32::from(record.is_some());
         let receipt = match sender {
-            Some(sender) if parts > 0 => Some(self.receipts.open(sender, Some(parts), 0)),
+            Some(sender) if parts > 0 => Some(self.receipts.open(sender, Some(parts))),
             _ => None,
         };
         if let (Some(receipt), Some(record)) = (receipt, record) {
-            self.awaits_commit.push_back(AwaitsCommit {
+            self.after_commit(
                 record,
-                home: self.core,
-                receipt,
-            });
+                Then::Confirm {
+                    home: self.core,
+                    receipt,
+                },
+            );
         }
-        let congested = self.forward(&cores, receipt.map(|receipt| (self.core, receipt)), message);
+        let congested = self.forward(&cores, receipt.map(|receipt| (self.core, receipt)), origin, message);
         self.cores_wanting = cores;
         Dispatched {
             waits: receipt.is_some(),
@@ -77,29 +82,26 @@ impl Shard {
         from: PeerId,
         receipt: Option<ReceiptId>,
         retain: bool,
+        origin: Option<Doubt>,
         message: &Message<'_>,
     ) {
         let retained = if retain { Some(self.retain(message)) } else { None };
         let cores = self.find_interested(message);
         let delivered = if cores.contains(&self.core.0) {
-            self.deliver(message)
+            self.deliver(message, origin)
         } else {
             None
         };
         if let Some(receipt) = receipt {
             let record = retained.max(delivered);
             if let Some(record) = record {
-                self.awaits_commit.push_back(AwaitsCommit {
-                    record,
-                    home: from,
-                    receipt,
-                });
+                self.after_commit(record, Then::Confirm { home: from, receipt });
             }
             let parts = self.count_others(&cores) + u32::from(record.is_some());
             self.send(from, Lane::ToHome, &ShardMessage::Routed { receipt, parts });
         }
         // Past the bound, the next batch of requests is not taken: nobody to pause here.
-        self.forward(&cores, receipt.map(|receipt| (from, receipt)), message);
+        self.forward(&cores, receipt.map(|receipt| (from, receipt)), origin, message);
         self.cores_wanting = cores;
     }
 
@@ -119,11 +121,13 @@ impl Shard {
         &mut self,
         cores: &[u16],
         receipt: Option<(PeerId, ReceiptId)>,
+        origin: Option<Doubt>,
         message: &Message<'_>,
     ) -> Option<(PeerId, Lane)> {
         let mut congested = None;
         let deliver = ShardMessage::Deliver {
             receipt,
+            origin,
             message: *message,
         };
         for core in cores {

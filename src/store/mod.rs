@@ -8,16 +8,7 @@
 pub mod memory;
 
 use crate::shard::RecordNumber;
-use crate::shard::record::{Fetch, Record, SessionKey, StoredEntry};
-
-/// The answer to a [`Fetch`]: entries in ascending order of sequence.
-#[derive(Debug, PartialEq)]
-pub struct Fetched {
-    pub session: SessionKey,
-    pub entries: Vec<StoredEntry>,
-    /// Nothing was left behind the last entry when the store looked.
-    pub is_end: bool,
-}
+use crate::shard::record::{Fetch, Fetched, Record};
 
 /// One core's door to the store.
 pub enum Door {

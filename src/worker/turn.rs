@@ -451,6 +451,8 @@ impl Core {
 
     /// Whatever has room goes; what has none is awaited by the mesh.
     fn mesh_out(&mut self) -> bool {
+        // Before what it makes other cores write: the store takes records in the order of their causes.
+        self.parts.store.flush();
         let mut sent = false;
         let mut at = 0;
         while let Some((peer, lane)) = self.forwards.get(at).copied() {
@@ -476,11 +478,17 @@ impl Core {
     // --- store, time, control ----------------------------------------------------------------------------------------
 
     fn commit(&mut self) -> bool {
-        let Some(up_to) = self.parts.store.committed() else {
-            return false;
-        };
-        self.turn(Input::Committed { up_to });
-        true
+        self.parts.store.flush();
+        let mut busy = false;
+        if let Some(up_to) = self.parts.store.committed() {
+            self.turn(Input::Committed { up_to });
+            busy = true;
+        }
+        while let Some(fetched) = self.parts.store.fetched() {
+            self.turn(Input::Fetched(fetched));
+            busy = true;
+        }
+        busy
     }
 
     fn deadlines(&mut self) {

@@ -14,6 +14,7 @@ use skein::registry::access::Access;
 use skein::shard::event::{ConnectionId, Input, Lane, Millis, Output, PeerId};
 use skein::shard::greeting::{Greeting, greet};
 use skein::shard::{Limits, Shard, ShardConfig};
+use skein::store::Door;
 
 use crate::runner::{Driver, Heard};
 use crate::script::Control;
@@ -23,6 +24,8 @@ const STEP_MS: u64 = 50;
 
 pub struct Heart {
     shards: Vec<Shard>,
+    /// A Session stays on its core, so each core may have a store of its own.
+    stores: Vec<Door>,
     access: Access,
     client_id_bytes_max: usize,
     connections: Vec<Connection>,
@@ -79,6 +82,7 @@ impl Heart {
         });
         Ok(Heart {
             shards: shards.collect(),
+            stores: (0..cores).map(|_| Door::memory()).collect(),
             access: Access::Open,
             client_id_bytes_max,
             connections: Vec::new(),
@@ -124,8 +128,15 @@ impl Heart {
                         }
                     }
                 }
-                Output::Persist(up_to, _) => {
+                Output::Persist(number, record) => {
+                    self.stores[core].push(number, record);
+                    let up_to = self.stores[core].committed().expect("confirmed at once");
                     self.shards[core].handle(Input::Committed { up_to }, self.now);
+                }
+                Output::Fetch(fetch) => {
+                    self.stores[core].fetch(fetch);
+                    let fetched = self.stores[core].fetched().expect("answered at once");
+                    self.shards[core].handle(Input::Fetched(fetched), self.now);
                 }
             }
         }
