@@ -175,6 +175,10 @@ impl Oracle {
         self.clients_of[&session]
     }
 
+    pub fn has_met_durable(&self) -> bool {
+        !self.clients_of.is_empty()
+    }
+
     pub fn link_of(&self, client: usize) -> Option<usize> {
         self.sessions[client].link
     }
@@ -205,7 +209,10 @@ impl Oracle {
                 if let Some(message) = message {
                     self.records.entry(message).or_default().push(serial);
                 }
-                self.retained.entry(topic.to_string()).or_default().push((serial, message));
+                self.retained
+                    .entry(topic.to_string())
+                    .or_default()
+                    .push((serial, message));
             }
             Record::PacketIdReceived { session, packet_id } => {
                 let client = self.client_of(*session);
@@ -541,7 +548,9 @@ impl World {
                     continue;
                 }
                 let queued = oracle.queued.get(&number).map_or(&[][..], Vec::as_slice);
-                let is_queued = queued.iter().any(|(session_number, _)| session.number == Some(*session_number));
+                let is_queued = queued
+                    .iter()
+                    .any(|(session_number, _)| session.number == Some(*session_number));
                 assert!(
                     is_queued,
                     "message {number} is not recorded for the durable Session of client {client}, which waits for it"

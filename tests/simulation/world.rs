@@ -16,8 +16,8 @@ use skein::mqtt::packet::{Connect, Level, Packet};
 use skein::registry::access::{Access, AccountId};
 use skein::shard::greeting::{Greeting, greet};
 use skein::shard::message::{Messages, ShardMessage};
-use skein::shard::restore::restore;
 use skein::shard::record::{Fetch, Fetched, Record};
+use skein::shard::restore::restore;
 use skein::shard::{CloseReason, ConnectionId, Input, Lane, Millis, Output, PeerId, Shard, ShardConfig};
 
 use crate::disk::Disk;
@@ -622,7 +622,11 @@ impl World {
                 self.disk.begin(units);
             }
             2 if self.disk.is_writing() => {
-                let outage = if self.disk_is_full { 2 } else { self.profile.outage_percent };
+                let outage = if self.disk_is_full {
+                    2
+                } else {
+                    self.profile.outage_percent
+                };
                 self.disk_is_full ^= self.random.percent(outage);
                 if self.disk_is_full || self.random.percent(self.profile.commit_fails_percent) {
                     self.event(15, 0, || "the commit fails".to_owned());
@@ -676,7 +680,12 @@ impl World {
     fn commit(&mut self) {
         let serials = self.disk.commit();
         self.event(9, serials.len() as u64, || {
-            format!("on disk: {} records, {:?} to {:?}", serials.len(), serials.first(), serials.last())
+            format!(
+                "on disk: {} records, {:?} to {:?}",
+                serials.len(),
+                serials.first(),
+                serials.last()
+            )
         });
         self.oracle.on_disk(&serials);
     }
@@ -973,7 +982,11 @@ fn brief_fetched(fetched: &Fetched) -> String {
     };
     let entries = window.entries.iter().map(|entry| {
         let released = if entry.released { " released" } else { "" };
-        format!("{} m{:?}{released}", entry.sequence, message_number(entry.message.payload()))
+        format!(
+            "{} m{:?}{released}",
+            entry.sequence,
+            message_number(entry.message.payload())
+        )
     });
     let entries: Vec<String> = entries.collect();
     let end = if window.is_end { ", the end" } else { "" };
