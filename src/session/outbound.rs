@@ -147,7 +147,9 @@ pub struct Outbound {
 }
 
 impl Outbound {
-    /// The deliveries of a durable Session as a start finds them: sequences `first..end` are on disk.
+    /// The deliveries of a durable Session as a start finds them: sequences `first..end` are on disk. Some were in flight
+    /// when the last run ended, and some had been acknowledged without the disk knowing it, no more than memory held and
+    /// the client could take meanwhile.
     pub fn stored(first: u64, end: u64, bytes: usize, limits: &Limits) -> Outbound {
         Outbound {
             first,
@@ -155,7 +157,7 @@ impl Outbound {
             next: end,
             sent_to: first,
             stored_bytes: bytes,
-            doubtful: limits.inflight_max,
+            doubtful: doubtful_max(limits),
             ..Outbound::default()
         }
     }
@@ -510,6 +512,13 @@ impl Outbound {
     }
 }
 
+/// Entries on disk at a start that may have been sent before. When the last record on disk was pushed, this many were in
+/// flight or in memory; of what was read later, one answer had been asked for, one more may have been asked for, and
+/// then as many as the client takes without an acknowledgement.
+fn doubtful_max(limits: &Limits) -> usize {
+    2 * (limits.inflight_max + QUEUE_WINDOW_MESSAGES)
+}
+
 /// Identifiers follow sequences around the circle.
 fn packet_id_of(sequence: u64) -> PacketId {
     PacketId::new((sequence % PACKET_IDS as u64) as u16 + 1).expect("1 to 65,535")
@@ -831,16 +840,23 @@ mod tests {
     #[test]
     fn after_a_start_what_may_have_been_sent_is_flagged_and_no_more() {
         let mut session = Session::new(2, true);
-        for (sequence, payload) in [(10, "a"), (12, "b"), (13, "c")] {
-            session.disk.insert(sequence, (payload.into(), QOS1, false));
+        let flagged = doubtful_max(&session.limits) as u64;
+        // The first is followed by a gap.
+        for sequence in [10].into_iter().chain(12..12 + flagged) {
+            session.disk.insert(sequence, ("m".into(), QOS1, false));
         }
-        session.outbound = Outbound::stored(10, 14, 3, &session.limits);
-        session.fetch(10);
+        session.outbound = Outbound::stored(10, 12 + flagged, 0, &session.limits);
+        session.fetch(usize::MAX);
         session.refill();
-        assert_eq!(session.written(), ["11 a+", "13 b+"]);
-        session.puback(11);
+        assert_eq!(session.written(), ["11 m+", "13 m+"]);
+        for next in 14..12 + flagged {
+            session.puback(if next == 14 { 11 } else { next as u16 - 2 });
+            session.refill();
+            assert_eq!(session.written(), [format!("{next} m+")]);
+        }
+        session.puback((10 + flagged) as u16);
         session.refill();
-        assert_eq!(session.written(), ["14 c"]);
+        assert_eq!(session.written(), [format!("{} m", 12 + flagged)]);
     }
 
     #[test]
