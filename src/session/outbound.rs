@@ -54,6 +54,8 @@ pub enum Offered {
     Sent,
     /// Waits in the queue.
     Queued,
+    /// The same, and the queue is at its bound: who publishes to this connected client should be held back.
+    QueuedFull,
     /// QoS 0, and the outbox is at its bound.
     DroppedOutboxFull,
     /// The queue is at its bound.
@@ -136,6 +138,12 @@ pub struct Outbound {
     fetched_to: u64,
     /// Bytes of what is on disk only.
     stored_bytes: usize,
+    /// Entries that are on disk only and have not been sent in this run of the broker.
+    stored_unsent: u64,
+    /// Entries of `queue` that have been sent in this run, on an earlier connection.
+    queued_sent: usize,
+    /// Publishers have waited in vain for this queue to drain: until half of it has, they wait no more.
+    is_given_up: bool,
     /// One past the last sequence that was ever sent.
     sent_to: u64,
     /// Entries still to be read back that may have been sent in an earlier run.
@@ -147,14 +155,15 @@ pub struct Outbound {
 }
 
 impl Outbound {
-    /// The deliveries of a durable Session as a start finds them: sequences `first..end` are on disk.
-    pub fn stored(first: u64, end: u64, bytes: usize, limits: &Limits) -> Outbound {
+    /// The deliveries of a durable Session as a start finds them: `entries` of the sequences `first..end` are on disk.
+    pub fn stored(first: u64, end: u64, entries: u64, bytes: usize, limits: &Limits) -> Outbound {
         Outbound {
             first,
             fetched_to: first,
             next: end,
             sent_to: first,
             stored_bytes: bytes,
+            stored_unsent: entries,
             doubtful: limits.inflight_max,
             ..Outbound::default()
         }
@@ -176,13 +185,23 @@ impl Outbound {
             || (!self.has_stored() && self.queue.len() < (limits.queued_max / 2).min(QUEUE_WINDOW_MESSAGES / 4))
     }
 
-    /// Messages that have never been sent.
+    /// Messages that have not been sent in this run of the broker.
     pub fn queued(&self) -> u64 {
-        let in_memory = self
-            .queue
-            .iter()
-            .filter(|queued| queued.qos == QoS::AtMostOnce || queued.sequence >= self.sent_to);
-        in_memory.count() as u64 + self.next - self.fetched_to.max(self.sent_to).min(self.next)
+        (self.queue.len() - self.queued_sent) as u64 + self.stored_unsent
+    }
+
+    /// Whether half of the queue is free again, after it was full.
+    pub fn has_drained(&self, limits: &Limits) -> bool {
+        self.queued() <= limits.queued_max as u64 / 2 && self.waiting_bytes() <= limits.queued_bytes_max / 2
+    }
+
+    /// Publishers have been held back long enough for this client.
+    pub fn give_up(&mut self) {
+        self.is_given_up = true;
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        self.queued_bytes + self.stored_bytes
     }
 
     /// The sequence of the message that was offered last and not dropped, if it was above QoS 0.
@@ -235,15 +254,25 @@ impl Outbound {
         } else if qos == QoS::AtMostOnce {
             return Offered::DroppedAway;
         }
-        let waiting = self.queue.len() + (self.next - self.fetched_to.max(self.sent_to)) as usize;
         // QoS 0 may fill half the queue only, so that it gives way before QoS 1 and 2; nor is it written to disk, where
         // its place would be while older messages come back from there.
-        let full = waiting >= limits.queued_max
-            || self.queued_bytes + self.stored_bytes + len > limits.queued_bytes_max
-            || (qos == QoS::AtMostOnce && (self.queued_qos0 >= limits.queued_max / 2 || self.has_stored()));
-        if full {
+        if qos == QoS::AtMostOnce && (self.queued_qos0 >= limits.queued_max / 2 || self.has_stored()) {
             return Offered::DroppedQueueFull;
         }
+        self.is_given_up &= is_connected && !self.has_drained(limits);
+        // At its bound the queue of a connected client holds its publishers back, and as much again has room for what
+        // they had sent before they heard of it.
+        let holds_back = is_connected && qos != QoS::AtMostOnce && !self.is_given_up;
+        let factor = if holds_back { 2 } else { 1 };
+        let (waiting, bytes) = (self.queued() as usize, self.waiting_bytes() + len);
+        if waiting >= limits.queued_max.saturating_mul(factor) || bytes > limits.queued_bytes_max.saturating_mul(factor)
+        {
+            return Offered::DroppedQueueFull;
+        }
+        let queued = match holds_back && (waiting + 1 >= limits.queued_max || bytes >= limits.queued_bytes_max) {
+            true => Offered::QueuedFull,
+            false => Offered::Queued,
+        };
         let message = shared.get_or_insert_with(|| SharedMessage::new(message)).clone();
         let sequence = self.next;
         let record = match keeping {
@@ -253,7 +282,8 @@ impl Outbound {
                 if qos != QoS::AtMostOnce && (!is_connected || self.has_stored() || !has_window) {
                     self.next += 1;
                     self.stored_bytes += len;
-                    return Offered::Queued;
+                    self.stored_unsent += 1;
+                    return queued;
                 }
                 if qos == QoS::ExactlyOnce { record } else { 0 }
             }
@@ -271,17 +301,31 @@ impl Outbound {
             sequence,
             record,
         });
-        Offered::Queued
+        queued
     }
 
     fn push(&mut self, queued: Queued) {
         self.queued_bytes += queued.message.len();
         self.queued_qos0 += usize::from(queued.qos == QoS::AtMostOnce);
+        self.queued_sent += usize::from(self.has_sent(&queued));
         self.queue.push_back(queued);
     }
 
+    fn pop(&mut self) -> Option<Queued> {
+        let queued = self.queue.pop_front()?;
+        self.queued_bytes -= queued.message.len();
+        self.queued_qos0 -= usize::from(queued.qos == QoS::AtMostOnce);
+        self.queued_sent -= usize::from(self.has_sent(&queued));
+        Some(queued)
+    }
+
+    /// Whether a message was sent in this run, on an earlier connection.
+    fn has_sent(&self, queued: &Queued) -> bool {
+        queued.qos != QoS::AtMostOnce && queued.sequence < self.sent_to
+    }
+
     /// Writes what may be written now, as far as window, outbox and the commits of the disk allow. Counts what it writes
-    /// through `wrote(qos, again)`.
+    /// through `wrote(qos, again)`: each message once for the first time in this run of the broker.
     pub fn refill(
         &mut self,
         outbox: &mut Outbox,
@@ -298,35 +342,23 @@ impl Outbound {
             if front.qos != QoS::AtMostOnce && waits {
                 return;
             }
-            let Some(front) = self.queue.pop_front() else { return };
-            let Queued {
-                ref message,
-                qos,
-                again,
-                ..
-            } = front;
-            self.queued_bytes -= message.len();
-            self.queued_qos0 -= usize::from(qos == QoS::AtMostOnce);
-            let packet_id = if qos == QoS::AtMostOnce {
-                None
-            } else {
-                Some(self.place(&front))
+            let Some(front) = self.pop() else { return };
+            let Queued { ref message, qos, .. } = front;
+            let again = self.has_sent(&front);
+            let packet_id = match qos {
+                QoS::AtMostOnce => None,
+                _ => Some(self.place(&front)),
             };
+            if !(again && front.released) {
+                wrote(qos, again);
+            }
             let out = outbox.writer(pool);
             match packet_id {
                 Some(packet_id) if front.released && level == Level::V31 => encode::pubrel_again_v31(out, packet_id),
                 Some(packet_id) if front.released => encode::pubrel(out, packet_id),
                 _ => {
-                    encode::publish(
-                        out,
-                        again,
-                        qos,
-                        front.retain,
-                        message.topic(),
-                        packet_id,
-                        message.payload(),
-                    );
-                    wrote(qos, again);
+                    let (topic, payload) = (message.topic(), message.payload());
+                    encode::publish(out, front.again, qos, front.retain, topic, packet_id, payload);
                 }
             }
         }
@@ -366,6 +398,7 @@ impl Outbound {
             let again = sequence < self.sent_to || self.doubtful > 0;
             self.doubtful = self.doubtful.saturating_sub(1);
             self.stored_bytes = self.stored_bytes.saturating_sub(message.len());
+            self.stored_unsent -= u64::from(sequence >= self.sent_to);
             let record = 0;
             self.push(Queued {
                 message,
@@ -381,7 +414,8 @@ impl Outbound {
             self.fetched_to = self.fetched_to.max(asked_to);
         }
         if !self.has_stored() {
-            (self.stored_bytes, self.doubtful) = (0, 0);
+            debug_assert_eq!(self.stored_unsent, 0, "what has not been sent has come back");
+            (self.stored_bytes, self.stored_unsent, self.doubtful) = (0, 0, 0);
         }
     }
 
@@ -412,14 +446,16 @@ impl Outbound {
     /// The connection of a durable Session is gone: from now on everything is on disk only. Returns how many QoS 0
     /// messages go with it.
     pub fn disconnected(&mut self) -> usize {
-        let inflight = self.inflight.drain(..).filter(|entry| entry.flow != Flow::Ended);
+        self.stored_unsent += (self.queue.len() - self.queued_qos0 - self.queued_sent) as u64;
+        let inflight = self.inflight.iter().filter(|entry| entry.flow != Flow::Ended);
         self.stored_bytes += inflight.map(|entry| entry.len as usize).sum::<usize>();
-        let queue = self.queue.drain(..).filter(|queued| queued.qos != QoS::AtMostOnce);
+        let queue = self.queue.iter().filter(|queued| queued.qos != QoS::AtMostOnce);
         self.stored_bytes += queue.map(|queued| queued.message.len()).sum::<usize>();
         (self.inflight, self.queue) = (VecDeque::new(), VecDeque::new());
         self.fetched_to = self.first;
         self.unacknowledged = 0;
-        self.queued_bytes = 0;
+        (self.queued_bytes, self.queued_sent) = (0, 0);
+        self.is_given_up = false;
         self.stale_answers += u32::from(self.asked.take().is_some());
         std::mem::take(&mut self.queued_qos0)
     }
@@ -726,7 +762,7 @@ mod tests {
     #[test]
     fn identifiers_go_round_without_0_and_stay_after_a_resume() {
         let mut session = Session::new(4, true);
-        session.outbound = Outbound::stored(65_533, 65_533, 0, &session.limits);
+        session.outbound = Outbound::stored(65_533, 65_533, 0, 0, &session.limits);
         for payload in ["a", "b", "c", "d"] {
             session.offer(payload, QOS1);
         }
@@ -834,7 +870,7 @@ mod tests {
         for (sequence, payload) in [(10, "a"), (12, "b"), (13, "c")] {
             session.disk.insert(sequence, (payload.into(), QOS1, false));
         }
-        session.outbound = Outbound::stored(10, 14, 3, &session.limits);
+        session.outbound = Outbound::stored(10, 14, 3, 3, &session.limits);
         session.fetch(10);
         session.refill();
         assert_eq!(session.written(), ["11 a+", "13 b+"]);

@@ -144,6 +144,10 @@ pub mod paused {
     pub const RECEIPTS: u8 = 2;
     /// The store is behind.
     pub const STORE: u8 = 4;
+    /// The queue of a subscriber is full.
+    pub const OVERFLOW: u8 = 8;
+    /// The disk must know that the Session which it replaced has ended.
+    pub const ENDED_SESSION: u8 = 16;
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -19,8 +19,10 @@ mod connect;
 pub mod deadlines;
 mod deliver;
 pub mod event;
+mod expiry;
 pub mod greeting;
 pub mod message;
+mod overflow;
 pub mod peers;
 mod publish;
 pub mod receipt;
@@ -52,11 +54,15 @@ use crate::session::will::Ending;
 
 use clients::{Clients, Connection, State};
 use deadlines::{Deadlines, TickNumber};
+use expiry::Expiry;
 use message::{Messages, ShardMessage};
+use overflow::Overflows;
 use peers::Peers;
 use receipt::{AwaitsCommit, Receipts, Then};
 use record::{Fetched, Origin, Record, SessionNumber};
 use subscribe::PendingSubscribe;
+
+pub use expiry::UnixTime;
 
 pub use event::{CloseReason, ConnectionId, Input, Lane, Millis, Output, PeerId, RecordNumber, Violation};
 
@@ -69,6 +75,10 @@ pub struct Limits {
     pub queued_bytes_max: usize,
     pub outbox_bytes_max: usize,
     pub subscriptions_max: usize,
+    /// How long the full queue of a connected client holds its publishers back.
+    pub overflow_wait_ms: u64,
+    /// How long a durable Session waits for its client; None: for ever.
+    pub session_expiry_s: Option<u64>,
 }
 
 impl Default for Limits {
@@ -81,6 +91,8 @@ impl Default for Limits {
             queued_bytes_max: QUEUED_BYTES_MAX,
             outbox_bytes_max: OUTBOX_BYTES_MAX,
             subscriptions_max: SUBSCRIPTIONS_PER_SESSION_MAX,
+            overflow_wait_ms: OVERFLOW_WAIT_MS,
+            session_expiry_s: None,
         }
     }
 }
@@ -95,6 +107,7 @@ pub struct ShardConfig {
     pub hash_key: [u64; 4],
     pub limits: Limits,
     pub access: Access,
+    pub unix_time: UnixTime,
 }
 
 /// The state of one core.
@@ -137,6 +150,10 @@ pub struct Shard {
     in_doubt: HashMap<Origin, Vec<SessionNumber>, RandomState>,
     unsettled: HashSet<Origin, RandomState>,
 
+    overflows: Overflows,
+    /// None: durable Sessions wait for their clients for ever.
+    expiry: Option<Expiry>,
+
     outputs: VecDeque<Output>,
     pool: BufferPool,
     counters: Counters,
@@ -156,7 +173,9 @@ impl Shard {
             hash_key,
             limits,
             access,
+            unix_time,
         } = config;
+        let session_expiry_s = limits.session_expiry_s;
         assert!(core.0 < cores, "a core is one of the cores");
         let [a, b, c, d] = hash_key;
         Shard {
@@ -194,6 +213,9 @@ impl Shard {
             fetches: 0,
             in_doubt: HashMap::with_hasher(RandomState::with_seeds(a, b, c, d)),
             unsettled: HashSet::with_hasher(RandomState::with_seeds(a, b, c, d)),
+            overflows: Overflows::new(limits.overflow_wait_ms, RandomState::with_seeds(a, b, c, d)),
+            expiry: session_expiry_s
+                .map(|after_s| Expiry::new(after_s, unix_time, RandomState::with_seeds(a, b, c, d))),
             outputs: VecDeque::new(),
             pool: BufferPool::new(),
             counters: Counters::default(),
@@ -270,7 +292,9 @@ impl Shard {
 
     /// When a `Tick` is due at the latest; `None` while nothing is timed.
     pub fn next_deadline(&self) -> Option<Millis> {
-        self.deadlines.next_deadline()
+        let expiry = self.expiry.as_ref().and_then(Expiry::next_deadline);
+        let deadlines = [self.deadlines.next_deadline(), self.overflows.next_deadline(), expiry];
+        deadlines.into_iter().flatten().min()
     }
 
     /// Connections that are open now.
@@ -306,6 +330,21 @@ impl Shard {
 
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// The counters, and what waits at this moment.
+    pub fn report(&self) -> Counters {
+        let sessions = self.clients.sessions.iter();
+        let queued = sessions
+            .filter_map(|(_, client)| client.outbound.as_ref())
+            .map(|outbound| outbound.queued());
+        Counters {
+            queued_now: queued.sum(),
+            sessions_now: self.clients.sessions.len() as u64,
+            connections_now: self.clients.open as u64,
+            retained_now: self.retained.len() as u64,
+            ..self.counters.clone()
+        }
     }
 
     pub fn counters_mut(&mut self) -> &mut Counters {
@@ -394,6 +433,8 @@ impl Shard {
                 }
                 ShardMessage::Retained { scan, message } => self.retained_came(scan, &message),
                 ShardMessage::RetainedEnd { scan, finished } => self.retained_ended(scan, finished),
+                ShardMessage::HoldBack { receipt, session } => self.hold_back_sender(from, session, receipt),
+                ShardMessage::LetGo { session } => self.let_go_held(from, session),
             }
         }
     }
@@ -445,6 +486,7 @@ impl Shard {
             Then::Complete { connection, packet_id } => {
                 self.write(connection, |out| crate::mqtt::encode::pubcomp(out, packet_id));
             }
+            Then::Accept { connection } => self.accept(connection, false),
             Then::Subscribed { request } => self.answered(request),
             Then::Unsubscribed { connection, packet_id } => {
                 self.write(connection, |out| crate::mqtt::encode::unsuback(out, packet_id));
@@ -463,6 +505,8 @@ impl Shard {
     }
 
     fn tick(&mut self, now: Millis) {
+        self.give_up_overflows();
+        self.expire_sessions(now);
         let mut due = std::mem::take(&mut self.due);
         self.deadlines.expire(now, &mut due);
         for id in due.drain(..) {

@@ -15,6 +15,7 @@ use crate::session::message::Message;
 use super::clients::{Connection, paused};
 use super::event::{ConnectionId, Lane, PeerId};
 use super::message::{Doubt, ShardMessage};
+use super::overflow::Publisher;
 use super::receipt::{Sender, Then};
 use super::record::{Origin, Record};
 use super::{Shard, mark};
@@ -107,6 +108,7 @@ impl Shard {
             None => self.dispatch(&message, retain, Some(sender)),
             Some(origin) => self.dispatch_once(&message, retain, sender, origin),
         };
+        self.hold_back(Some(Publisher::Here(id)));
         if dispatched.waits
             && let Some((key, packet_id)) = sender.packet_id
             && let Some(received) = self.clients.session(key).and_then(|client| client.received.as_mut())

@@ -112,7 +112,6 @@ impl Record {
         matches!(
             self,
             Record::Delivered { .. }
-                | Record::SessionEnded { .. }
                 | Record::SessionStarted { .. }
                 | Record::SessionAway { .. }
                 | Record::SessionBack { .. }
@@ -217,6 +216,7 @@ pub struct StoredEntry {
 /// All that a start must know before the first client comes; queues stay where they are.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stored {
+    /// In ascending order of their numbers.
     pub sessions: Vec<StoredSession>,
     pub retained: Vec<StoredRetained>,
     /// Messages that were queued for these Sessions while their PUBLISH was not yet acknowledged.

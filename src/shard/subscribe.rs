@@ -333,6 +333,8 @@ impl Shard {
             &limits,
             &mut durable,
         );
+        // What is retained has no publisher that could wait.
+        self.hold_back(None);
         if !durable.is_empty() {
             let message = shared.expect("a durable Session keeps its message");
             self.persist(Record::Queued {

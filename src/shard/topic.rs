@@ -12,6 +12,7 @@ use crate::session::message::Message;
 use super::Shard;
 use super::event::{Lane, PeerId, RecordNumber};
 use super::message::{Doubt, ShardMessage};
+use super::overflow::Publisher;
 use super::publish::Dispatched;
 use super::receipt::{ReceiptId, Sender, Then};
 use super::record::Record;
@@ -92,6 +93,7 @@ impl Shard {
         } else {
             None
         };
+        self.hold_back(receipt.map(|receipt| Publisher::At(from, receipt)));
         if let Some(receipt) = receipt {
             let record = retained.max(delivered);
             if let Some(record) = record {

@@ -139,6 +139,7 @@ impl World {
                     hash_key: HASH_KEY.map(|part| part ^ key_offset),
                     limits: profile.limits.clone(),
                     access: Access::Open,
+                    unix_time: UnixTime::default(),
                 })
             })
             .collect();
