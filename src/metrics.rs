@@ -116,6 +116,8 @@ counters! {
     sessions_expired,
     /// Retained messages sent to new subscriptions.
     retained_delivered,
+    /// Retained messages that were given up because their value on disk was damaged.
+    retained_damaged,
     /// SUBSCRIBE filters granted.
     subscribed,
     /// SUBSCRIBE filters refused by the access rules or a bound.

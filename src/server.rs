@@ -174,6 +174,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
             outbox_bytes_max: config.outbox_bytes_max,
             subscriptions_max: config.subscriptions_per_session_max,
             overflow_wait_ms: config.overflow_wait.as_millis() as u64,
+            retained_memory_bytes_max: config.retained_memory_bytes_max,
             session_expiry_s: config.session_expiry.map(|expiry| expiry.as_secs()),
         },
         unix_time: UnixTime {

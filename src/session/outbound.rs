@@ -746,17 +746,61 @@ mod tests {
             assert_eq!(session.offer("b", QOS0), Offered::Queued);
         }
         assert_eq!(session.offer("c", QOS0), Offered::DroppedQueueFull);
-        for _ in 0..4 {
+        for _ in 0..3 {
             assert_eq!(session.offer("d", QOS1), Offered::Queued);
         }
+        assert_eq!(session.offer("d", QOS1), Offered::QueuedFull);
+        session.outbound.give_up();
         assert_eq!(session.offer("e", QOS1), Offered::DroppedQueueFull);
         for acknowledged in [1, 2] {
             session.outbound.puback(id(acknowledged)).unwrap();
             session.refill();
         }
         assert_eq!(session.offer("f", QOS0), Offered::Queued, "room again for QoS 0");
-        assert_eq!(session.offer(&"x".repeat(1_000), QOS1), Offered::DroppedQueueFull);
+        assert_eq!(session.offer(&"x".repeat(2_000), QOS1), Offered::DroppedQueueFull);
         assert_eq!(session.offer_to("g", QOS0, false), Offered::DroppedAway);
+    }
+
+    #[test]
+    fn a_full_queue_has_as_much_room_again_for_what_is_on_its_way_until_it_is_given_up() {
+        let mut session = Session::new(1, false);
+        session.offer("a", QOS1);
+        for _ in 0..9 {
+            assert_eq!(session.offer("b", QOS1), Offered::Queued);
+        }
+        for _ in 0..11 {
+            assert_eq!(session.offer("c", QOS1), Offered::QueuedFull);
+        }
+        assert_eq!(session.offer("d", QOS1), Offered::DroppedQueueFull);
+        session.outbound.give_up();
+        for acknowledged in 1..=14 {
+            session.outbound.puback(id(acknowledged)).unwrap();
+            session.refill();
+            session.written();
+        }
+        assert_eq!(
+            (session.outbound.queued(), session.outbound.has_drained(&session.limits)),
+            (6, false)
+        );
+        for _ in 0..4 {
+            assert_eq!(session.offer("e", QOS1), Offered::Queued);
+        }
+        assert_eq!(
+            session.offer("f", QOS1),
+            Offered::DroppedQueueFull,
+            "given up until half is free"
+        );
+        for acknowledged in 15..=19 {
+            session.outbound.puback(id(acknowledged)).unwrap();
+            session.refill();
+            session.written();
+        }
+        assert!(session.outbound.has_drained(&session.limits));
+        assert_eq!(
+            session.offer(&"x".repeat(998), QOS1),
+            Offered::QueuedFull,
+            "by its bytes"
+        );
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::session::outbox::Outbox;
 use super::deadlines::TickNumber;
 use super::event::ConnectionId;
 use super::record::{SessionKey, SessionNumber};
-use super::subscribe::Scans;
+use super::scan::Scans;
 
 /// What outlives a Network Connection if Clean Session is off, and ends with it otherwise.
 pub struct Client {

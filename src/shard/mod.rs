@@ -9,7 +9,7 @@
 //! ```text
 //! Input ─▶ handle ─┬▶ connect     CONNECT came home: refuse nothing, resume or start anew; every ending
 //!                  ├▶ publish     a client's PUBLISH on its home core ─▶ topic at its owner ─▶ deliver at the homes
-//!                  ├▶ subscribe   SUBSCRIBE, UNSUBSCRIBE, retained messages for new subscriptions
+//!                  ├▶ subscribe   SUBSCRIBE, UNSUBSCRIBE ─▶ scan   retained messages for new subscriptions
 //!                  └▶ deliver     PUBACK, PUBREC, PUBCOMP, room in an outbox
 //! poll_output ◀─ outputs, peers (batches for other cores), records (for the store)
 //! ```
@@ -28,6 +28,7 @@ mod publish;
 pub mod receipt;
 pub mod record;
 pub mod restore;
+mod scan;
 mod subscribe;
 #[cfg(test)]
 mod tests;
@@ -60,6 +61,7 @@ use overflow::Overflows;
 use peers::Peers;
 use receipt::{AwaitsCommit, Receipts, Then};
 use record::{Fetched, Origin, Record, SessionNumber};
+use scan::Parked;
 use subscribe::PendingSubscribe;
 
 pub use expiry::UnixTime;
@@ -79,6 +81,8 @@ pub struct Limits {
     pub overflow_wait_ms: u64,
     /// How long a durable Session waits for its client; None: for ever.
     pub session_expiry_s: Option<u64>,
+    /// Payloads of retained messages in memory, over all cores.
+    pub retained_memory_bytes_max: usize,
 }
 
 impl Default for Limits {
@@ -93,6 +97,7 @@ impl Default for Limits {
             subscriptions_max: SUBSCRIPTIONS_PER_SESSION_MAX,
             overflow_wait_ms: OVERFLOW_WAIT_MS,
             session_expiry_s: None,
+            retained_memory_bytes_max: RETAINED_MEMORY_BYTES_MAX,
         }
     }
 }
@@ -143,8 +148,9 @@ pub struct Shard {
     unconfirmed: VecDeque<u32>,
     unconfirmed_bytes: usize,
     store_paused: Vec<ConnectionId>,
-    /// Answers the store owes.
+    /// Answers the store owes, and chunks of retained messages that wait for some of them.
     fetches: usize,
+    parked: Slab<Parked>,
     /// QoS 2 messages of the last run that were queued for these Sessions, but not acknowledged. With several cores
     /// `unsettled` has those whose publisher is at home here and has not sent them again.
     in_doubt: HashMap<Origin, Vec<SessionNumber>, RandomState>,
@@ -198,7 +204,7 @@ impl Shard {
             deadlines: Deadlines::new(),
             subscriptions: Subscriptions::new(hash_key),
             interest: Interest::new(hash_key),
-            retained: RetainedMessages::new(),
+            retained: RetainedMessages::new(limits.retained_memory_bytes_max / usize::from(cores)),
             receipts: Receipts::default(),
             pending_subscribes: Slab::new(),
             next_scan: 0,
@@ -211,6 +217,7 @@ impl Shard {
             unconfirmed_bytes: 0,
             store_paused: Vec::new(),
             fetches: 0,
+            parked: Slab::new(),
             in_doubt: HashMap::with_hasher(RandomState::with_seeds(a, b, c, d)),
             unsettled: HashSet::with_hasher(RandomState::with_seeds(a, b, c, d)),
             overflows: Overflows::new(limits.overflow_wait_ms, RandomState::with_seeds(a, b, c, d)),
@@ -455,6 +462,7 @@ impl Shard {
             self.awaits_commit.pop_front();
             self.then(waits.then);
         }
+        self.retained.make_room(up_to.0);
         if self.unconfirmed_bytes <= STORE_BACKLOG_BYTES_MAX / 2 {
             for id in std::mem::take(&mut self.store_paused) {
                 self.resume(id, clients::paused::STORE);
@@ -466,7 +474,7 @@ impl Shard {
         self.fetches -= 1;
         match fetched {
             Fetched::Queue(window) => self.queue_fetched(window),
-            Fetched::Retained(_) => unreachable!("retained messages are in memory"),
+            Fetched::Retained(payloads) => self.retained_fetched(payloads),
         }
     }
 

@@ -253,5 +253,6 @@ pub struct StoredRetained {
     pub topic: Box<str>,
     /// `None`: beyond what a start may hold in memory; it is read when somebody wants it.
     pub payload: Option<Arc<[u8]>>,
+    pub payload_bytes: u32,
     pub qos: QoS,
 }

@@ -42,11 +42,18 @@ pub fn restore(shards: &mut [Shard], stored: Stored) {
             shards[usize::from(home.0)].unsettled.insert(*origin);
         }
     }
-    for StoredRetained { topic, payload, qos } in retained {
+    for retained in retained {
+        let StoredRetained {
+            topic,
+            payload,
+            payload_bytes,
+            qos,
+        } = retained;
         let topic = TopicName::trusted(&topic);
         let owner = shards[0].shard_key.owner(topic);
-        let payload = payload.expect("retained messages are in memory");
-        shards[usize::from(owner)].retained.set(topic, &payload, qos);
+        shards[usize::from(owner)]
+            .retained
+            .restore(topic, payload, payload_bytes, qos);
     }
     for session in sessions {
         let home = shards[0].home(session.account, &session.client_id);
@@ -66,9 +73,12 @@ pub fn restore(shards: &mut [Shard], stored: Stored) {
     }
 }
 
+/// A filter that is new on its core, and the cores that own its topics.
+type NewFilter = (Box<str>, std::ops::Range<u16>);
+
 impl Shard {
     /// Makes a Session as the store knew it. Returns the filters that are new on this core, and the cores to tell.
-    fn restore_session(&mut self, stored: StoredSession) -> (SessionKey, Vec<(Box<str>, std::ops::Range<u16>)>) {
+    fn restore_session(&mut self, stored: StoredSession) -> (SessionKey, Vec<NewFilter>) {
         let index = self
             .clients
             .insert_numbered(stored.account, stored.client_id, stored.session);

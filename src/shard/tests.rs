@@ -650,3 +650,51 @@ fn a_clean_connect_is_answered_when_the_disk_knows_that_the_durable_session_has_
     cores.receive(0, 0, &publish("t", QoS::AtLeastOnce, false, 1, b"m"));
     assert_eq!(cores.sent(0, 0), ["PUBACK 1"]);
 }
+
+#[test]
+fn retained_messages_that_are_on_disk_only_come_in_order_and_never_after_a_newer_live_one() {
+    let limits = Limits {
+        retained_memory_bytes_max: 0,
+        ..Limits::default()
+    };
+    for subscriber in [0, 1] {
+        let mut cores = Cores::new(2, limits.clone());
+        let topics: Vec<String> = (0..3).map(|number| cores.topic_of(0, &format!("r{number}-"))).collect();
+        cores.connect(0, 7, Level::V311, true);
+        for topic in &topics {
+            cores.receive(0, 7, &publish(topic, QoS::AtMostOnce, true, 0, b"old"));
+        }
+        cores.commit(0);
+        cores.said[0].clear();
+        cores.connect(subscriber, 1, Level::V311, true);
+        cores.subscribe(subscriber, 1, 1, "#", QoS::AtMostOnce);
+        cores.carry_all();
+        cores.sent(subscriber, 1);
+        let Some(Output::Fetch(record::Fetch::Retained(fetch))) = cores.said[0].last() else {
+            panic!("{:?}", cores.said[0])
+        };
+        assert_eq!(fetch.topics.iter().map(|topic| &**topic).collect::<Vec<_>>(), topics);
+        let ticket = fetch.ticket;
+        assert!(!cores.shards[0].is_quiescent());
+        cores.receive(0, 7, &publish(&topics[1], QoS::AtMostOnce, true, 0, b"new"));
+        cores.carry_all();
+        let payload = Some(b"old".as_slice().into());
+        let payloads = vec![payload.clone(), payload.clone(), None];
+        cores.input(
+            0,
+            Input::Fetched(Fetched::Retained(record::RetainedPayloads { ticket, payloads })),
+        );
+        cores.carry_all();
+        let live = format!("PUBLISH {} new", topics[1]);
+        let retained = format!("PUBLISH retained {} old", topics[0]);
+        assert_eq!(
+            cores.sent(subscriber, 1),
+            [live, retained],
+            "subscriber on {subscriber}"
+        );
+        // The last one's value was damaged: it is gone.
+        assert_eq!(cores.shards[0].retained_count(), 2);
+        cores.commit(0);
+        assert!(cores.shards.iter().all(Shard::is_quiescent));
+    }
+}

@@ -7,6 +7,8 @@
 //!           not miss it: it comes live if the core's registration came first, retained if not, and both ways to a core
 //!           that held the filter before for another Session.
 
+use std::sync::Arc;
+
 use crate::session::message::Message;
 
 use super::Shard;
@@ -142,11 +144,14 @@ impl Shard {
 
     /// Replaces or clears the retained message of the topic [MQTT-3.3.1-5] [MQTT-3.3.1-10].
     fn retain(&mut self, message: &Message<'_>) -> RecordNumber {
-        self.retained.set(message.topic, message.payload, message.qos);
-        self.persist(Record::Retained {
+        let payload: Arc<[u8]> = message.payload.into();
+        let record = self.persist(Record::Retained {
             topic: message.topic.as_str().into(),
-            payload: message.payload.into(),
+            payload: payload.clone(),
             qos: message.qos,
-        })
+        });
+        self.retained.set(message.topic, payload, message.qos, record.0);
+        self.retained.make_room(self.committed.0);
+        record
     }
 }

@@ -142,10 +142,12 @@ impl Tables {
     }
 
     fn payloads(&self, fetch: &RetainedFetch) -> RetainedPayloads {
-        let payload = |topic: &Box<str>| self.retained.get(topic).map(|(payload, _)| payload.clone());
+        let topics = fetch.topics.iter();
         RetainedPayloads {
             ticket: fetch.ticket,
-            payloads: fetch.topics.iter().map(payload).collect(),
+            payloads: topics
+                .map(|topic| self.retained.get(topic).map(|(payload, _)| payload.clone()))
+                .collect(),
         }
     }
 
@@ -176,6 +178,7 @@ impl Tables {
             StoredRetained {
                 topic: topic.clone(),
                 payload: fits.then(|| payload.clone()),
+                payload_bytes: payload.len() as u32,
                 qos: *qos,
             }
         });
