@@ -142,12 +142,10 @@ pub mod paused {
     pub const PEER: u8 = 1;
     /// Too many of its publishes wait for a receipt.
     pub const RECEIPTS: u8 = 2;
-    /// The store is behind.
-    pub const STORE: u8 = 4;
-    /// The queue of a subscriber is full.
-    pub const OVERFLOW: u8 = 8;
+    /// The queue of a subscriber is full, or the disk is behind.
+    pub const HELD_BACK: u8 = 4;
     /// The disk must know that the Session which it replaced has ended.
-    pub const ENDED_SESSION: u8 = 16;
+    pub const ENDED_SESSION: u8 = 8;
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -60,7 +60,11 @@ impl Shard {
         message: &Message<'_>,
     ) {
         let record = self.deliver(message, origin);
-        self.hold_back(receipt.map(|(home, receipt)| Publisher::At(home, receipt)));
+        let publisher = receipt.map(|(home, receipt)| Publisher::At(home, receipt));
+        self.hold_back(publisher);
+        if record.is_some() {
+            self.hold_back_for_disk(publisher);
+        }
         match (receipt, record) {
             (Some((home, receipt)), Some(record)) => {
                 self.after_commit(record, Then::Confirm { home, receipt });

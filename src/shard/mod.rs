@@ -57,7 +57,7 @@ use clients::{Clients, Connection, State};
 use deadlines::{Deadlines, TickNumber};
 use expiry::Expiry;
 use message::{Messages, ShardMessage};
-use overflow::Overflows;
+use overflow::{Overflows, Publisher};
 use peers::Peers;
 use receipt::{AwaitsCommit, Receipts, Then};
 use record::{Fetched, Origin, Record, SessionNumber};
@@ -147,7 +147,6 @@ pub struct Shard {
     /// Sizes of the records that are not confirmed, oldest first.
     unconfirmed: VecDeque<u32>,
     unconfirmed_bytes: usize,
-    store_paused: Vec<ConnectionId>,
     /// Answers the store owes, and chunks of retained messages that wait for some of them.
     fetches: usize,
     parked: Slab<Parked>,
@@ -215,7 +214,6 @@ impl Shard {
             awaits_commit: VecDeque::new(),
             unconfirmed: VecDeque::new(),
             unconfirmed_bytes: 0,
-            store_paused: Vec::new(),
             fetches: 0,
             parked: Slab::new(),
             in_doubt: HashMap::with_hasher(RandomState::with_seeds(a, b, c, d)),
@@ -376,9 +374,13 @@ impl Shard {
             };
             connection.last_packet = now;
             consumed += frame.len;
+            let last_record = self.last_record;
             match decode(frame, connection.level()) {
                 Ok(packet) => self.packet(id, packet),
                 Err(error) => self.close(id, CloseReason::Malformed(error)),
+            }
+            if self.last_record > last_record {
+                self.hold_back_for_disk(Some(Publisher::Here(id)));
             }
         }
         // Closed: whatever else came is not looked at.
@@ -463,11 +465,7 @@ impl Shard {
             self.then(waits.then);
         }
         self.retained.make_room(up_to.0);
-        if self.unconfirmed_bytes <= STORE_BACKLOG_BYTES_MAX / 2 {
-            for id in std::mem::take(&mut self.store_paused) {
-                self.resume(id, clients::paused::STORE);
-            }
-        }
+        self.let_go_for_disk();
     }
 
     fn fetched(&mut self, fetched: Fetched) {

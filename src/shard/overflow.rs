@@ -1,12 +1,13 @@
-//! Publishers that are held back because the queue of a connected client is full.
+//! Publishers that are held back because the queue of a connected client is full, or the disk is behind.
 //!
 //! Owns    the full queues of Sessions at home here, with when each is given up; and the connections at home here that are
-//!         held back by a queue on any core.
+//!         held back by a queue on any core. What waits for the disk is one more such queue of each core, [`STORE`].
 //! Called  by `shard::publish`, `shard::topic` and `shard::deliver` once a message has been given to everybody, by
 //!         `shard::deliver` when a queue drains, on `HoldBack` and `LetGo` from other cores, and on `Input::Tick`.
 //! Holds   - a full queue holds its publishers back for at most `overflow_wait` from the moment it was full, then it drops
 //!           what comes, and holds nobody back before half of it is free again;
-//!         - the queue of a client that is away holds nobody back: nobody drains it.
+//!         - the queue of a client that is away holds nobody back: nobody drains it;
+//!         - the disk is waited for as long as it takes: nothing that has been taken is dropped because of it.
 //!
 //! ```text
 //! home core of the subscriber                                home core of the publisher
@@ -17,14 +18,23 @@
 use std::collections::{HashMap, VecDeque};
 
 use ahash::RandomState;
+use indexmap::IndexSet;
+
+use crate::limits::STORE_BACKLOG_BYTES_MAX;
 
 use super::clients::paused;
 use super::deadlines::TickNumber;
 use super::event::{ConnectionId, Lane, PeerId};
 use super::message::ShardMessage;
 use super::receipt::ReceiptId;
-use super::record::SessionKey;
+use super::record::{SessionKey, SessionNumber};
 use super::{Shard, event::Millis};
+
+/// The records of a core that are not on disk, among its queues.
+const STORE: SessionKey = SessionKey {
+    index: u32::MAX,
+    number: SessionNumber(u64::MAX),
+};
 
 /// Who published the message that filled a queue.
 #[derive(Clone, Copy, Debug)]
@@ -41,20 +51,17 @@ pub struct Overflows {
     full: HashMap<SessionKey, Full, RandomState>,
     /// In the order of time; an entry counts if it is still the one of its queue.
     due: VecDeque<(TickNumber, SessionKey)>,
-    held: Vec<Held>,
+    /// By core and queue.
+    held: HashMap<(PeerId, SessionKey), IndexSet<ConnectionId, RandomState>, RandomState>,
+    /// How many queues hold a connection back.
+    holds: HashMap<ConnectionId, u32, RandomState>,
 }
 
 struct Full {
-    due: TickNumber,
+    /// `None`: it is never given up.
+    due: Option<TickNumber>,
     /// Other cores whose publishers were held back.
     told: Vec<PeerId>,
-}
-
-/// One connection at home here and one queue that holds it back.
-struct Held {
-    home: PeerId,
-    session: SessionKey,
-    connection: ConnectionId,
 }
 
 impl Overflows {
@@ -62,9 +69,10 @@ impl Overflows {
         Overflows {
             wait_ms,
             filled: Vec::new(),
-            full: HashMap::with_hasher(hasher),
+            full: HashMap::with_hasher(hasher.clone()),
             due: VecDeque::new(),
-            held: Vec::new(),
+            held: HashMap::with_hasher(hasher.clone()),
+            holds: HashMap::with_hasher(hasher),
         }
     }
 
@@ -100,11 +108,30 @@ impl Shard {
         self.overflows.filled = filled;
     }
 
+    /// Holds back whoever made this core write more than the disk keeps up with.
+    #[inline]
+    pub(super) fn hold_back_for_disk(&mut self, publisher: Option<Publisher>) {
+        if self.unconfirmed_bytes > STORE_BACKLOG_BYTES_MAX
+            && let Some(publisher) = publisher
+        {
+            self.hold_back_for(STORE, publisher);
+        }
+    }
+
+    /// The disk has caught up.
+    pub(super) fn let_go_for_disk(&mut self) {
+        if self.overflows.is_any_full() && self.unconfirmed_bytes <= STORE_BACKLOG_BYTES_MAX / 2 {
+            self.let_go(STORE);
+        }
+    }
+
+    #[cold]
     fn hold_back_for(&mut self, session: SessionKey, publisher: Publisher) {
         let due = TickNumber::at_or_after(self.now.millis().plus(self.overflows.wait_ms));
+        let due = (session != STORE).then_some(due);
         let Overflows { full, due: all_due, .. } = &mut self.overflows;
         let full = full.entry(session).or_insert_with(|| {
-            all_due.push_back((due, session));
+            all_due.extend(due.map(|due| (due, session)));
             Full { due, told: Vec::new() }
         });
         match publisher {
@@ -130,17 +157,18 @@ impl Shard {
         if self.clients.open_connection(connection).is_none() {
             return;
         }
-        let holds = |held: &Held| held.connection == connection && held.home == home && held.session == session;
-        if self.overflows.held.iter().any(holds) {
+        let Overflows { held, holds, .. } = &mut self.overflows;
+        // Their order is that of the resumes; a set, since one queue may hold back every publisher there is.
+        let hasher = holds.hasher().clone();
+        let by_queue = held
+            .entry((home, session))
+            .or_insert_with(|| IndexSet::with_hasher(hasher));
+        if !by_queue.insert(connection) {
             return;
         }
-        self.overflows.held.push(Held {
-            home,
-            session,
-            connection,
-        });
+        *holds.entry(connection).or_default() += 1;
         self.counters.held_back += 1;
-        self.pause(connection, paused::OVERFLOW);
+        self.pause(connection, paused::HELD_BACK);
     }
 
     /// Lets the publishers of a queue at home here go on.
@@ -156,17 +184,19 @@ impl Shard {
 
     /// A queue on core `home` holds nobody back any more.
     pub(super) fn let_go_held(&mut self, home: PeerId, session: SessionKey) {
-        let mut freed = Vec::new();
-        self.overflows.held.retain(|held| {
-            let is_free = held.home == home && held.session == session;
-            if is_free {
-                freed.push(held.connection);
-            }
-            !is_free
-        });
-        for connection in freed {
-            if !self.overflows.held.iter().any(|held| held.connection == connection) {
-                self.resume(connection, paused::OVERFLOW);
+        let Some(held) = self.overflows.held.remove(&(home, session)) else {
+            return;
+        };
+        for connection in held {
+            let holds = self
+                .overflows
+                .holds
+                .get_mut(&connection)
+                .expect("counted when it was held");
+            *holds -= 1;
+            if *holds == 0 {
+                self.overflows.holds.remove(&connection);
+                self.resume(connection, paused::HELD_BACK);
             }
         }
     }
@@ -177,7 +207,12 @@ impl Shard {
             && due <= self.now
         {
             self.overflows.due.pop_front();
-            if self.overflows.full.get(&session).is_none_or(|full| full.due != due) {
+            if self
+                .overflows
+                .full
+                .get(&session)
+                .is_none_or(|full| full.due != Some(due))
+            {
                 continue;
             }
             if let Some(client) = self.clients.session(session) {

@@ -47,7 +47,7 @@ pub enum Record {
         account: AccountId,
         client_id: Box<str>,
     },
-    /// It is gone, with its subscriptions, queue and identifiers.
+    /// It is gone, with its subscriptions, queue and identifiers, and whatever is in doubt of its PUBLISH packets.
     SessionEnded {
         session: SessionNumber,
     },

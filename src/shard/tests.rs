@@ -698,3 +698,37 @@ fn retained_messages_that_are_on_disk_only_come_in_order_and_never_after_a_newer
         assert!(cores.shards.iter().all(Shard::is_quiescent));
     }
 }
+
+#[test]
+fn who_writes_more_than_the_disk_keeps_up_with_is_held_back_on_whatever_core() {
+    let limits = Limits {
+        queued_bytes_max: 1 << 30,
+        ..Limits::default()
+    };
+    for publisher in [0, 1] {
+        let mut cores = Cores::new(2, limits.clone());
+        let topic = cores.topic_of(1, "t");
+        cores.connect(1, 1, Level::V311, false);
+        cores.subscribe(1, 1, 1, &topic, QoS::AtLeastOnce);
+        cores.commit(1);
+        cores.input(1, Input::Disconnected { connection: at(1) });
+        cores.connect(publisher, 0, Level::V311, true);
+        let mut taken = 0;
+        for id in 1..=400 {
+            taken += cores.receive(
+                publisher,
+                0,
+                &publish(&topic, QoS::AtLeastOnce, false, id, &[7; 200_000]),
+            );
+            cores.carry_all();
+        }
+        let is_paused = |output: &&Output| **output == Output::Pause(at(0));
+        let pauses = cores.said[publisher].iter().filter(is_paused).count();
+        assert_eq!(pauses, 1, "on core {publisher}");
+        assert!(taken < crate::limits::STORE_BACKLOG_BYTES_MAX + 1_000_000, "{taken}");
+        cores.commit(1);
+        cores.carry_all();
+        assert_eq!(cores.said[publisher].last(), Some(&Output::Resume(at(0))));
+        assert!(cores.shards.iter().all(Shard::is_quiescent));
+    }
+}

@@ -95,9 +95,13 @@ impl Shard {
         } else {
             None
         };
-        self.hold_back(receipt.map(|receipt| Publisher::At(from, receipt)));
+        let publisher = receipt.map(|receipt| Publisher::At(from, receipt));
+        self.hold_back(publisher);
         if let Some(receipt) = receipt {
             let record = retained.max(delivered);
+            if record.is_some() {
+                self.hold_back_for_disk(publisher);
+            }
             if let Some(record) = record {
                 self.after_commit(record, Then::Confirm { home: from, receipt });
             }

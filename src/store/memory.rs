@@ -58,7 +58,10 @@ impl Tables {
                 };
                 self.sessions.insert(*session, started);
             }
-            Record::SessionEnded { session } => drop(self.sessions.remove(session)),
+            Record::SessionEnded { session } => {
+                self.sessions.remove(session);
+                self.in_doubt.retain(|origin, _| origin.session != *session);
+            }
             Record::Subscribed { session, filter, qos } => {
                 self.session(*session).filters.insert(filter.clone(), *qos);
             }
