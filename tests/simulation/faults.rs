@@ -41,6 +41,12 @@ pub struct Profile {
     pub slow_reader_percent: usize,
     /// Bytes move one by one now and then.
     pub crumbs_percent: usize,
+    /// Of the commits, alone.
+    pub commit_fails_percent: usize,
+    /// Of the commits, those from which on all fail for a while.
+    pub outage_percent: usize,
+    /// Entries of a queue that the store reads at once.
+    pub fetch_entries_max: usize,
 }
 
 impl Profile {
@@ -101,6 +107,9 @@ impl Profile {
             step_ms_max: random.pick(&[1, 5, 50]),
             slow_reader_percent: random.pick(&[0, 0, 20, 60]),
             crumbs_percent: random.pick(&[0, 5, 30]),
+            commit_fails_percent: random.pick(&[0, 0, 10, 50, 90]),
+            outage_percent: random.pick(&[0, 0, 1, 5]),
+            fetch_entries_max: random.pick(&[1, 2, 5, 1_000, 1_000]),
         }
     }
 

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use skein::mqtt::client::ServerPacket;
 use skein::mqtt::packet::{Level, Packet, QoS};
 use skein::mqtt::reason::ConnectReturnCode;
-use skein::shard::record::Record;
+use skein::shard::record::{Record, SessionNumber};
 
 use crate::faults::Profile;
 use crate::random::Random;
@@ -53,6 +53,8 @@ struct Inflight {
 pub struct ServerSession {
     exists: bool,
     is_durable: bool,
+    /// The number of a durable one.
+    number: Option<SessionNumber>,
     /// Counts Sessions of this client.
     pub epoch: u64,
     link: Option<usize>,
@@ -80,18 +82,17 @@ pub struct Oracle {
     matching: Vec<Vec<bool>>,
     pub messages: Vec<Message>,
     pub sessions: Vec<ServerSession>,
-    /// The link whose bytes a shard is looking at.
-    pub receiving: Option<usize>,
-    committed: Vec<u64>,
+    /// By serial of a record.
+    on_disk: Vec<bool>,
+    clients_of: BTreeMap<SessionNumber, usize>,
     /// By message: the records about it.
-    records: BTreeMap<usize, Vec<(usize, u64)>>,
-    retained_recorded: BTreeSet<usize>,
-    queued_sessions: BTreeMap<usize, usize>,
-    packet_id_records: BTreeMap<(usize, u16), (usize, u64)>,
+    records: BTreeMap<usize, Vec<usize>>,
+    /// By message: the Sessions it is queued for, and the record that says so.
+    queued: BTreeMap<usize, Vec<(SessionNumber, usize)>>,
+    packet_id_records: BTreeMap<(usize, u16), usize>,
     rings: BTreeMap<usize, i64>,
-    /// By topic, the last retained message that its owner took; `None` after an empty one.
-    last_retained: BTreeMap<String, Option<usize>>,
-    retained_order: BTreeMap<String, Vec<usize>>,
+    /// By topic, the records of retained messages as its owner took them; `None` for an empty one.
+    retained: BTreeMap<String, Vec<(usize, Option<usize>)>>,
     pub seen: Vec<Seen>,
     place: u64,
     inflight_max: usize,
@@ -124,15 +125,13 @@ impl Oracle {
             matching: Vec::new(),
             messages: Vec::new(),
             sessions: (0..profile.clients).map(|_| ServerSession::default()).collect(),
-            receiving: None,
-            committed: vec![0; profile.cores as usize],
+            on_disk: Vec::new(),
+            clients_of: BTreeMap::new(),
             records: BTreeMap::new(),
-            retained_recorded: BTreeSet::new(),
-            queued_sessions: BTreeMap::new(),
+            queued: BTreeMap::new(),
             packet_id_records: BTreeMap::new(),
             rings: BTreeMap::new(),
-            last_retained: BTreeMap::new(),
-            retained_order: BTreeMap::new(),
+            retained: BTreeMap::new(),
             seen: Vec::new(),
             place: 0,
             inflight_max: profile.limits.inflight_max,
@@ -168,33 +167,60 @@ impl Oracle {
         *self.rings.entry(message).or_default() += change;
     }
 
-    pub fn committed(&mut self, core: usize, up_to: u64) {
-        self.committed[core] = up_to;
+    pub fn on_disk(&mut self, serials: &[usize]) {
+        serials.iter().for_each(|serial| self.on_disk[*serial] = true);
     }
 
-    pub fn persisted(&mut self, core: usize, number: u64, record: &Record, receiving: Option<usize>) {
+    pub fn client_of(&self, session: SessionNumber) -> usize {
+        self.clients_of[&session]
+    }
+
+    pub fn has_met_durable(&self) -> bool {
+        !self.clients_of.is_empty()
+    }
+
+    pub fn link_of(&self, client: usize) -> Option<usize> {
+        self.sessions[client].link
+    }
+
+    /// Returns the record's place among all records.
+    pub fn persisted(&mut self, record: &Record) -> usize {
+        let serial = self.on_disk.len();
+        self.on_disk.push(false);
         match record {
-            Record::Queued { message, sessions } => {
-                assert!(!sessions.is_empty(), "a message is recorded for somebody");
-                if let Some(message) = message_number(message.payload()) {
-                    self.records.entry(message).or_default().push((core, number));
-                    *self.queued_sessions.entry(message).or_default() += sessions.len();
+            Record::SessionStarted { session, client_id, .. } => {
+                let client = client_id.strip_prefix("client-").and_then(|client| client.parse().ok());
+                let client: usize = client.expect("the name of a client");
+                self.clients_of.insert(*session, client);
+                self.sessions[client].number = Some(*session);
+            }
+            Record::Queued { message, entries, .. } => {
+                assert!(!entries.is_empty(), "a message is recorded for somebody");
+                // Nobody waits for a retained message on its way to a new subscription.
+                let is_live = !entries[0].retain;
+                if is_live && let Some(message) = message_number(message.payload()) {
+                    self.records.entry(message).or_default().push(serial);
+                    let queued = self.queued.entry(message).or_default();
+                    queued.extend(entries.iter().map(|entry| (entry.session, serial)));
                 }
             }
             Record::Retained { topic, payload, .. } => {
                 let message = message_number(payload);
                 if let Some(message) = message {
-                    self.records.entry(message).or_default().push((core, number));
-                    self.retained_recorded.insert(message);
-                    self.retained_order.entry(topic.to_string()).or_default().push(message);
+                    self.records.entry(message).or_default().push(serial);
                 }
-                self.last_retained.insert(topic.to_string(), message);
+                self.retained
+                    .entry(topic.to_string())
+                    .or_default()
+                    .push((serial, message));
             }
-            Record::PacketIdReceived { packet_id, .. } => {
-                let client = receiving.expect("an identifier is received from a client");
-                self.packet_id_records.insert((client, packet_id.get()), (core, number));
+            Record::PacketIdReceived { session, packet_id } => {
+                let client = self.client_of(*session);
+                self.packet_id_records.insert((client, packet_id.get()), serial);
             }
+            _ => {}
         }
+        serial
     }
 
     /// Returns whether a Session is resumed.
@@ -275,8 +301,8 @@ impl Oracle {
                 link(&mut sequence.iter().copied());
             }
         }
-        for sequence in self.retained_order.values() {
-            link(&mut sequence.iter().copied());
+        for sequence in self.retained.values() {
+            link(&mut sequence.iter().filter_map(|(_, message)| *message));
         }
         let mut published: BTreeMap<(usize, usize), Published> = BTreeMap::new();
         let everywhere: BTreeSet<usize> = sequences
@@ -317,9 +343,9 @@ impl Oracle {
     /// What a fresh subscriber to `#` must get: topic and message.
     pub fn retained(&self) -> BTreeMap<usize, usize> {
         let kept = self
-            .last_retained
+            .retained
             .iter()
-            .filter_map(|(topic, message)| Some((topic, (*message)?)));
+            .filter_map(|(topic, order)| Some((topic, order.last()?.1?)));
         kept.map(|(topic, message)| (self.topic_number(topic), message))
             .collect()
     }
@@ -482,7 +508,7 @@ impl World {
         if message.qos != qos {
             return;
         }
-        let is_committed = |(core, record): &(usize, u64)| *record <= oracle.committed[*core];
+        let is_committed = |serial: &usize| oracle.on_disk[*serial];
         let records = oracle.records.get(&number).map_or(&[][..], Vec::as_slice);
         // Attempts at QoS 1 are messages of their own, each with its records.
         assert!(
@@ -503,8 +529,9 @@ impl World {
             return;
         }
         if message.retain {
+            let order = oracle.retained.get(&oracle.topics[message.topic]);
             assert!(
-                oracle.retained_recorded.contains(&number),
+                order.is_some_and(|order| order.iter().any(|(_, recorded)| *recorded == Some(number))),
                 "retained message {number} is not recorded"
             );
         }
@@ -516,15 +543,19 @@ impl World {
         if oracle.ample_queue {
             let sent_at = message.sent_at.expect("it was sent");
             let due = |client: usize| self.clients[client].is_due(oracle, client, message, sent_at) == Some(true);
-            let durable = |client: usize| oracle.sessions[client].exists && oracle.sessions[client].is_durable;
-            let due = (0..self.clients.len())
-                .filter(|client| durable(*client) && due(*client))
-                .count();
-            let queued = oracle.queued_sessions.get(&number).copied().unwrap_or(0);
-            assert!(
-                queued >= due,
-                "message {number} is recorded for {queued} durable Sessions, {due} wait for it"
-            );
+            for (client, session) in oracle.sessions.iter().enumerate() {
+                if !session.exists || !session.is_durable || !due(client) {
+                    continue;
+                }
+                let queued = oracle.queued.get(&number).map_or(&[][..], Vec::as_slice);
+                let is_queued = queued
+                    .iter()
+                    .any(|(session_number, _)| session.number == Some(*session_number));
+                assert!(
+                    is_queued,
+                    "message {number} is not recorded for the durable Session of client {client}, which waits for it"
+                );
+            }
         }
     }
 }

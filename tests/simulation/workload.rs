@@ -848,6 +848,10 @@ impl World {
                                 && self.oracle.matches(*filter, message.topic)
                         };
                         if c.subscriptions.iter().any(here) {
+                            if self.links[link].has_fetched {
+                                missing_qos0 += 1;
+                                continue;
+                            }
                             missing_qos0 += 1;
                             lost_qos0.push((number, client));
                         }
@@ -870,8 +874,13 @@ impl World {
         for (client, c) in self.clients.iter().enumerate() {
             let Some(link) = c.link else { continue };
             for (topic, message) in &retained {
+                let qos = self.oracle.messages[*message].qos;
+                // Behind what is read back first, QoS 0 gives way.
                 let wants = c.subscriptions.iter().any(|(filter, subscription)| {
-                    subscription.link == link && subscription.is_simple && self.oracle.matches(*filter, *topic)
+                    subscription.link == link
+                        && subscription.is_simple
+                        && self.oracle.matches(*filter, *topic)
+                        && (qos.min(subscription.qos) > QoS::AtMostOnce || !self.links[link].has_fetched)
                 });
                 if wants {
                     let seen = c.retained_seen.get(topic);

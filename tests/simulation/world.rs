@@ -16,8 +16,11 @@ use skein::mqtt::packet::{Connect, Level, Packet};
 use skein::registry::access::{Access, AccountId};
 use skein::shard::greeting::{Greeting, greet};
 use skein::shard::message::{Messages, ShardMessage};
-use skein::shard::{CloseReason, ConnectionId, Input, Lane, Millis, Output, PeerId, RecordNumber, Shard, ShardConfig};
+use skein::shard::record::{Fetch, Fetched, Record};
+use skein::shard::restore::restore;
+use skein::shard::{CloseReason, ConnectionId, Input, Lane, Millis, Output, PeerId, Shard, ShardConfig};
 
+use crate::disk::Disk;
 use crate::faults::Profile;
 use crate::oracle::{Oracle, message_number};
 use crate::random::{Random, mix};
@@ -82,12 +85,8 @@ pub struct Link {
     heard_at_ms: u64,
     /// The shard says that it has ended.
     closing: bool,
-}
-
-#[derive(Default)]
-struct Store {
-    persisted: u64,
-    committed: u64,
+    /// Its Session's queue has been read from disk: QoS 0 gives way till it has caught up.
+    pub has_fetched: bool,
 }
 
 /// A core's table of connections: the link in each place, and how often the place was used.
@@ -115,7 +114,9 @@ pub struct World {
     rings: BTreeMap<(usize, usize, Lane), VecDeque<Vec<u8>>>,
     /// `Output::Forward` said, batch not taken.
     forwards: Vec<Vec<(PeerId, Lane)>>,
-    stores: Vec<Store>,
+    pub disk: Disk,
+    /// Every commit fails.
+    disk_is_full: bool,
     /// Resumed, and no input since.
     resumed: Vec<Vec<usize>>,
     pub hash: u64,
@@ -130,7 +131,7 @@ impl World {
         let profile = Profile::of(&mut random);
         let cores = profile.cores as usize;
         let key_offset = random.next();
-        let shards = (0..cores)
+        let mut shards: Vec<Shard> = (0..cores)
             .map(|core| {
                 Shard::new(ShardConfig {
                     core: PeerId(core as u16),
@@ -143,6 +144,8 @@ impl World {
                 })
             })
             .collect();
+        let disk = Disk::new(cores, profile.fetch_entries_max);
+        restore(&mut shards, disk.stored());
         let clients = (0..profile.clients)
             .map(|_| Client::new(&mut random, &profile))
             .collect();
@@ -161,7 +164,8 @@ impl World {
             rings: (0..cores).flat_map(lanes).map(|ends| (ends, VecDeque::new())).collect(),
             forwards: vec![Vec::new(); cores],
             resumed: vec![Vec::new(); cores],
-            stores: (0..cores).map(|_| Store::default()).collect(),
+            disk,
+            disk_is_full: false,
             hash: seed,
             logs: LOG.with(|log| log.borrow().is_some()),
             profile,
@@ -233,10 +237,9 @@ impl World {
                 self.deliver(from, to, lane);
             }
             7 => {
-                let core = self.random.below(self.shards.len());
-                let waiting = self.stores[core].persisted - self.stores[core].committed;
-                let count = self.random.below(waiting as usize + 1) as u64;
-                self.commit(core, count);
+                for _ in 0..self.random.between(1, 8) {
+                    self.disk_step();
+                }
             }
             _ => {
                 let ms = self.random.between(1, self.profile.step_ms_max) as u64 * 10;
@@ -293,6 +296,7 @@ impl World {
             connack_seen: false,
             heard_at_ms: 0,
             closing: false,
+            has_fetched: false,
         }
     }
 
@@ -419,7 +423,6 @@ impl World {
             connection: id,
             bytes: &bytes,
         };
-        self.oracle.receiving = Some(link);
         let consumed = self.handle(core, input);
         assert!(consumed <= bytes.len(), "no more is consumed than was presented");
         if consumed > 0 {
@@ -443,7 +446,6 @@ impl World {
         self.links[link].arrived = bytes;
         self.links[link].arrived.drain(..consumed);
         self.drain(core);
-        self.oracle.receiving = None;
         let l = &self.links[link];
         if !l.paused && matches!(l.stage, Stage::Home { .. }) {
             let rest = next_frame(&l.arrived, PACKET_BYTES_MAX);
@@ -562,6 +564,8 @@ impl World {
             return false;
         }
         self.forwards[core].swap_remove(at);
+        // Before what it makes other cores write.
+        self.disk.hand_over(core);
         let batch = self.shards[core].take_batch(peer, lane).expect("a batch was announced");
         self.event(7, mix((core as u64) << 32 | batch.len() as u64), || {
             format!("core {core} -> core {} {lane:?}: {} bytes", peer.0, batch.len())
@@ -607,29 +611,107 @@ impl World {
         true
     }
 
-    pub fn commit(&mut self, core: usize, count: u64) -> bool {
+    /// One step of the disk's, for one core.
+    fn disk_step(&mut self) {
+        let core = self.random.below(self.shards.len());
+        match self.random.below(6) {
+            0 => {
+                self.disk.hand_over(core);
+            }
+            1 if !self.disk.is_writing() && self.disk.waiting() > 0 => {
+                let units = self.random.between(1, self.disk.waiting());
+                self.disk.begin(units);
+            }
+            2 if self.disk.is_writing() => {
+                let outage = if self.disk_is_full {
+                    2
+                } else {
+                    self.profile.outage_percent
+                };
+                self.disk_is_full ^= self.random.percent(outage);
+                if self.disk_is_full || self.random.percent(self.profile.commit_fails_percent) {
+                    self.event(15, 0, || "the commit fails".to_owned());
+                    self.disk.fail();
+                } else {
+                    self.commit();
+                }
+            }
+            3 => {
+                let there = self.disk.unconfirmed(core);
+                let count = if self.random.percent(70) {
+                    there
+                } else {
+                    self.random.below(there as usize + 1) as u64
+                };
+                self.confirm(core, count);
+            }
+            4 => {
+                self.disk.read(core);
+            }
+            5 => {
+                self.answer(core);
+            }
+            _ => {}
+        }
+    }
+
+    /// Everything that the disk can do, done at once, and nothing fails.
+    fn disk_settles(&mut self) -> bool {
+        let mut moved = false;
+        for core in 0..self.shards.len() {
+            moved |= self.disk.hand_over(core);
+        }
+        if !self.disk.is_writing() {
+            self.disk.begin(self.disk.waiting());
+        }
+        if self.disk.is_writing() {
+            self.commit();
+            moved = true;
+        }
+        for core in 0..self.shards.len() {
+            moved |= self.confirm(core, self.disk.unconfirmed(core));
+            moved |= self.disk.read(core);
+            while self.answer(core) {
+                moved = true;
+            }
+        }
+        moved
+    }
+
+    fn commit(&mut self) {
+        let serials = self.disk.commit();
+        self.event(9, serials.len() as u64, || {
+            format!(
+                "on disk: {} records, {:?} to {:?}",
+                serials.len(),
+                serials.first(),
+                serials.last()
+            )
+        });
+        self.oracle.on_disk(&serials);
+    }
+
+    fn confirm(&mut self, core: usize, count: u64) -> bool {
         if count == 0 {
             return false;
         }
-        self.stores[core].committed += count;
-        let up_to = self.stores[core].committed;
-        self.oracle.committed(core, up_to);
-        self.event(9, (core as u64) << 32 | up_to, || {
-            format!("core {core}: committed up to {up_to}")
+        let up_to = self.disk.confirm(core, count);
+        self.event(16, (core as u64) << 32 | up_to.0, || {
+            format!("core {core}: committed up to {}", up_to.0)
         });
-        self.handle(
-            core,
-            Input::Committed {
-                up_to: RecordNumber(up_to),
-            },
-        );
+        self.handle(core, Input::Committed { up_to });
         self.drain(core);
         true
     }
 
-    pub fn commit_all(&mut self, core: usize) -> bool {
-        let waiting = self.stores[core].persisted - self.stores[core].committed;
-        self.commit(core, waiting)
+    fn answer(&mut self, core: usize) -> bool {
+        let Some(fetched) = self.disk.answer(core) else {
+            return false;
+        };
+        self.event(17, core as u64, || format!("core {core}: {}", brief_fetched(&fetched)));
+        self.handle(core, Input::Fetched(fetched));
+        self.drain(core);
+        true
     }
 
     pub fn pass_time(&mut self, ms: u64) {
@@ -693,14 +775,24 @@ impl World {
                     self.forwards[core].push((peer, lane));
                 }
                 Output::Persist(number, record) => {
-                    self.stores[core].persisted += 1;
-                    assert_eq!(number.0, self.stores[core].persisted, "records are numbered in order");
-                    let link = self.oracle.receiving;
-                    let client = link.map(|link| self.links[link].client);
+                    let serial = self.oracle.persisted(&record);
                     self.event(14, number.0, || {
-                        format!("core {core}: record {} {}", number.0, brief_record(&record))
+                        format!("core {core}: record {} ({serial}) {}", number.0, brief_record(&record))
                     });
-                    self.oracle.persisted(core, number.0, &record, client);
+                    self.disk.push(core, serial, number, record);
+                }
+                Output::Fetch(fetch) => {
+                    self.event(18, core as u64, || format!("core {core}: {fetch:?}"));
+                    if let Fetch::Queue(fetch) = &fetch {
+                        let client = self.oracle.client_of(fetch.session.number);
+                        if let Some(link) = self.clients[client].link {
+                            self.links[link].has_fetched = true;
+                        }
+                        if let Some(link) = self.oracle.link_of(client) {
+                            self.links[link].has_fetched = true;
+                        }
+                    }
+                    self.disk.fetch(core, fetch);
                 }
             }
         }
@@ -830,8 +922,8 @@ impl World {
                     }
                 }
             }
-            moved |= self.commit_all(core);
         }
+        moved |= self.disk_settles();
         for client in 0..self.clients.len() {
             moved |= self.client_settles(client);
         }
@@ -848,7 +940,7 @@ fn brief(message: &ShardMessage<'_>) -> String {
                 message.topic.as_str()
             )
         }
-        ShardMessage::Deliver { receipt, message } => {
+        ShardMessage::Deliver { receipt, message, .. } => {
             format!(
                 "Deliver m{:?} {} {receipt:?}",
                 message_number(message.payload),
@@ -866,18 +958,38 @@ fn brief(message: &ShardMessage<'_>) -> String {
     }
 }
 
-fn brief_record(record: &skein::shard::record::Record) -> String {
-    use skein::shard::record::Record;
+fn brief_record(record: &Record) -> String {
     match record {
-        Record::Queued { message, sessions } => {
+        Record::Queued {
+            message,
+            entries,
+            origin,
+        } => {
+            let entries: Vec<_> = entries.iter().map(|entry| (entry.session.0, entry.sequence)).collect();
             format!(
-                "Queued m{:?} {} for {}",
+                "Queued m{:?} {} for {entries:?}, {origin:?}",
                 message_number(message.payload()),
                 message.topic(),
-                sessions.len()
             )
         }
         Record::Retained { topic, payload, .. } => format!("Retained m{:?} {topic}", message_number(payload)),
-        Record::PacketIdReceived { packet_id, .. } => format!("PacketIdReceived {}", packet_id.get()),
+        other => format!("{other:?}"),
     }
+}
+
+fn brief_fetched(fetched: &Fetched) -> String {
+    let Fetched::Queue(window) = fetched else {
+        return format!("{fetched:?}");
+    };
+    let entries = window.entries.iter().map(|entry| {
+        let released = if entry.released { " released" } else { "" };
+        format!(
+            "{} m{:?}{released}",
+            entry.sequence,
+            message_number(entry.message.payload())
+        )
+    });
+    let entries: Vec<String> = entries.collect();
+    let end = if window.is_end { ", the end" } else { "" };
+    format!("read for {:?}: {}{end}", window.session, entries.join(", "))
 }

@@ -1,0 +1,176 @@
+//! The disk: one store for all cores, slow at every step, which fails now and then, and forgets at a crash what it has
+//! not committed.
+//!
+//! Owns    what is committed, the units that wait for their commit in the order in which cores handed them over, and the
+//!         answers it owes.
+//! Called  by `world`, one step of one thing at a time.
+//! Holds   - what a core pushes between two hand-overs is one unit: it is in one transaction, or in none;
+//!         - a transaction takes the oldest units, of whatever cores; if it fails, nothing of it is there, and it is tried
+//!           again;
+//!         - between what is on disk and what a core has been told there may be a crash;
+//!         - a wish to read is answered after everything its core pushed before is committed and confirmed.
+
+use std::collections::VecDeque;
+
+use skein::shard::RecordNumber;
+use skein::shard::record::{Fetch, Fetched, QueueFetch, Record, Stored};
+use skein::store::memory::Tables;
+
+/// A record on its way: its place among all records of a run of the simulation, and among those of its core.
+struct Pushed {
+    serial: usize,
+    number: RecordNumber,
+    record: Box<Record>,
+}
+
+struct Unit {
+    core: usize,
+    records: Vec<Pushed>,
+}
+
+struct Wish {
+    /// The last record pushed before.
+    after: RecordNumber,
+    fetch: Fetch,
+    answer: Option<Fetched>,
+}
+
+/// One core's end.
+#[derive(Default)]
+struct Door {
+    open: Vec<Pushed>,
+    pushed: RecordNumber,
+    on_disk: RecordNumber,
+    confirmed: RecordNumber,
+    wishes: VecDeque<Wish>,
+}
+
+#[derive(Default)]
+pub struct Disk {
+    tables: Tables,
+    doors: Vec<Door>,
+    queue: VecDeque<Unit>,
+    /// Units at the head of `queue` that the transaction now being written has; 0: none is.
+    writing: usize,
+    /// No more entries than this in one answer about a queue.
+    entries_max: usize,
+    pub commits: u64,
+    pub failures: u64,
+    pub fetches: u64,
+}
+
+impl Disk {
+    pub fn new(cores: usize, entries_max: usize) -> Disk {
+        Disk {
+            doors: (0..cores).map(|_| Door::default()).collect(),
+            entries_max,
+            ..Disk::default()
+        }
+    }
+
+    /// What a start is given.
+    pub fn stored(&self) -> Stored {
+        self.tables.stored(usize::MAX)
+    }
+
+    pub fn push(&mut self, core: usize, serial: usize, number: RecordNumber, record: Box<Record>) {
+        let door = &mut self.doors[core];
+        assert_eq!(number.0, door.pushed.0 + 1, "records are numbered in order");
+        door.pushed = number;
+        door.open.push(Pushed { serial, number, record });
+    }
+
+    pub fn fetch(&mut self, core: usize, mut fetch: Fetch) {
+        if let Fetch::Queue(QueueFetch { entries_max, .. }) = &mut fetch {
+            assert!(*entries_max > 0, "an answer without entries would be asked for again");
+            *entries_max = self.entries_max.min(*entries_max);
+        }
+        let door = &mut self.doors[core];
+        let (after, answer) = (door.pushed, None);
+        door.wishes.push_back(Wish { after, fetch, answer });
+    }
+
+    /// A core hands over what it has pushed.
+    pub fn hand_over(&mut self, core: usize) -> bool {
+        let records = std::mem::take(&mut self.doors[core].open);
+        let is_any = !records.is_empty();
+        if is_any {
+            self.queue.push_back(Unit { core, records });
+        }
+        is_any
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    pub fn is_writing(&self) -> bool {
+        self.writing > 0
+    }
+
+    /// A transaction with the first `units` begins.
+    pub fn begin(&mut self, units: usize) {
+        assert!(self.writing == 0 && units <= self.queue.len());
+        self.writing = units;
+    }
+
+    pub fn fail(&mut self) {
+        assert!(self.writing > 0);
+        self.writing = 0;
+        self.failures += 1;
+    }
+
+    /// The transaction is on disk. Returns the serials of its records.
+    pub fn commit(&mut self) -> Vec<usize> {
+        let mut serials = Vec::new();
+        for Unit { core, records } in self.queue.drain(..self.writing) {
+            for Pushed { serial, number, record } in records {
+                self.tables.apply(&record);
+                self.doors[core].on_disk = number;
+                serials.push(serial);
+            }
+        }
+        self.writing = 0;
+        self.commits += 1;
+        serials
+    }
+
+    /// Records of a core that are on disk, and that it has not been told of.
+    pub fn unconfirmed(&self, core: usize) -> u64 {
+        self.doors[core].on_disk.0 - self.doors[core].confirmed.0
+    }
+
+    /// Tells a core of the next `count`.
+    pub fn confirm(&mut self, core: usize, count: u64) -> RecordNumber {
+        let door = &mut self.doors[core];
+        door.confirmed.0 += count;
+        assert!(door.confirmed <= door.on_disk);
+        door.confirmed
+    }
+
+    /// Reads what a core wished for first among what has not been read.
+    pub fn read(&mut self, core: usize) -> bool {
+        let door = &mut self.doors[core];
+        let Some(wish) = door.wishes.iter_mut().find(|wish| wish.answer.is_none()) else {
+            return false;
+        };
+        if wish.after > door.on_disk {
+            return false;
+        }
+        wish.answer = Some(self.tables.read(&wish.fetch));
+        self.fetches += 1;
+        true
+    }
+
+    /// The next answer to a core.
+    pub fn answer(&mut self, core: usize) -> Option<Fetched> {
+        let door = &mut self.doors[core];
+        let front = door.wishes.front_mut()?;
+        if front.after > door.confirmed {
+            return None;
+        }
+        let answer = front.answer.take()?;
+        door.wishes.pop_front();
+        Some(answer)
+    }
+}
