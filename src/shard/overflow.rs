@@ -6,6 +6,7 @@
 //!         `shard::deliver` when a queue drains, on `HoldBack` and `LetGo` from other cores, and on `Input::Tick`.
 //! Holds   - a full queue holds its publishers back for at most `overflow_wait` from the moment it was full, then it drops
 //!           what comes, and holds nobody back before half of it is free again;
+//!         - nobody is held back by its own queue, whose acknowledgements would not be read either;
 //!         - the queue of a client that is away holds nobody back: nobody drains it;
 //!         - the disk is waited for as long as it takes: nothing that has been taken is dropped because of it.
 //!
@@ -154,7 +155,11 @@ impl Shard {
     }
 
     fn held_back(&mut self, home: PeerId, session: SessionKey, connection: ConnectionId) {
-        if self.clients.open_connection(connection).is_none() {
+        let Some(open) = self.clients.open_connection(connection) else {
+            return;
+        };
+        // Its own queue drains by what it sends: that must be read.
+        if home == self.core && session.index == open.client {
             return;
         }
         let Overflows { held, holds, .. } = &mut self.overflows;
