@@ -99,6 +99,8 @@ counters! {
     dropped_queue_full,
     /// QoS 0 messages dropped: the Session was away.
     dropped_away,
+    /// Queued messages that could not be read back from disk: their values are damaged.
+    dropped_damaged,
     /// Messages dropped with the Session in whose queue they waited; what was in flight has been counted as delivered.
     dropped_session_ended,
     /// Messages that waited for a Session that expired.

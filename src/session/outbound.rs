@@ -375,11 +375,12 @@ impl Outbound {
         Some(self.fetched_to)
     }
 
-    /// The store's answer: entries in ascending order, the last of all if `is_end`.
-    pub fn returned(&mut self, entries: impl Iterator<Item = Returned>, is_end: bool) {
+    /// The store's answer: entries in ascending order, the last of all if `is_end`. Returns how many messages that were
+    /// never sent have not come back, since their values on disk are damaged.
+    pub fn returned(&mut self, entries: impl Iterator<Item = Returned>, is_end: bool) -> u64 {
         if self.stale_answers > 0 {
             self.stale_answers -= 1;
-            return;
+            return 0;
         }
         let asked_to = self.asked.take().expect("the store answers what it was asked");
         for entry in entries {
@@ -413,10 +414,11 @@ impl Outbound {
         if is_end {
             self.fetched_to = self.fetched_to.max(asked_to);
         }
-        if !self.has_stored() {
-            debug_assert_eq!(self.stored_unsent, 0, "what has not been sent has come back");
-            (self.stored_bytes, self.stored_unsent, self.doubtful) = (0, 0, 0);
+        if self.has_stored() {
+            return 0;
         }
+        (self.stored_bytes, self.doubtful) = (0, 0);
+        std::mem::take(&mut self.stored_unsent)
     }
 
     /// PUBACK: the sequence that is over. Unknown identifiers are ignored: the flow they belong to has ended.

@@ -232,7 +232,7 @@ impl Shard {
         let connection = client.connection;
         let outbound = client.outbound.as_mut();
         let outbound = outbound.expect("deliveries that wait for the store are not idle");
-        outbound.returned(entries, is_end);
+        self.counters.dropped_damaged += outbound.returned(entries, is_end);
         if let Some(id) = connection {
             self.refill(id);
         }
