@@ -294,14 +294,19 @@ fn interest(c: &mut Criterion<ThreadTime>) {
 }
 
 fn retained(c: &mut Criterion<ThreadTime>) {
-    let mut retained = RetainedMessages::new();
+    let mut retained = RetainedMessages::new(usize::MAX);
     let before = held_bytes();
     // Four topics for each of 250,000 devices.
     let all =
         || (0..250_000).flat_map(|device| ["a", "b", "c", "d"].map(|last| format!("dt/state/{device:06}/{last}")));
     let mut topics = Texts::new(all());
     for _ in 0..topics.len() {
-        retained.set(TopicName::trusted(topics.next()), &[7; 32], QoS::AtLeastOnce);
+        retained.set(
+            TopicName::trusted(topics.next()),
+            [7; 32].as_slice().into(),
+            QoS::AtLeastOnce,
+            1,
+        );
     }
     let each = (held_bytes() - before - topics.buffer.len()) as f64 / topics.len() as f64;
     println!(
@@ -311,7 +316,14 @@ fn retained(c: &mut Criterion<ThreadTime>) {
 
     let mut group = c.benchmark_group("retained");
     group.bench_function("set again, of 1M", |b| {
-        b.iter(|| retained.set(TopicName::trusted(topics.next()), &[8; 32], QoS::AtLeastOnce))
+        b.iter(|| {
+            retained.set(
+                TopicName::trusted(topics.next()),
+                [8; 32].as_slice().into(),
+                QoS::AtLeastOnce,
+                1,
+            )
+        })
     });
     group.bench_function("next for an exact filter, of 1M", |b| {
         b.iter(|| {

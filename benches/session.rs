@@ -8,7 +8,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use skein::mqtt::packet::{Level, PacketId, QoS};
 use skein::mqtt::topic::TopicName;
 use skein::session::message::{Message, SharedMessage};
-use skein::session::outbound::{Limits, Offered, Outbound};
+use skein::session::outbound::{Keeping, Limits, Offered, Outbound};
 use skein::session::outbox::{BufferPool, Outbox};
 
 const LIMITS: Limits = Limits {
@@ -37,11 +37,21 @@ impl Session {
     }
 
     #[inline]
-    fn offer(&mut self, message: &Message<'_>, durable: bool) -> Offered {
+    fn offer(&mut self, message: &Message<'_>, keeping: Keeping) {
         let mut shared: Option<SharedMessage> = None;
         let outbox = Some((&mut self.outbox, &mut self.pool));
+        let offered = self
+            .outbound
+            .offer(message, &mut shared, message.qos, false, keeping, outbox, &LIMITS);
+        // What needs a commit before it is sent waits for that.
+        assert!(matches!(offered, Offered::Sent | Offered::Queued));
+    }
+
+    /// Everything is committed, and goes as far as the window allows.
+    fn refill(&mut self) {
+        let (outbox, pool) = (&mut self.outbox, &mut self.pool);
         self.outbound
-            .offer(message, &mut shared, message.qos, false, durable, outbox, &LIMITS)
+            .refill(outbox, pool, Level::V311, u64::MAX, &LIMITS, |_, _| {});
     }
 
     /// The socket takes everything.
@@ -60,14 +70,14 @@ fn deliveries(criterion: &mut Criterion) {
     };
     let mut group = criterion.benchmark_group("outbound");
     group.throughput(Throughput::Elements(MESSAGES as u64));
-    for durable in [false, true] {
-        let of = if durable { "durable" } else { "clean" };
+    for (of, keeping) in [("clean", Keeping::Clean), ("durable", Keeping::Durable { record: 1 })] {
         let mut session = Session::new();
         group.bench_function(format!("qos1_offer_and_puback/{of}"), |bencher| {
             bencher.iter(|| {
                 for _ in 0..MESSAGES {
-                    assert_eq!(session.offer(&message(QoS::AtLeastOnce), durable), Offered::Sent);
+                    session.offer(&message(QoS::AtLeastOnce), keeping);
                 }
+                session.refill();
                 session.take();
                 for _ in 0..MESSAGES {
                     session.outbound.puback(session.next).expect("it waits for PUBACK");
@@ -80,8 +90,9 @@ fn deliveries(criterion: &mut Criterion) {
         group.bench_function(format!("qos2_offer_pubrec_pubcomp/{of}"), |bencher| {
             bencher.iter(|| {
                 for _ in 0..MESSAGES {
-                    assert_eq!(session.offer(&message(QoS::ExactlyOnce), durable), Offered::Sent);
+                    session.offer(&message(QoS::ExactlyOnce), keeping);
                 }
+                session.refill();
                 session.take();
                 for _ in 0..MESSAGES {
                     session.outbound.pubrec(session.next).expect("it waits for PUBREC");
@@ -102,20 +113,13 @@ fn deliveries(criterion: &mut Criterion) {
                     &mut shared,
                     QoS::AtLeastOnce,
                     false,
-                    false,
+                    Keeping::Clean,
                     None,
                     &LIMITS,
                 );
                 assert_eq!(offered, Offered::Queued);
             }
-            session.outbound.refill(
-                &mut session.outbox,
-                &mut session.pool,
-                Level::V311,
-                false,
-                &LIMITS,
-                |_, _| {},
-            );
+            session.refill();
             session.take();
             for _ in 0..MESSAGES {
                 session.outbound.puback(session.next).expect("it waits for PUBACK");

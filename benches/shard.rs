@@ -12,7 +12,7 @@ use skein::mqtt::packet::{Connect, Level, PacketId, QoS};
 use skein::mqtt::topic::TopicName;
 use skein::registry::access::{Access, AccountId};
 use skein::routing::shard_key::ShardKey;
-use skein::shard::{ConnectionId, Input, Lane, Limits, Millis, Output, PeerId, Shard, ShardConfig};
+use skein::shard::{ConnectionId, Input, Lane, Limits, Millis, Output, PeerId, Shard, ShardConfig, UnixTime};
 
 const KEY: [u64; 4] = [11, 22, 33, 44];
 const NOW: Millis = Millis(1_000);
@@ -29,6 +29,7 @@ fn shard(core: u16, cores: u16) -> Shard {
         hash_key: KEY,
         limits: Limits::default(),
         access: Access::Open,
+        unix_time: UnixTime::default(),
     })
 }
 

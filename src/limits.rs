@@ -29,8 +29,16 @@ pub const QUEUED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Messages of a durable Session that wait in memory for a connected client, and their bytes; the rest is on disk only.
 pub const QUEUE_WINDOW_MESSAGES: usize = 1_024;
 pub const QUEUE_WINDOW_BYTES: usize = 256 * 1024;
+/// Payloads of retained messages in memory over all cores (`--retained-memory`); the rest is on disk only.
+pub const RETAINED_MEMORY_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Address space of the data file at the start (`--map-size`), and the most it grows to.
+pub const MAP_BYTES: usize = 1024 * 1024 * 1024;
+pub const MAP_BYTES_MAX: usize = 1024 * 1024 * 1024 * 1024;
 /// Records of one core, in bytes, that the store has not confirmed; beyond it publishers pause.
 pub const STORE_BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How long the full queue of a connected client holds back those who publish to it (`--overflow-wait`); then what comes is
+/// dropped. What they had sent before they were stopped is still taken, up to as much again as the queue's bound.
+pub const OVERFLOW_WAIT_MS: u64 = 1_000;
 /// Encoded bytes one connection may hold that its socket has not taken (`--max-outbox`); beyond it QoS 0 is dropped
 /// and QoS 1 and 2 wait in the queue. One packet may overshoot.
 pub const OUTBOX_BYTES_MAX: usize = 256 * 1024;

@@ -99,10 +99,27 @@ counters! {
     dropped_queue_full,
     /// QoS 0 messages dropped: the Session was away.
     dropped_away,
+    /// Queued messages that could not be read back from disk: their values are damaged.
+    dropped_damaged,
     /// Messages dropped with the Session in whose queue they waited; what was in flight has been counted as delivered.
     dropped_session_ended,
+    /// Messages that waited for a Session that expired.
+    expired,
+    /// Messages that a start found waiting for Sessions. With `matched` they are delivered, dropped, expired, or `queued_now`.
+    queued_restored,
+    /// Messages that wait for a Session at this moment, never sent since the broker started.
+    queued_now,
+    /// Sessions, connections and retained messages at this moment.
+    sessions_now,
+    connections_now,
+    retained_now,
+    /// Sessions that a start found, and those that ended because their clients stayed away.
+    sessions_restored,
+    sessions_expired,
     /// Retained messages sent to new subscriptions.
     retained_delivered,
+    /// Retained messages that were given up because their value on disk was damaged.
+    retained_damaged,
     /// SUBSCRIBE filters granted.
     subscribed,
     /// SUBSCRIBE filters refused by the access rules or a bound.
@@ -111,6 +128,8 @@ counters! {
     unsubscribed,
     /// Times a connection was paused because another core or its own acknowledgements were behind.
     pauses,
+    /// Times a connection was held back because the queue of a subscriber was full.
+    held_back,
     /// Batches sent to other cores.
     batches_sent,
 }

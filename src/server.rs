@@ -28,7 +28,7 @@ use crate::metrics::Counters;
 use crate::net::handoff::passages;
 use crate::net::listener::{Listener, listen_on};
 use crate::registry::access::Access;
-use crate::shard::{Limits, PeerId, Shard, ShardConfig};
+use crate::shard::{Limits, PeerId, Shard, ShardConfig, UnixTime};
 use crate::store::Door;
 use crate::worker::turn::CoreParts;
 use crate::worker::{self, Control, Driver, Gate, Mailbox, Progress, WorkerConfig};
@@ -173,6 +173,14 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
             queued_bytes_max: config.queued_bytes_max,
             outbox_bytes_max: config.outbox_bytes_max,
             subscriptions_max: config.subscriptions_per_session_max,
+            overflow_wait_ms: config.overflow_wait.as_millis() as u64,
+            retained_memory_bytes_max: config.retained_memory_bytes_max,
+            session_expiry_s: config.session_expiry.map(|expiry| expiry.as_secs()),
+        },
+        unix_time: UnixTime {
+            epoch_s: std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
         },
         access: match config.access {
             config::Access::Open => Access::Open,

@@ -9,7 +9,7 @@ mod raw;
 mod units;
 
 pub use raw::Raw;
-pub use units::{Port, Size, Span};
+pub use units::{Expiry, Port, Size, Span};
 
 use crate::limits;
 use std::net::{IpAddr, Ipv4Addr};
@@ -33,10 +33,17 @@ pub struct Config {
     pub bind: IpAddr,
     /// None: closed. 0: any free port.
     pub mqtt_port: Option<u16>,
+    pub data_dir: PathBuf,
+    pub durability: Durability,
+    pub map_bytes: usize,
+    /// None: never.
+    pub session_expiry: Option<Duration>,
+    pub retained_memory_bytes_max: usize,
     pub packet_bytes_max: usize,
     pub inflight_max: usize,
     pub queued_max: usize,
     pub queued_bytes_max: usize,
+    pub overflow_wait: Duration,
     pub outbox_bytes_max: usize,
     pub subscriptions_per_session_max: usize,
     pub client_id_bytes_max: usize,
@@ -73,6 +80,17 @@ pub enum PrivateFds {
     Auto,
     On,
     Off,
+}
+
+/// `--durability`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Durability {
+    /// What is acknowledged is on disk: it survives a power cut
+    Fsync,
+    /// What is acknowledged is with the kernel: it survives the end of the broker, not that of the host
+    Process,
 }
 
 /// `--log`
@@ -126,10 +144,16 @@ impl Default for Config {
             shard_levels: limits::SHARD_LEVELS,
             bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
             mqtt_port: Some(1883),
+            data_dir: PathBuf::from("skein-data"),
+            durability: Durability::Fsync,
+            map_bytes: limits::MAP_BYTES,
+            session_expiry: None,
+            retained_memory_bytes_max: limits::RETAINED_MEMORY_BYTES_MAX,
             packet_bytes_max: limits::PACKET_BYTES_MAX,
             inflight_max: limits::INFLIGHT_MAX,
             queued_max: limits::QUEUED_MAX,
             queued_bytes_max: limits::QUEUED_BYTES_MAX,
+            overflow_wait: Duration::from_millis(limits::OVERFLOW_WAIT_MS),
             outbox_bytes_max: limits::OUTBOX_BYTES_MAX,
             subscriptions_per_session_max: limits::SUBSCRIPTIONS_PER_SESSION_MAX,
             client_id_bytes_max: limits::CLIENT_ID_BYTES_MAX,
@@ -199,6 +223,31 @@ impl Config {
             shard_levels: count("shard-levels", raw.shard_levels, default.shard_levels, 1..=16)?,
             bind: raw.bind.unwrap_or(default.bind),
             mqtt_port: raw.mqtt_port.map_or(default.mqtt_port, |Port(port)| port),
+            data_dir: raw.data_dir.unwrap_or(default.data_dir),
+            durability: raw.durability.unwrap_or(default.durability),
+            map_bytes: size(
+                "map-size",
+                raw.map_size,
+                default.map_bytes,
+                KIB * KIB..=limits::MAP_BYTES_MAX as u64,
+            )?,
+            session_expiry: match raw.session_expiry {
+                None => default.session_expiry,
+                Some(Expiry(None)) => None,
+                Some(Expiry(Some(after))) => Some(span(
+                    "session-expiry",
+                    Some(Span(after)),
+                    after,
+                    Duration::from_secs(1),
+                    Duration::from_secs(100 * 365 * 86_400),
+                )?),
+            },
+            retained_memory_bytes_max: size(
+                "retained-memory",
+                raw.retained_memory,
+                default.retained_memory_bytes_max,
+                0..=1024 * KIB * KIB * KIB,
+            )?,
             packet_bytes_max: size(
                 "max-packet",
                 raw.max_packet,
@@ -217,6 +266,13 @@ impl Config {
                 raw.max_queued_bytes,
                 default.queued_bytes_max,
                 KIB..=1024 * KIB * KIB * KIB,
+            )?,
+            overflow_wait: span(
+                "overflow-wait",
+                raw.overflow_wait,
+                default.overflow_wait,
+                Duration::ZERO,
+                Duration::from_secs(600),
             )?,
             outbox_bytes_max: size(
                 "max-outbox",
@@ -380,6 +436,12 @@ mod tests {
             "--shard-levels=2",
             "--bind=::1",
             "--mqtt-port=99",
+            "--data-dir=/d",
+            "--durability=process",
+            "--map-size=2GiB",
+            "--session-expiry=7d",
+            "--retained-memory=1MiB",
+            "--overflow-wait=2s",
             "--max-packet=1MB",
             "--max-inflight=8",
             "--max-queued=9",
@@ -405,6 +467,12 @@ mod tests {
             shard_levels: 2,
             bind: "::1".parse().unwrap(),
             mqtt_port: Some(99),
+            data_dir: "/d".into(),
+            durability: Durability::Process,
+            map_bytes: 2 << 30,
+            session_expiry: Some(Duration::from_secs(7 * 86_400)),
+            retained_memory_bytes_max: 1 << 20,
+            overflow_wait: Duration::from_secs(2),
             packet_bytes_max: 1_000_000,
             inflight_max: 8,
             queued_max: 9,

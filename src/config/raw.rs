@@ -3,8 +3,8 @@
 //!
 //! Called by `main` (clap fills it from flags and `SKEIN_…`, a flag winning) and by `config` (which lays it over the file).
 
-use super::units::{Port, Size, Span};
-use super::{Access, Driver, LogFormat, LogLevel, PrivateFds};
+use super::units::{Expiry, Port, Size, Span};
+use super::{Access, Driver, Durability, LogFormat, LogLevel, PrivateFds};
 use std::{net::IpAddr, path::PathBuf};
 
 /// One layer of settings.
@@ -43,6 +43,26 @@ pub struct Raw {
     #[arg(long, env = "SKEIN_MQTT_PORT", value_name = "PORT", hide_env = true)]
     pub mqtt_port: Option<Port>,
 
+    /// Directory for what must outlive the broker: durable sessions with their messages, and retained messages
+    #[arg(long, env = "SKEIN_DATA_DIR", value_name = "DIR", hide_env = true)]
+    pub data_dir: Option<PathBuf>,
+
+    /// What an acknowledgement means: `fsync` survives a power cut, `process` a crash of the broker
+    #[arg(long, env = "SKEIN_DURABILITY", value_enum, hide_env = true)]
+    pub durability: Option<Durability>,
+
+    /// Address space for the data file at the start; it grows by itself
+    #[arg(long, env = "SKEIN_MAP_SIZE", value_name = "SIZE", hide_env = true)]
+    pub map_size: Option<Size>,
+
+    /// Time after which the durable session of a client that stays away ends, or `never`
+    #[arg(long, env = "SKEIN_SESSION_EXPIRY", value_name = "DURATION", hide_env = true)]
+    pub session_expiry: Option<Expiry>,
+
+    /// Payloads of retained messages that are kept in memory; the rest is on disk only
+    #[arg(long, env = "SKEIN_RETAINED_MEMORY", value_name = "SIZE", hide_env = true)]
+    pub retained_memory: Option<Size>,
+
     /// Largest MQTT packet
     #[arg(long, env = "SKEIN_MAX_PACKET", value_name = "SIZE", hide_env = true)]
     pub max_packet: Option<Size>,
@@ -58,6 +78,10 @@ pub struct Raw {
     /// Bytes that may wait for one session
     #[arg(long, env = "SKEIN_MAX_QUEUED_BYTES", value_name = "SIZE", hide_env = true)]
     pub max_queued_bytes: Option<Size>,
+
+    /// Time for which the full queue of a connected client holds back those who publish to it
+    #[arg(long, env = "SKEIN_OVERFLOW_WAIT", value_name = "DURATION", hide_env = true)]
+    pub overflow_wait: Option<Span>,
 
     /// Encoded bytes one connection may hold that its socket has not taken
     #[arg(long, env = "SKEIN_MAX_OUTBOX", value_name = "SIZE", hide_env = true)]
@@ -100,10 +124,16 @@ impl Raw {
             shard_levels: self.shard_levels.or(under.shard_levels),
             bind: self.bind.or(under.bind),
             mqtt_port: self.mqtt_port.or(under.mqtt_port),
+            data_dir: self.data_dir.or(under.data_dir),
+            durability: self.durability.or(under.durability),
+            map_size: self.map_size.or(under.map_size),
+            session_expiry: self.session_expiry.or(under.session_expiry),
+            retained_memory: self.retained_memory.or(under.retained_memory),
             max_packet: self.max_packet.or(under.max_packet),
             max_inflight: self.max_inflight.or(under.max_inflight),
             max_queued: self.max_queued.or(under.max_queued),
             max_queued_bytes: self.max_queued_bytes.or(under.max_queued_bytes),
+            overflow_wait: self.overflow_wait.or(under.overflow_wait),
             max_outbox: self.max_outbox.or(under.max_outbox),
             max_subscriptions: self.max_subscriptions.or(under.max_subscriptions),
             client_id_max: self.client_id_max.or(under.client_id_max),

@@ -85,6 +85,33 @@ impl fmt::Display for Span {
     }
 }
 
+/// A length of time after which something ends, or `"never"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Expiry(pub Option<Duration>);
+
+impl FromStr for Expiry {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "never" => Ok(Expiry(None)),
+            span => match span.parse() {
+                Ok(Span(span)) => Ok(Expiry(Some(span))),
+                Err(refused) => Err(format!("{refused}, or never")),
+            },
+        }
+    }
+}
+
+impl TryFrom<String> for Expiry {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
 /// A port to listen on: `1883`, `0` for any free one, `"off"` for none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "Written")]

@@ -1,10 +1,14 @@
 //! For the topics this core owns: Topic Name -> retained message.
 //!
-//! Owns    the messages, in the byte order of their topics, and the count of changes.
+//! Owns    every topic, in byte order, with its place in the history of changes; the payloads as far as the memory allowed
+//!         for them goes. What is more is on disk only, and is read when a subscriber wants it.
 //! Called  by `shard::topic` (a PUBLISH with RETAIN) and by `shard` (a SUBSCRIBE, scanned in chunks: the last topic of a
 //!         chunk is the cursor of the next, so nothing here remembers a scan).
 //! Holds   - one message per topic, none with an empty payload [MQTT-3.3.1-10] [MQTT-3.3.1-11];
 //!         - every set and every clear is one step of `sequence`;
+//!         - a payload leaves memory only after its record is committed, so one that is not here is on disk;
+//!         - which leave is decided by a clock hand over the topics: the unused go first, and a scan with wildcards uses
+//!           nothing, so that one `#` does not drive out what is asked for by name;
 //!         - a scan looks at the matches and at the groups of topics between them (`topic_order`), not at the store.
 
 use std::collections::BTreeMap;
@@ -17,41 +21,129 @@ use crate::mqtt::topic::{TopicFilter, TopicName};
 
 /// Entries tried one by one before a seek.
 const NEIGHBOURS: usize = 4;
+/// Entries the clock hand looks at in one turn.
+const LOOKS_PER_TURN: usize = 16;
+/// What a payload in memory costs beside its bytes: the reference counts, and the allocator's share.
+const PAYLOAD_OVERHEAD_BYTES: usize = 32;
 
 /// The last retained message of a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retained {
-    pub payload: Arc<[u8]>,
+    /// `None`: on disk only.
+    pub payload: Option<Arc<[u8]>>,
+    pub payload_bytes: u32,
     pub qos: QoS,
     /// Position in the owner core's history of retained changes.
     pub sequence: u64,
+    /// The record of this core's that has it.
+    record: u64,
+    /// The clock hand passes over it once.
+    is_used: bool,
 }
 
-#[derive(Default)]
 pub struct RetainedMessages {
     topics: BTreeMap<Box<str>, Retained>,
     sequence: u64,
+    memory_bytes: usize,
+    memory_bytes_max: usize,
+    /// The last topic the clock hand looked at.
+    hand: String,
 }
 
 impl RetainedMessages {
-    pub fn new() -> Self {
-        Self::default()
+    /// `memory_bytes_max`: for payloads.
+    pub fn new(memory_bytes_max: usize) -> Self {
+        RetainedMessages {
+            topics: BTreeMap::new(),
+            sequence: 0,
+            memory_bytes: 0,
+            memory_bytes_max,
+            hand: String::new(),
+        }
     }
 
-    /// Sets or, with an empty payload, clears [MQTT-3.3.1-10]; returns the sequence of the change.
-    pub fn set(&mut self, topic: TopicName<'_>, payload: &[u8], qos: QoS) -> u64 {
-        self.sequence += 1;
+    /// Sets or, with an empty payload, clears [MQTT-3.3.1-10]; returns the sequence of the change. `record`: what brings it
+    /// to disk.
+    pub fn set(&mut self, topic: TopicName<'_>, payload: Arc<[u8]>, qos: QoS, record: u64) -> u64 {
         if payload.is_empty() {
-            self.topics.remove(topic.as_str());
+            self.sequence += 1;
+            self.remove(topic.as_str());
         } else {
-            let retained = Retained {
-                payload: payload.into(),
-                qos,
-                sequence: self.sequence,
-            };
-            self.topics.insert(topic.as_str().into(), retained);
+            let payload_bytes = payload.len() as u32;
+            self.insert(topic, Some(payload), payload_bytes, qos, record);
         }
         self.sequence
+    }
+
+    /// What a start found on disk; the payload where there is memory for it.
+    pub fn restore(&mut self, topic: TopicName<'_>, payload: Option<Arc<[u8]>>, payload_bytes: u32, qos: QoS) {
+        self.insert(topic, payload, payload_bytes, qos, 0);
+    }
+
+    fn insert(&mut self, topic: TopicName<'_>, payload: Option<Arc<[u8]>>, payload_bytes: u32, qos: QoS, record: u64) {
+        self.sequence += 1;
+        self.memory_bytes += memory_bytes(&payload);
+        let retained = Retained {
+            payload,
+            payload_bytes,
+            qos,
+            sequence: self.sequence,
+            record,
+            is_used: false,
+        };
+        // Whoever has the topic keeps its key: one allocation less, and a topic that changes often is the common case.
+        match self.topics.get_mut(topic.as_str()) {
+            Some(there) => {
+                self.memory_bytes -= memory_bytes(&there.payload);
+                *there = retained;
+            }
+            None => drop(self.topics.insert(topic.as_str().into(), retained)),
+        }
+    }
+
+    /// The topic has no retained message.
+    pub fn remove(&mut self, topic: &str) {
+        if let Some(removed) = self.topics.remove(topic) {
+            self.memory_bytes -= memory_bytes(&removed.payload);
+        }
+    }
+
+    pub fn get(&self, topic: &str) -> Option<&Retained> {
+        self.topics.get(topic)
+    }
+
+    /// Somebody asked for this topic by name: its payload stays, or is here from now on.
+    pub fn use_payload(&mut self, topic: &str, payload: &Arc<[u8]>) {
+        if let Some(retained) = self.topics.get_mut(topic) {
+            retained.is_used = true;
+            if retained.payload.is_none() {
+                retained.payload = Some(payload.clone());
+                self.memory_bytes += memory_bytes(&retained.payload);
+            }
+        }
+    }
+
+    /// Frees payloads while there are too many, a few in one call. `committed`: the last record that is on disk.
+    pub fn make_room(&mut self, committed: u64) {
+        for _ in 0..LOOKS_PER_TURN {
+            if self.memory_bytes <= self.memory_bytes_max {
+                return;
+            }
+            let behind = (Bound::Excluded(self.hand.as_str()), Bound::Unbounded);
+            let Some((topic, retained)) = self.topics.range_mut::<str, _>(behind).next() else {
+                // No topic is empty, so the first is behind this.
+                self.hand.clear();
+                continue;
+            };
+            if std::mem::take(&mut retained.is_used) || retained.record > committed {
+                // It has another round.
+            } else {
+                self.memory_bytes -= memory_bytes(&retained.payload);
+                retained.payload = None;
+            }
+            self.hand.clear();
+            self.hand.push_str(topic);
+        }
     }
 
     /// The sequence of the newest change.
@@ -114,6 +206,12 @@ impl RetainedMessages {
     }
 }
 
+fn memory_bytes(payload: &Option<Arc<[u8]>>) -> usize {
+    payload
+        .as_ref()
+        .map_or(0, |payload| payload.len() + PAYLOAD_OVERHEAD_BYTES)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -121,7 +219,7 @@ mod tests {
     use super::*;
 
     fn set(retained: &mut RetainedMessages, topic: &str, payload: &[u8]) -> u64 {
-        retained.set(TopicName::new(topic).unwrap(), payload, QoS::AtLeastOnce)
+        retained.set(TopicName::new(topic).unwrap(), payload.into(), QoS::AtLeastOnce, 1)
     }
 
     fn scan(retained: &RetainedMessages, filter: &str, sequence_max: u64) -> Vec<String> {
@@ -135,15 +233,15 @@ mod tests {
 
     #[test]
     fn a_topic_keeps_its_last_message_and_an_empty_payload_clears_it() {
-        let mut retained = RetainedMessages::new();
+        let mut retained = RetainedMessages::new(usize::MAX);
         assert_eq!((retained.sequence(), retained.is_empty()), (0, true));
         assert_eq!(set(&mut retained, "a", b"1"), 1);
         assert_eq!(set(&mut retained, "a", b"2"), 2);
         let filter = TopicFilter::new("a").unwrap();
         let (topic, message) = retained.next(filter, None, u64::MAX).unwrap();
         assert_eq!(
-            (topic, &*message.payload, message.qos, message.sequence),
-            ("a", &b"2"[..], QoS::AtLeastOnce, 2)
+            (topic, message.payload.as_deref(), message.qos, message.sequence),
+            ("a", Some(&b"2"[..]), QoS::AtLeastOnce, 2)
         );
         assert_eq!(retained.len(), 1);
         assert_eq!(set(&mut retained, "a", b""), 3);
@@ -153,8 +251,39 @@ mod tests {
     }
 
     #[test]
+    fn payloads_beyond_the_memory_are_on_disk_only_once_they_are_committed_and_the_used_stay_longest() {
+        let mut retained = RetainedMessages::new(4 * (PAYLOAD_OVERHEAD_BYTES + 8));
+        let topics: Vec<String> = (0..8).map(|number| format!("t{number}")).collect();
+        let hot = |retained: &RetainedMessages| {
+            let is_hot = |topic: &&String| retained.get(topic).unwrap().payload.is_some();
+            topics.iter().filter(is_hot).cloned().collect::<Vec<_>>()
+        };
+        for (record, topic) in (1..).zip(&topics) {
+            let topic = TopicName::new(topic).unwrap();
+            retained.set(topic, [7; 8].as_slice().into(), QoS::AtMostOnce, record);
+            retained.make_room(0);
+        }
+        assert_eq!(hot(&retained).len(), 8, "nothing is committed");
+        retained.use_payload("t1", &[7; 8].as_slice().into());
+        retained.make_room(6);
+        let now = hot(&retained);
+        let stays = ["t1", "t6", "t7"];
+        assert!(
+            now.len() == 4 && stays.iter().all(|topic| now.contains(&(*topic).to_owned())),
+            "{now:?}"
+        );
+        // A payload that was read back is here again, in the place of another.
+        retained.use_payload("t0", &[7; 8].as_slice().into());
+        retained.make_room(8);
+        let now = hot(&retained);
+        assert!(now.len() == 4 && now.contains(&"t0".to_owned()), "{now:?}");
+        topics.iter().for_each(|topic| retained.remove(topic));
+        assert_eq!((retained.memory_bytes, retained.len()), (0, 0));
+    }
+
+    #[test]
     fn a_scan_leaves_out_what_changed_after_its_sequence() {
-        let mut retained = RetainedMessages::new();
+        let mut retained = RetainedMessages::new(usize::MAX);
         set(&mut retained, "a", b"1");
         let sequence = set(&mut retained, "b", b"1");
         set(&mut retained, "a", b"2");
@@ -165,7 +294,7 @@ mod tests {
 
     #[test]
     fn may_match_is_false_where_no_topic_has_the_leading_levels() {
-        let mut retained = RetainedMessages::new();
+        let mut retained = RetainedMessages::new(usize::MAX);
         assert!(!retained.may_match(TopicFilter::new("#").unwrap()));
         set(&mut retained, "a/b", b"1");
         for (filter, may) in [
@@ -189,7 +318,7 @@ mod tests {
             sequence_max in 0u64..80,
         ) {
             prop_assume!(!filter.is_empty());
-            let mut retained = RetainedMessages::new();
+            let mut retained = RetainedMessages::new(usize::MAX);
             let mut list: BTreeMap<String, u64> = BTreeMap::new();
             for (topic, keep) in changes.iter().filter(|(topic, _)| !topic.is_empty()) {
                 let sequence = set(&mut retained, topic, if *keep { b"x" } else { b"" });

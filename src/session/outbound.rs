@@ -54,6 +54,8 @@ pub enum Offered {
     Sent,
     /// Waits in the queue.
     Queued,
+    /// The same, and the queue is at its bound: who publishes to this connected client should be held back.
+    QueuedFull,
     /// QoS 0, and the outbox is at its bound.
     DroppedOutboxFull,
     /// The queue is at its bound.
@@ -136,10 +138,16 @@ pub struct Outbound {
     fetched_to: u64,
     /// Bytes of what is on disk only.
     stored_bytes: usize,
+    /// Entries that are on disk only and have not been sent in this run of the broker.
+    stored_unsent: u64,
+    /// Entries of `queue` that have been sent in this run, on an earlier connection.
+    queued_sent: usize,
+    /// Publishers have waited in vain for this queue to drain: until half of it has, they wait no more.
+    is_given_up: bool,
     /// One past the last sequence that was ever sent.
     sent_to: u64,
-    /// Entries still to be read back that may have been sent in an earlier run.
-    doubtful: usize,
+    /// Sequences below this may have been sent in an earlier run.
+    doubtful_to: u64,
     /// `next` when the store was asked; None while it is not.
     asked: Option<u64>,
     /// Answers on their way to a connection that has ended.
@@ -147,17 +155,18 @@ pub struct Outbound {
 }
 
 impl Outbound {
-    /// The deliveries of a durable Session as a start finds them: sequences `first..end` are on disk. Some were in flight
-    /// when the last run ended, and some had been acknowledged without the disk knowing it, no more than memory held and
-    /// the client could take meanwhile.
-    pub fn stored(first: u64, end: u64, bytes: usize, limits: &Limits) -> Outbound {
+    /// The deliveries of a durable Session as a start finds them: `entries` of the sequences `first..end` are on disk. The
+    /// oldest may have been sent before: some were in flight when the last run ended, some had been acknowledged without
+    /// the disk knowing it.
+    pub fn stored(first: u64, end: u64, entries: u64, bytes: usize, limits: &Limits) -> Outbound {
         Outbound {
             first,
             fetched_to: first,
             next: end,
             sent_to: first,
             stored_bytes: bytes,
-            doubtful: doubtful_max(limits),
+            stored_unsent: entries,
+            doubtful_to: end.min(first + doubtful_max(limits)),
             ..Outbound::default()
         }
     }
@@ -178,13 +187,23 @@ impl Outbound {
             || (!self.has_stored() && self.queue.len() < (limits.queued_max / 2).min(QUEUE_WINDOW_MESSAGES / 4))
     }
 
-    /// Messages that have never been sent.
+    /// Messages that have not been sent in this run of the broker.
     pub fn queued(&self) -> u64 {
-        let in_memory = self
-            .queue
-            .iter()
-            .filter(|queued| queued.qos == QoS::AtMostOnce || queued.sequence >= self.sent_to);
-        in_memory.count() as u64 + self.next - self.fetched_to.max(self.sent_to).min(self.next)
+        (self.queue.len() - self.queued_sent) as u64 + self.stored_unsent
+    }
+
+    /// Whether half of the queue is free again, after it was full.
+    pub fn has_drained(&self, limits: &Limits) -> bool {
+        self.queued() <= limits.queued_max as u64 / 2 && self.waiting_bytes() <= limits.queued_bytes_max / 2
+    }
+
+    /// Publishers have been held back long enough for this client.
+    pub fn give_up(&mut self) {
+        self.is_given_up = true;
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        self.queued_bytes + self.stored_bytes
     }
 
     /// The sequence of the message that was offered last and not dropped, if it was above QoS 0.
@@ -237,15 +256,25 @@ impl Outbound {
         } else if qos == QoS::AtMostOnce {
             return Offered::DroppedAway;
         }
-        let waiting = self.queue.len() + (self.next - self.fetched_to.max(self.sent_to)) as usize;
         // QoS 0 may fill half the queue only, so that it gives way before QoS 1 and 2; nor is it written to disk, where
         // its place would be while older messages come back from there.
-        let full = waiting >= limits.queued_max
-            || self.queued_bytes + self.stored_bytes + len > limits.queued_bytes_max
-            || (qos == QoS::AtMostOnce && (self.queued_qos0 >= limits.queued_max / 2 || self.has_stored()));
-        if full {
+        if qos == QoS::AtMostOnce && (self.queued_qos0 >= limits.queued_max / 2 || self.has_stored()) {
             return Offered::DroppedQueueFull;
         }
+        self.is_given_up &= is_connected && !self.has_drained(limits);
+        // At its bound the queue of a connected client holds its publishers back, and as much again has room for what
+        // they had sent before they heard of it.
+        let holds_back = is_connected && qos != QoS::AtMostOnce && !self.is_given_up;
+        let factor = if holds_back { 2 } else { 1 };
+        let (waiting, bytes) = (self.queued() as usize, self.waiting_bytes() + len);
+        if waiting >= limits.queued_max.saturating_mul(factor) || bytes > limits.queued_bytes_max.saturating_mul(factor)
+        {
+            return Offered::DroppedQueueFull;
+        }
+        let queued = match holds_back && (waiting + 1 >= limits.queued_max || bytes >= limits.queued_bytes_max) {
+            true => Offered::QueuedFull,
+            false => Offered::Queued,
+        };
         let message = shared.get_or_insert_with(|| SharedMessage::new(message)).clone();
         let sequence = self.next;
         let record = match keeping {
@@ -255,7 +284,8 @@ impl Outbound {
                 if qos != QoS::AtMostOnce && (!is_connected || self.has_stored() || !has_window) {
                     self.next += 1;
                     self.stored_bytes += len;
-                    return Offered::Queued;
+                    self.stored_unsent += 1;
+                    return queued;
                 }
                 if qos == QoS::ExactlyOnce { record } else { 0 }
             }
@@ -273,17 +303,31 @@ impl Outbound {
             sequence,
             record,
         });
-        Offered::Queued
+        queued
     }
 
     fn push(&mut self, queued: Queued) {
         self.queued_bytes += queued.message.len();
         self.queued_qos0 += usize::from(queued.qos == QoS::AtMostOnce);
+        self.queued_sent += usize::from(self.has_sent(&queued));
         self.queue.push_back(queued);
     }
 
+    fn pop(&mut self) -> Option<Queued> {
+        let queued = self.queue.pop_front()?;
+        self.queued_bytes -= queued.message.len();
+        self.queued_qos0 -= usize::from(queued.qos == QoS::AtMostOnce);
+        self.queued_sent -= usize::from(self.has_sent(&queued));
+        Some(queued)
+    }
+
+    /// Whether a message was sent in this run, on an earlier connection.
+    fn has_sent(&self, queued: &Queued) -> bool {
+        queued.qos != QoS::AtMostOnce && queued.sequence < self.sent_to
+    }
+
     /// Writes what may be written now, as far as window, outbox and the commits of the disk allow. Counts what it writes
-    /// through `wrote(qos, again)`.
+    /// through `wrote(qos, again)`: each message once for the first time in this run of the broker.
     pub fn refill(
         &mut self,
         outbox: &mut Outbox,
@@ -300,35 +344,23 @@ impl Outbound {
             if front.qos != QoS::AtMostOnce && waits {
                 return;
             }
-            let Some(front) = self.queue.pop_front() else { return };
-            let Queued {
-                ref message,
-                qos,
-                again,
-                ..
-            } = front;
-            self.queued_bytes -= message.len();
-            self.queued_qos0 -= usize::from(qos == QoS::AtMostOnce);
-            let packet_id = if qos == QoS::AtMostOnce {
-                None
-            } else {
-                Some(self.place(&front))
+            let Some(front) = self.pop() else { return };
+            let Queued { ref message, qos, .. } = front;
+            let again = self.has_sent(&front);
+            let packet_id = match qos {
+                QoS::AtMostOnce => None,
+                _ => Some(self.place(&front)),
             };
+            if !(again && front.released) {
+                wrote(qos, again);
+            }
             let out = outbox.writer(pool);
             match packet_id {
                 Some(packet_id) if front.released && level == Level::V31 => encode::pubrel_again_v31(out, packet_id),
                 Some(packet_id) if front.released => encode::pubrel(out, packet_id),
                 _ => {
-                    encode::publish(
-                        out,
-                        again,
-                        qos,
-                        front.retain,
-                        message.topic(),
-                        packet_id,
-                        message.payload(),
-                    );
-                    wrote(qos, again);
+                    let (topic, payload) = (message.topic(), message.payload());
+                    encode::publish(out, front.again, qos, front.retain, topic, packet_id, payload);
                 }
             }
         }
@@ -345,11 +377,12 @@ impl Outbound {
         Some(self.fetched_to)
     }
 
-    /// The store's answer: entries in ascending order, the last of all if `is_end`.
-    pub fn returned(&mut self, entries: impl Iterator<Item = Returned>, is_end: bool) {
+    /// The store's answer: entries in ascending order, the last of all if `is_end`. Returns how many messages that were
+    /// never sent have not come back, since their values on disk are damaged.
+    pub fn returned(&mut self, entries: impl Iterator<Item = Returned>, is_end: bool) -> u64 {
         if self.stale_answers > 0 {
             self.stale_answers -= 1;
-            return;
+            return 0;
         }
         let asked_to = self.asked.take().expect("the store answers what it was asked");
         for entry in entries {
@@ -365,9 +398,9 @@ impl Outbound {
                 "the store has what this Session put there"
             );
             self.fetched_to = sequence + 1;
-            let again = sequence < self.sent_to || self.doubtful > 0;
-            self.doubtful = self.doubtful.saturating_sub(1);
+            let again = sequence < self.sent_to.max(self.doubtful_to);
             self.stored_bytes = self.stored_bytes.saturating_sub(message.len());
+            self.stored_unsent -= u64::from(sequence >= self.sent_to);
             let record = 0;
             self.push(Queued {
                 message,
@@ -382,9 +415,11 @@ impl Outbound {
         if is_end {
             self.fetched_to = self.fetched_to.max(asked_to);
         }
-        if !self.has_stored() {
-            (self.stored_bytes, self.doubtful) = (0, 0);
+        if self.has_stored() {
+            return 0;
         }
+        self.stored_bytes = 0;
+        std::mem::take(&mut self.stored_unsent)
     }
 
     /// PUBACK: the sequence that is over. Unknown identifiers are ignored: the flow they belong to has ended.
@@ -414,14 +449,16 @@ impl Outbound {
     /// The connection of a durable Session is gone: from now on everything is on disk only. Returns how many QoS 0
     /// messages go with it.
     pub fn disconnected(&mut self) -> usize {
-        let inflight = self.inflight.drain(..).filter(|entry| entry.flow != Flow::Ended);
+        self.stored_unsent += (self.queue.len() - self.queued_qos0 - self.queued_sent) as u64;
+        let inflight = self.inflight.iter().filter(|entry| entry.flow != Flow::Ended);
         self.stored_bytes += inflight.map(|entry| entry.len as usize).sum::<usize>();
-        let queue = self.queue.drain(..).filter(|queued| queued.qos != QoS::AtMostOnce);
+        let queue = self.queue.iter().filter(|queued| queued.qos != QoS::AtMostOnce);
         self.stored_bytes += queue.map(|queued| queued.message.len()).sum::<usize>();
         (self.inflight, self.queue) = (VecDeque::new(), VecDeque::new());
         self.fetched_to = self.first;
         self.unacknowledged = 0;
-        self.queued_bytes = 0;
+        (self.queued_bytes, self.queued_sent) = (0, 0);
+        self.is_given_up = false;
         self.stale_answers += u32::from(self.asked.take().is_some());
         std::mem::take(&mut self.queued_qos0)
     }
@@ -483,8 +520,7 @@ impl Outbound {
 
     /// Whether an identifier belongs to what was sent on an earlier connection and is not yet on this one.
     fn is_to_be_sent_again(&self, packet_id: PacketId) -> bool {
-        let may_return =
-            self.has_stored() && self.fetched_to < self.sent_to.max(self.fetched_to + self.doubtful as u64);
+        let may_return = self.has_stored() && self.fetched_to < self.sent_to.max(self.doubtful_to);
         let is_queued = |queued: &Queued| queued.again && packet_id_of(queued.sequence) == packet_id;
         may_return || self.queue.iter().any(is_queued)
     }
@@ -512,11 +548,11 @@ impl Outbound {
     }
 }
 
-/// Entries on disk at a start that may have been sent before. When the last record on disk was pushed, this many were in
-/// flight or in memory; of what was read later, one answer had been asked for, one more may have been asked for, and
-/// then as many as the client takes without an acknowledgement.
-fn doubtful_max(limits: &Limits) -> usize {
-    2 * (limits.inflight_max + QUEUE_WINDOW_MESSAGES)
+/// Sequences, from the oldest on disk at a start, that may have been sent before. When the last record on disk was pushed,
+/// a run in flight and a queue in memory were all that could be sent; of what was read later, one answer had been asked
+/// for, one more may have been asked for, and that is all the client could be sent without an acknowledgement.
+fn doubtful_max(limits: &Limits) -> u64 {
+    (limits.inflight_max * (INFLIGHT_SPAN_FACTOR + 1) + 2 * QUEUE_WINDOW_MESSAGES) as u64
 }
 
 /// Identifiers follow sequences around the circle.
@@ -719,23 +755,67 @@ mod tests {
             assert_eq!(session.offer("b", QOS0), Offered::Queued);
         }
         assert_eq!(session.offer("c", QOS0), Offered::DroppedQueueFull);
-        for _ in 0..4 {
+        for _ in 0..3 {
             assert_eq!(session.offer("d", QOS1), Offered::Queued);
         }
+        assert_eq!(session.offer("d", QOS1), Offered::QueuedFull);
+        session.outbound.give_up();
         assert_eq!(session.offer("e", QOS1), Offered::DroppedQueueFull);
         for acknowledged in [1, 2] {
             session.outbound.puback(id(acknowledged)).unwrap();
             session.refill();
         }
         assert_eq!(session.offer("f", QOS0), Offered::Queued, "room again for QoS 0");
-        assert_eq!(session.offer(&"x".repeat(1_000), QOS1), Offered::DroppedQueueFull);
+        assert_eq!(session.offer(&"x".repeat(2_000), QOS1), Offered::DroppedQueueFull);
         assert_eq!(session.offer_to("g", QOS0, false), Offered::DroppedAway);
+    }
+
+    #[test]
+    fn a_full_queue_has_as_much_room_again_for_what_is_on_its_way_until_it_is_given_up() {
+        let mut session = Session::new(1, false);
+        session.offer("a", QOS1);
+        for _ in 0..9 {
+            assert_eq!(session.offer("b", QOS1), Offered::Queued);
+        }
+        for _ in 0..11 {
+            assert_eq!(session.offer("c", QOS1), Offered::QueuedFull);
+        }
+        assert_eq!(session.offer("d", QOS1), Offered::DroppedQueueFull);
+        session.outbound.give_up();
+        for acknowledged in 1..=14 {
+            session.outbound.puback(id(acknowledged)).unwrap();
+            session.refill();
+            session.written();
+        }
+        assert_eq!(
+            (session.outbound.queued(), session.outbound.has_drained(&session.limits)),
+            (6, false)
+        );
+        for _ in 0..4 {
+            assert_eq!(session.offer("e", QOS1), Offered::Queued);
+        }
+        assert_eq!(
+            session.offer("f", QOS1),
+            Offered::DroppedQueueFull,
+            "given up until half is free"
+        );
+        for acknowledged in 15..=19 {
+            session.outbound.puback(id(acknowledged)).unwrap();
+            session.refill();
+            session.written();
+        }
+        assert!(session.outbound.has_drained(&session.limits));
+        assert_eq!(
+            session.offer(&"x".repeat(998), QOS1),
+            Offered::QueuedFull,
+            "by its bytes"
+        );
     }
 
     #[test]
     fn identifiers_go_round_without_0_and_stay_after_a_resume() {
         let mut session = Session::new(4, true);
-        session.outbound = Outbound::stored(65_533, 65_533, 0, &session.limits);
+        session.outbound = Outbound::stored(65_533, 65_533, 0, 0, &session.limits);
         for payload in ["a", "b", "c", "d"] {
             session.offer(payload, QOS1);
         }
@@ -840,23 +920,23 @@ mod tests {
     #[test]
     fn after_a_start_what_may_have_been_sent_is_flagged_and_no_more() {
         let mut session = Session::new(2, true);
-        let flagged = doubtful_max(&session.limits) as u64;
+        let doubtful = doubtful_max(&session.limits);
         // The first is followed by a gap.
-        for sequence in [10].into_iter().chain(12..12 + flagged) {
+        for sequence in [10].into_iter().chain(12..11 + doubtful) {
             session.disk.insert(sequence, ("m".into(), QOS1, false));
         }
-        session.outbound = Outbound::stored(10, 12 + flagged, 0, &session.limits);
+        session.outbound = Outbound::stored(10, 11 + doubtful, doubtful, 0, &session.limits);
         session.fetch(usize::MAX);
         session.refill();
         assert_eq!(session.written(), ["11 m+", "13 m+"]);
-        for next in 14..12 + flagged {
+        for next in 14..11 + doubtful {
             session.puback(if next == 14 { 11 } else { next as u16 - 2 });
             session.refill();
             assert_eq!(session.written(), [format!("{next} m+")]);
         }
-        session.puback((10 + flagged) as u16);
+        session.puback((9 + doubtful) as u16);
         session.refill();
-        assert_eq!(session.written(), [format!("{} m", 12 + flagged)]);
+        assert_eq!(session.written(), [format!("{} m", 11 + doubtful)]);
     }
 
     #[test]

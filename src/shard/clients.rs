@@ -21,7 +21,7 @@ use crate::session::outbox::Outbox;
 use super::deadlines::TickNumber;
 use super::event::ConnectionId;
 use super::record::{SessionKey, SessionNumber};
-use super::subscribe::Scans;
+use super::scan::Scans;
 
 /// What outlives a Network Connection if Clean Session is off, and ends with it otherwise.
 pub struct Client {
@@ -142,8 +142,10 @@ pub mod paused {
     pub const PEER: u8 = 1;
     /// Too many of its publishes wait for a receipt.
     pub const RECEIPTS: u8 = 2;
-    /// The store is behind.
-    pub const STORE: u8 = 4;
+    /// The queue of a subscriber is full, or the disk is behind.
+    pub const HELD_BACK: u8 = 4;
+    /// The disk must know that the Session which it replaced has ended.
+    pub const ENDED_SESSION: u8 = 8;
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

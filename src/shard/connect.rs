@@ -3,7 +3,8 @@
 //! Called  on `Input::Connected` and `Input::Disconnected`, and by `Shard::close`.
 //! Holds   - CONNACK is the first packet of a connection [MQTT-3.2.0-1];
 //!         - one connection per Client Identifier: the older is closed first, its Will published [MQTT-3.1.4-2];
-//!         - a clean Session ends with its connection, a durable one when a clean CONNECT replaces it [MQTT-3.1.2-6].
+//!         - a clean Session ends with its connection, a durable one when a clean CONNECT replaces it [MQTT-3.1.2-6], which
+//!           is answered when the disk knows, or when its client has stayed away for too long (`shard::expiry`).
 
 use crate::mqtt::encode;
 use crate::mqtt::packet::{Connect, Level, Will};
@@ -15,9 +16,10 @@ use crate::routing::subscriptions::Unsubscribed;
 use crate::session::message::Message;
 use crate::session::will::Ending;
 
-use super::clients::{Connection, State};
+use super::clients::{Connection, State, paused};
 use super::event::{CloseReason, ConnectionId, Lane, PeerId};
 use super::message::ShardMessage;
+use super::receipt::Then;
 use super::record::Record;
 use super::{Shard, mark};
 
@@ -29,12 +31,13 @@ impl Shard {
         }
         // A clean Session has ended with its connection just now; a durable one is still there.
         let existing = self.clients.find(account, &connect.client_id);
-        let (client, session_present) = match existing {
-            Some(client) if !connect.clean_session => (client, true),
+        let (client, session_present, ended) = match existing {
+            Some(client) if !connect.clean_session => (client, true, None),
             replaced => {
-                if let Some(replaced) = replaced {
-                    self.end_session(replaced);
-                }
+                let ended = replaced.map(|replaced| {
+                    self.counters.dropped_session_ended += self.end_session(replaced);
+                    self.last_record
+                });
                 let client_id = connect.client_id.into_boxed_str();
                 let client = self.clients.insert(account, client_id.clone(), connect.clean_session);
                 if !connect.clean_session {
@@ -45,10 +48,13 @@ impl Shard {
                         client_id,
                     });
                 }
-                (client, false)
+                (client, false, ended)
             }
         };
         self.clients.sessions[client as usize].connection = Some(id);
+        if session_present {
+            self.client_is_back(self.clients.sessions[client as usize].number);
+        }
 
         let index = id.index as usize;
         if self.clients.connections.len() <= index {
@@ -69,20 +75,34 @@ impl Shard {
             state: State::Open,
             ..Connection::default()
         };
-        // Level 3 has no Session Present: that byte is reserved.
-        let session_present = session_present && connect.level == Level::V311;
-        encode::connack(
-            connection.outbox.writer(&mut self.pool),
-            session_present,
-            ConnectReturnCode::Accepted,
-        );
-        mark(connection, id, &mut self.outputs);
         let deadline = connection.silence_deadline();
         if let Some(deadline) = deadline {
             self.deadlines.arm(id, deadline);
         }
         self.clients.open += 1;
         self.counters.connects_accepted += 1;
+        match ended {
+            // Who is told that its old Session is gone must not find it again after a crash [MQTT-3.1.2-6]. The new one
+            // has no subscription yet, so nothing comes before CONNACK.
+            Some(record) => {
+                self.pause(id, paused::ENDED_SESSION);
+                self.after_commit(record, Then::Accept { connection: id });
+            }
+            None => self.accept(id, session_present),
+        }
+    }
+
+    /// CONNACK, then whatever waits for the client.
+    pub(super) fn accept(&mut self, id: ConnectionId, session_present: bool) {
+        let Some(connection) = self.clients.open_connection(id) else {
+            return;
+        };
+        // Level 3 has no Session Present: that byte is reserved.
+        let session_present = session_present && connection.level() == Level::V311;
+        let out = connection.outbox.writer(&mut self.pool);
+        encode::connack(out, session_present, ConnectReturnCode::Accepted);
+        mark(connection, id, &mut self.outputs);
+        self.resume(id, paused::ENDED_SESSION);
         self.refill(id);
     }
 
@@ -108,11 +128,12 @@ impl Shard {
         let will = connection.will.take();
         let index = connection.client;
         self.clients.open -= 1;
+        self.let_go(self.clients.key(index));
         let client = &mut self.clients.sessions[index as usize];
         let account = client.account;
         client.connection = None;
         if client.is_clean() {
-            self.end_session(index);
+            self.counters.dropped_session_ended += self.end_session(index);
         } else {
             if let Some(outbound) = &mut client.outbound {
                 // QoS 0 waits for nobody who is away.
@@ -122,6 +143,8 @@ impl Shard {
                 received.disconnected();
             }
             client.trim();
+            let key = self.clients.key(index);
+            self.client_left(key);
         }
         if let Some(will) = will
             && ending.publishes_will()
@@ -131,12 +154,12 @@ impl Shard {
     }
 
     /// The Session's state is gone for good [MQTT-3.2.2-1].
-    fn end_session(&mut self, index: u32) {
+    /// Returns how many messages waited for it, for the caller to count.
+    pub(super) fn end_session(&mut self, index: u32) -> u64 {
         let client = self.clients.remove(index);
-        if let Some(outbound) = &client.outbound {
-            self.counters.dropped_session_ended += outbound.queued();
-        }
+        let queued = client.outbound.as_ref().map_or(0, |outbound| outbound.queued());
         if !client.is_clean() {
+            self.forget_expiry(client.number);
             self.persist(Record::SessionEnded { session: client.number });
         }
         let mut text = std::mem::take(&mut self.text);
@@ -148,6 +171,7 @@ impl Shard {
             }
         }
         self.text = text;
+        queued
     }
 
     /// The last holder on this core of `filter` is gone: its owners need not send what matches it any more.
@@ -182,5 +206,6 @@ impl Shard {
         };
         // Nobody is owed an acknowledgement, so nothing waits for a receipt.
         self.dispatch(&message, will.retain, None);
+        self.hold_back(None);
     }
 }

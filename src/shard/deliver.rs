@@ -14,6 +14,7 @@ use crate::session::outbound::{Keeping, Limits, Offered, Outbound, PubRec, Retur
 use super::clients::Clients;
 use super::event::{CloseReason, ConnectionId, Output, PeerId, RecordNumber, Violation};
 use super::message::Doubt;
+use super::overflow::Publisher;
 use super::receipt::{ReceiptId, Then};
 use super::record::{Fetch, QueueEntry, QueueFetch, QueueWindow, Record, SessionKey};
 use super::{Shard, mark};
@@ -59,6 +60,11 @@ impl Shard {
         message: &Message<'_>,
     ) {
         let record = self.deliver(message, origin);
+        let publisher = receipt.map(|(home, receipt)| Publisher::At(home, receipt));
+        self.hold_back(publisher);
+        if record.is_some() {
+            self.hold_back_for_disk(publisher);
+        }
         match (receipt, record) {
             (Some((home, receipt)), Some(record)) => {
                 self.after_commit(record, Then::Confirm { home, receipt });
@@ -125,11 +131,16 @@ impl Shard {
                 QoS::ExactlyOnce => self.counters.delivered_qos2 += 1,
             },
             Offered::Queued => {}
+            Offered::QueuedFull => self.overflows.filled.push(SessionKey {
+                index: session,
+                number: client.number,
+            }),
             Offered::DroppedOutboxFull => self.counters.dropped_outbox_full += 1,
             Offered::DroppedQueueFull => self.counters.dropped_queue_full += 1,
             Offered::DroppedAway => self.counters.dropped_away += 1,
         }
-        if matches!(offered, Offered::Sent | Offered::Queued) && qos != QoS::AtMostOnce && keeping != Keeping::Clean {
+        let is_kept = matches!(offered, Offered::Sent | Offered::Queued | Offered::QueuedFull);
+        if is_kept && qos != QoS::AtMostOnce && keeping != Keeping::Clean {
             durable.push(QueueEntry {
                 session: client.number,
                 sequence: client.outbound().last_sequence(),
@@ -221,7 +232,7 @@ impl Shard {
         let connection = client.connection;
         let outbound = client.outbound.as_mut();
         let outbound = outbound.expect("deliveries that wait for the store are not idle");
-        outbound.returned(entries, is_end);
+        self.counters.dropped_damaged += outbound.returned(entries, is_end);
         if let Some(id) = connection {
             self.refill(id);
         }
@@ -295,7 +306,17 @@ impl Shard {
             if connection.outbox.len() > before {
                 mark(connection, id, &mut self.outputs);
             }
+            if self.overflows.is_any_full() && outbound.has_drained(&self.delivery_limits) {
+                let session = SessionKey {
+                    index: connection.client,
+                    number: client.number,
+                };
+                self.let_go(session);
+            }
         }
+        let Some(connection) = self.clients.open_connection(id) else {
+            return;
+        };
         if connection.scans.is_some() {
             self.advance_scans(id);
         }

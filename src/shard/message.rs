@@ -9,6 +9,7 @@
 //! SUBSCRIBE to the owners       ToOwner   Register ─▶ Registered;  RetainedNext ─▶ Retained..., RetainedEnd
 //! last holder of a filter gone  ToOwner   Withdraw
 //! owner to interested cores     ToHome    Deliver ─▶ Delivered (to the publisher's home, if it asked)
+//! a full queue to publishers    ToHome    HoldBack, LetGo
 //! ```
 
 use crate::mqtt::packet::{PacketId, QoS};
@@ -17,7 +18,7 @@ use crate::session::message::Message;
 
 use super::event::{ConnectionId, PeerId};
 use super::receipt::ReceiptId;
-use super::record::{Origin, SessionNumber};
+use super::record::{Origin, SessionKey, SessionNumber};
 
 /// A scan for retained messages, as its subscriber's home core knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,11 @@ pub enum ShardMessage<'a> {
     Retained { scan: ScanId, message: Message<'a> },
     /// Owner to home: the answer to one `RetainedNext` ends; `finished`: so does this owner's part of the scan.
     RetainedEnd { scan: ScanId, finished: bool },
+    /// To the publisher's home: its message filled the queue of this Session of the sending core. Comes before the part
+    /// of the receipt that this core confirms.
+    HoldBack { receipt: ReceiptId, session: SessionKey },
+    /// The queue of this Session of the sending core holds nobody back any more.
+    LetGo { session: SessionKey },
 }
 
 /// The durable origin of a QoS 2 message, and whether its client sends it again after a crash.
@@ -165,6 +171,15 @@ impl ShardMessage<'_> {
                 out.extend_from_slice(&[10, u8::from(finished)]);
                 put_scan(out, scan);
             }
+            ShardMessage::HoldBack { receipt, session } => {
+                out.extend_from_slice(&[12]);
+                out.extend_from_slice(&receipt.0.to_le_bytes());
+                put_session(out, session);
+            }
+            ShardMessage::LetGo { session } => {
+                out.extend_from_slice(&[13]);
+                put_session(out, session);
+            }
         }
     }
 }
@@ -188,6 +203,11 @@ fn put_scan(out: &mut Vec<u8>, scan: ScanId) {
     for word in [scan.connection.index, scan.connection.generation, scan.serial] {
         out.extend_from_slice(&word.to_le_bytes());
     }
+}
+
+fn put_session(out: &mut Vec<u8>, session: SessionKey) {
+    out.extend_from_slice(&session.index.to_le_bytes());
+    out.extend_from_slice(&session.number.0.to_le_bytes());
 }
 
 /// Kind and flags, words, lengths, topic, payload: reserved at once, since this is what crosses a million times a second.
@@ -270,6 +290,13 @@ impl<'a> Messages<'a> {
         Doubt {
             origin: Origin { session, packet_id },
             is_again,
+        }
+    }
+
+    fn session(&mut self) -> SessionKey {
+        SessionKey {
+            index: self.u32(),
+            number: SessionNumber(self.u64()),
         }
     }
 
@@ -367,6 +394,13 @@ impl<'a> Iterator for Messages<'a> {
                     finished,
                 }
             }
+            12 => ShardMessage::HoldBack {
+                receipt: ReceiptId(self.u32()),
+                session: self.session(),
+            },
+            13 => ShardMessage::LetGo {
+                session: self.session(),
+            },
             kind => panic!("a batch between cores begins a message with {kind}"),
         })
     }
@@ -383,6 +417,11 @@ mod tests {
         },
         is_again: true,
     });
+
+    const SESSION: SessionKey = SessionKey {
+        index: 9,
+        number: SessionNumber(1 << 50),
+    };
 
     #[test]
     fn every_message_crosses_unchanged() {
@@ -459,6 +498,11 @@ mod tests {
             },
             ShardMessage::Retained { scan, message },
             ShardMessage::RetainedEnd { scan, finished: false },
+            ShardMessage::HoldBack {
+                receipt: ReceiptId(8),
+                session: SESSION,
+            },
+            ShardMessage::LetGo { session: SESSION },
         ];
         let mut batch = Vec::new();
         for message in &messages {

@@ -9,7 +9,7 @@
 //! ```text
 //! Input ─▶ handle ─┬▶ connect     CONNECT came home: refuse nothing, resume or start anew; every ending
 //!                  ├▶ publish     a client's PUBLISH on its home core ─▶ topic at its owner ─▶ deliver at the homes
-//!                  ├▶ subscribe   SUBSCRIBE, UNSUBSCRIBE, retained messages for new subscriptions
+//!                  ├▶ subscribe   SUBSCRIBE, UNSUBSCRIBE ─▶ scan   retained messages for new subscriptions
 //!                  └▶ deliver     PUBACK, PUBREC, PUBCOMP, room in an outbox
 //! poll_output ◀─ outputs, peers (batches for other cores), records (for the store)
 //! ```
@@ -19,13 +19,16 @@ mod connect;
 pub mod deadlines;
 mod deliver;
 pub mod event;
+mod expiry;
 pub mod greeting;
 pub mod message;
+mod overflow;
 pub mod peers;
 mod publish;
 pub mod receipt;
 pub mod record;
 pub mod restore;
+mod scan;
 mod subscribe;
 #[cfg(test)]
 mod tests;
@@ -52,11 +55,16 @@ use crate::session::will::Ending;
 
 use clients::{Clients, Connection, State};
 use deadlines::{Deadlines, TickNumber};
+use expiry::Expiry;
 use message::{Messages, ShardMessage};
+use overflow::{Overflows, Publisher};
 use peers::Peers;
 use receipt::{AwaitsCommit, Receipts, Then};
 use record::{Fetched, Origin, Record, SessionNumber};
+use scan::Parked;
 use subscribe::PendingSubscribe;
+
+pub use expiry::UnixTime;
 
 pub use event::{CloseReason, ConnectionId, Input, Lane, Millis, Output, PeerId, RecordNumber, Violation};
 
@@ -69,6 +77,12 @@ pub struct Limits {
     pub queued_bytes_max: usize,
     pub outbox_bytes_max: usize,
     pub subscriptions_max: usize,
+    /// How long the full queue of a connected client holds its publishers back.
+    pub overflow_wait_ms: u64,
+    /// How long a durable Session waits for its client; None: for ever.
+    pub session_expiry_s: Option<u64>,
+    /// Payloads of retained messages in memory, over all cores.
+    pub retained_memory_bytes_max: usize,
 }
 
 impl Default for Limits {
@@ -81,6 +95,9 @@ impl Default for Limits {
             queued_bytes_max: QUEUED_BYTES_MAX,
             outbox_bytes_max: OUTBOX_BYTES_MAX,
             subscriptions_max: SUBSCRIPTIONS_PER_SESSION_MAX,
+            overflow_wait_ms: OVERFLOW_WAIT_MS,
+            session_expiry_s: None,
+            retained_memory_bytes_max: RETAINED_MEMORY_BYTES_MAX,
         }
     }
 }
@@ -95,6 +112,7 @@ pub struct ShardConfig {
     pub hash_key: [u64; 4],
     pub limits: Limits,
     pub access: Access,
+    pub unix_time: UnixTime,
 }
 
 /// The state of one core.
@@ -129,13 +147,17 @@ pub struct Shard {
     /// Sizes of the records that are not confirmed, oldest first.
     unconfirmed: VecDeque<u32>,
     unconfirmed_bytes: usize,
-    store_paused: Vec<ConnectionId>,
-    /// Answers the store owes.
+    /// Answers the store owes, and chunks of retained messages that wait for some of them.
     fetches: usize,
+    parked: Slab<Parked>,
     /// QoS 2 messages of the last run that were queued for these Sessions, but not acknowledged. With several cores
     /// `unsettled` has those whose publisher is at home here and has not sent them again.
     in_doubt: HashMap<Origin, Vec<SessionNumber>, RandomState>,
     unsettled: HashSet<Origin, RandomState>,
+
+    overflows: Overflows,
+    /// None: durable Sessions wait for their clients for ever.
+    expiry: Option<Expiry>,
 
     outputs: VecDeque<Output>,
     pool: BufferPool,
@@ -156,7 +178,9 @@ impl Shard {
             hash_key,
             limits,
             access,
+            unix_time,
         } = config;
+        let session_expiry_s = limits.session_expiry_s;
         assert!(core.0 < cores, "a core is one of the cores");
         let [a, b, c, d] = hash_key;
         Shard {
@@ -179,7 +203,7 @@ impl Shard {
             deadlines: Deadlines::new(),
             subscriptions: Subscriptions::new(hash_key),
             interest: Interest::new(hash_key),
-            retained: RetainedMessages::new(),
+            retained: RetainedMessages::new(limits.retained_memory_bytes_max / usize::from(cores)),
             receipts: Receipts::default(),
             pending_subscribes: Slab::new(),
             next_scan: 0,
@@ -190,10 +214,13 @@ impl Shard {
             awaits_commit: VecDeque::new(),
             unconfirmed: VecDeque::new(),
             unconfirmed_bytes: 0,
-            store_paused: Vec::new(),
             fetches: 0,
+            parked: Slab::new(),
             in_doubt: HashMap::with_hasher(RandomState::with_seeds(a, b, c, d)),
             unsettled: HashSet::with_hasher(RandomState::with_seeds(a, b, c, d)),
+            overflows: Overflows::new(limits.overflow_wait_ms, RandomState::with_seeds(a, b, c, d)),
+            expiry: session_expiry_s
+                .map(|after_s| Expiry::new(after_s, unix_time, RandomState::with_seeds(a, b, c, d))),
             outputs: VecDeque::new(),
             pool: BufferPool::new(),
             counters: Counters::default(),
@@ -270,7 +297,9 @@ impl Shard {
 
     /// When a `Tick` is due at the latest; `None` while nothing is timed.
     pub fn next_deadline(&self) -> Option<Millis> {
-        self.deadlines.next_deadline()
+        let expiry = self.expiry.as_ref().and_then(Expiry::next_deadline);
+        let deadlines = [self.deadlines.next_deadline(), self.overflows.next_deadline(), expiry];
+        deadlines.into_iter().flatten().min()
     }
 
     /// Connections that are open now.
@@ -308,6 +337,21 @@ impl Shard {
         &self.counters
     }
 
+    /// The counters, and what waits at this moment.
+    pub fn report(&self) -> Counters {
+        let sessions = self.clients.sessions.iter();
+        let queued = sessions
+            .filter_map(|(_, client)| client.outbound.as_ref())
+            .map(|outbound| outbound.queued());
+        Counters {
+            queued_now: queued.sum(),
+            sessions_now: self.clients.sessions.len() as u64,
+            connections_now: self.clients.open as u64,
+            retained_now: self.retained.len() as u64,
+            ..self.counters.clone()
+        }
+    }
+
     pub fn counters_mut(&mut self) -> &mut Counters {
         &mut self.counters
     }
@@ -330,9 +374,13 @@ impl Shard {
             };
             connection.last_packet = now;
             consumed += frame.len;
+            let last_record = self.last_record;
             match decode(frame, connection.level()) {
                 Ok(packet) => self.packet(id, packet),
                 Err(error) => self.close(id, CloseReason::Malformed(error)),
+            }
+            if self.last_record > last_record {
+                self.hold_back_for_disk(Some(Publisher::Here(id)));
             }
         }
         // Closed: whatever else came is not looked at.
@@ -394,6 +442,8 @@ impl Shard {
                 }
                 ShardMessage::Retained { scan, message } => self.retained_came(scan, &message),
                 ShardMessage::RetainedEnd { scan, finished } => self.retained_ended(scan, finished),
+                ShardMessage::HoldBack { receipt, session } => self.hold_back_sender(from, session, receipt),
+                ShardMessage::LetGo { session } => self.let_go_held(from, session),
             }
         }
     }
@@ -414,18 +464,15 @@ impl Shard {
             self.awaits_commit.pop_front();
             self.then(waits.then);
         }
-        if self.unconfirmed_bytes <= STORE_BACKLOG_BYTES_MAX / 2 {
-            for id in std::mem::take(&mut self.store_paused) {
-                self.resume(id, clients::paused::STORE);
-            }
-        }
+        self.retained.make_room(up_to.0);
+        self.let_go_for_disk();
     }
 
     fn fetched(&mut self, fetched: Fetched) {
         self.fetches -= 1;
         match fetched {
             Fetched::Queue(window) => self.queue_fetched(window),
-            Fetched::Retained(_) => unreachable!("retained messages are in memory"),
+            Fetched::Retained(payloads) => self.retained_fetched(payloads),
         }
     }
 
@@ -445,6 +492,7 @@ impl Shard {
             Then::Complete { connection, packet_id } => {
                 self.write(connection, |out| crate::mqtt::encode::pubcomp(out, packet_id));
             }
+            Then::Accept { connection } => self.accept(connection, false),
             Then::Subscribed { request } => self.answered(request),
             Then::Unsubscribed { connection, packet_id } => {
                 self.write(connection, |out| crate::mqtt::encode::unsuback(out, packet_id));
@@ -463,6 +511,8 @@ impl Shard {
     }
 
     fn tick(&mut self, now: Millis) {
+        self.give_up_overflows();
+        self.expire_sessions(now);
         let mut due = std::mem::take(&mut self.due);
         self.deadlines.expire(now, &mut due);
         for id in due.drain(..) {

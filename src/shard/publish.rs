@@ -6,7 +6,7 @@
 //!         - QoS 0 waits for nothing;
 //!         - whoever fills a peer's batch past its bound is paused; what was sent is not lost.
 
-use crate::limits::{RECEIPTS_PER_CONNECTION_MAX, STORE_BACKLOG_BYTES_MAX};
+use crate::limits::RECEIPTS_PER_CONNECTION_MAX;
 use crate::mqtt::encode;
 use crate::mqtt::packet::{PacketId, Publish, QoS};
 use crate::session::inbound::{Acknowledgement, Received};
@@ -15,6 +15,7 @@ use crate::session::message::Message;
 use super::clients::{Connection, paused};
 use super::event::{ConnectionId, Lane, PeerId};
 use super::message::{Doubt, ShardMessage};
+use super::overflow::Publisher;
 use super::receipt::{Sender, Then};
 use super::record::{Origin, Record};
 use super::{Shard, mark};
@@ -37,7 +38,7 @@ impl Shard {
             topic,
             packet_id,
             payload,
-            ..
+            dup,
         } = publish;
         let connection = &mut self.clients.connections[id.index as usize];
         let index = connection.client;
@@ -105,8 +106,9 @@ impl Shard {
         }
         let dispatched = match origin {
             None => self.dispatch(&message, retain, Some(sender)),
-            Some(origin) => self.dispatch_once(&message, retain, sender, origin),
+            Some(origin) => self.dispatch_once(&message, retain, sender, origin, dup),
         };
+        self.hold_back(Some(Publisher::Here(id)));
         if dispatched.waits
             && let Some((key, packet_id)) = sender.packet_id
             && let Some(received) = self.clients.session(key).and_then(|client| client.received.as_mut())
@@ -149,9 +151,17 @@ impl Shard {
     /// On one core identifier and message are one unit for the store: both are on disk, or neither. On several the
     /// identifier follows when everybody has the message, which till then carries its origin, so that whoever has it
     /// already knows it again.
-    fn dispatch_once(&mut self, message: &Message<'_>, retain: bool, sender: Sender, origin: Origin) -> Dispatched {
+    fn dispatch_once(
+        &mut self,
+        message: &Message<'_>,
+        retain: bool,
+        sender: Sender,
+        origin: Origin,
+        dup: bool,
+    ) -> Dispatched {
+        // What is sent again says so [MQTT-3.3.1-1]; else it is another message, of a client that has lost its state.
         if self.cores == 1 {
-            let is_again = self.in_doubt.contains_key(&origin);
+            let is_again = dup && self.in_doubt.contains_key(&origin);
             let doubt = is_again.then_some(Doubt { origin, is_again });
             let Origin { session, packet_id } = origin;
             let record = self.persist(Record::PacketIdReceived { session, packet_id });
@@ -159,7 +169,7 @@ impl Shard {
             self.in_doubt.remove(&origin);
             return dispatched;
         }
-        let is_again = self.unsettled.remove(&origin);
+        let is_again = self.unsettled.remove(&origin) && dup;
         let dispatched = self.dispatch_recorded(message, retain, Some(sender), None, Some(Doubt { origin, is_again }));
         if !dispatched.waits {
             self.receive(sender, origin);
@@ -295,10 +305,6 @@ impl Shard {
     }
 
     fn pause_if_congested(&mut self, id: ConnectionId, dispatched: Dispatched) {
-        if self.unconfirmed_bytes > STORE_BACKLOG_BYTES_MAX {
-            self.pause(id, paused::STORE);
-            self.store_paused.push(id);
-        }
         if let Some((peer, lane)) = dispatched.congested {
             self.pause(id, paused::PEER);
             self.peers.pause(peer, lane, id);

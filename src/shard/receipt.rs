@@ -65,6 +65,11 @@ impl Receipts {
         self.close_if_complete(id)
     }
 
+    /// Whom an open receipt is for.
+    pub fn sender(&self, id: ReceiptId) -> Sender {
+        self.receipts[id.0 as usize].sender
+    }
+
     pub fn len(&self) -> usize {
         self.receipts.len()
     }
@@ -109,6 +114,8 @@ pub enum Then {
     },
     /// The subscriptions of a SUBSCRIBE, by its place among those that wait.
     Subscribed { request: u32 },
+    /// CONNACK, for a client whose durable Session has been replaced by a clean one.
+    Accept { connection: ConnectionId },
     /// UNSUBACK.
     Unsubscribed {
         connection: ConnectionId,

@@ -47,7 +47,7 @@ pub enum Record {
         account: AccountId,
         client_id: Box<str>,
     },
-    /// It is gone, with its subscriptions, queue and identifiers.
+    /// It is gone, with its subscriptions, queue and identifiers, and whatever is in doubt of its PUBLISH packets.
     SessionEnded {
         session: SessionNumber,
     },
@@ -112,7 +112,6 @@ impl Record {
         matches!(
             self,
             Record::Delivered { .. }
-                | Record::SessionEnded { .. }
                 | Record::SessionStarted { .. }
                 | Record::SessionAway { .. }
                 | Record::SessionBack { .. }
@@ -217,6 +216,7 @@ pub struct StoredEntry {
 /// All that a start must know before the first client comes; queues stay where they are.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stored {
+    /// In ascending order of their numbers.
     pub sessions: Vec<StoredSession>,
     pub retained: Vec<StoredRetained>,
     /// Messages that were queued for these Sessions while their PUBLISH was not yet acknowledged.
@@ -253,5 +253,6 @@ pub struct StoredRetained {
     pub topic: Box<str>,
     /// `None`: beyond what a start may hold in memory; it is read when somebody wants it.
     pub payload: Option<Arc<[u8]>>,
+    pub payload_bytes: u32,
     pub qos: QoS,
 }

@@ -11,7 +11,7 @@ use crate::routing::subscriptions::Subscribed;
 use crate::session::outbound::Outbound;
 
 use super::Shard;
-use super::record::{Stored, StoredRetained, StoredSession};
+use super::record::{SessionKey, Stored, StoredRetained, StoredSession};
 
 /// Gives the shards what the store kept. `shards` are all cores of the run, in order, fresh.
 pub fn restore(shards: &mut [Shard], stored: Stored) {
@@ -34,21 +34,33 @@ pub fn restore(shards: &mut [Shard], stored: Stored) {
         shard.clients.number_from(first + core as u64, cores);
         shard.in_doubt.extend(in_doubt.iter().cloned());
     }
+    let mut away: Vec<Vec<_>> = shards.iter().map(|_| Vec::new()).collect();
     for (origin, _) in &in_doubt {
-        if let Some(publisher) = sessions.iter().find(|session| session.session == origin.session) {
+        if let Ok(place) = sessions.binary_search_by_key(&origin.session, |session| session.session) {
+            let publisher = &sessions[place];
             let home = shards[0].home(publisher.account, &publisher.client_id);
             shards[usize::from(home.0)].unsettled.insert(*origin);
         }
     }
-    for StoredRetained { topic, payload, qos } in retained {
+    for retained in retained {
+        let StoredRetained {
+            topic,
+            payload,
+            payload_bytes,
+            qos,
+        } = retained;
         let topic = TopicName::trusted(&topic);
         let owner = shards[0].shard_key.owner(topic);
-        let payload = payload.expect("retained messages are in memory");
-        shards[usize::from(owner)].retained.set(topic, &payload, qos);
+        shards[usize::from(owner)]
+            .retained
+            .restore(topic, payload, payload_bytes, qos);
     }
     for session in sessions {
         let home = shards[0].home(session.account, &session.client_id);
-        for (filter, owners) in shards[usize::from(home.0)].restore_session(session) {
+        let since_s = session.away_since_s;
+        let (key, new_filters) = shards[usize::from(home.0)].restore_session(session);
+        away[usize::from(home.0)].push((since_s, key));
+        for (filter, owners) in new_filters {
             for owner in owners {
                 shards[usize::from(owner)]
                     .interest
@@ -56,19 +68,33 @@ pub fn restore(shards: &mut [Shard], stored: Stored) {
             }
         }
     }
+    for (shard, away) in shards.iter_mut().zip(away) {
+        shard.restore_expiry(away);
+    }
 }
+
+/// A filter that is new on its core, and the cores that own its topics.
+type NewFilter = (Box<str>, std::ops::Range<u16>);
 
 impl Shard {
     /// Makes a Session as the store knew it. Returns the filters that are new on this core, and the cores to tell.
-    fn restore_session(&mut self, stored: StoredSession) -> Vec<(Box<str>, std::ops::Range<u16>)> {
+    fn restore_session(&mut self, stored: StoredSession) -> (SessionKey, Vec<NewFilter>) {
         let index = self
             .clients
             .insert_numbered(stored.account, stored.client_id, stored.session);
+        self.counters.sessions_restored += 1;
         let client = &mut self.clients.sessions[index as usize];
         if let Some(backlog) = stored.backlog {
             let bytes = usize::try_from(backlog.bytes).unwrap_or(usize::MAX);
-            let outbound = Outbound::stored(backlog.first, backlog.end, bytes, &self.delivery_limits);
+            let outbound = Outbound::stored(
+                backlog.first,
+                backlog.end,
+                backlog.entries,
+                bytes,
+                &self.delivery_limits,
+            );
             client.outbound = Some(Box::new(outbound));
+            self.counters.queued_restored += backlog.entries;
         }
         if !stored.received.is_empty() {
             let received = client.received.get_or_insert_default();
@@ -91,6 +117,6 @@ impl Shard {
                 first.push((text, owners));
             }
         }
-        first
+        (self.clients.key(index), first)
     }
 }

@@ -1,31 +1,26 @@
-//! SUBSCRIBE and UNSUBSCRIBE, and the retained messages a new subscription gets.
+//! SUBSCRIBE and UNSUBSCRIBE.
 //!
-//! Owns    [`PendingSubscribe`]: a SUBSCRIBE whose owners have not all answered; [`Scans`]: retained messages on their way.
-//! Called  with every SUBSCRIBE and UNSUBSCRIBE, with the answers of owner cores, and when an outbox has room.
-//! Holds   - SUBACK leaves when every owner core concerned has registered the interest: what is published after it is
-//!           delivered;
-//!         - retained messages follow SUBACK, asked for chunk by chunk as the outbox has room, so `#` on a million of them
-//!           costs a chunk of memory; the cursor is the last topic, so owners keep no state;
-//!         - a scan sees the changes up to its registration only: what changed later has been delivered live.
+//! Owns    [`PendingSubscribe`]: a SUBSCRIBE whose owners have not all answered.
+//! Called  with every SUBSCRIBE and UNSUBSCRIBE, with the answers of owner cores, and when the disk has a subscription.
+//! Gives   to `shard::scan` the filters that retained messages may match.
+//! Holds   - SUBACK leaves when every owner core concerned has registered the interest, and a durable Session's
+//!           subscription is on disk: what is published after it is delivered.
 
 use std::collections::VecDeque;
 
-use crate::limits::{RETAINED_CHUNK_BYTES, RETAINED_CHUNK_MESSAGES};
 use crate::mqtt::encode;
 use crate::mqtt::packet::{Level, PacketId, QoS, Subscribe, Unsubscribe};
 use crate::mqtt::reason::SubscribeReturnCode;
-use crate::mqtt::topic::{TopicFilter, TopicName};
+use crate::mqtt::topic::TopicFilter;
 use crate::routing::shard_key::Owners;
-use crate::routing::subscriptions::{FilterId, Subscribed, Unsubscribed};
-use crate::session::message::Message;
-use crate::session::outbound;
+use crate::routing::subscriptions::{Subscribed, Unsubscribed};
 
-use super::clients::Clients;
 use super::event::{ConnectionId, Lane, PeerId};
-use super::message::{ScanId, ShardMessage};
+use super::message::ShardMessage;
 use super::receipt::Then;
 use super::record::Record;
-use super::{Shard, mark, send};
+use super::scan::Scan;
+use super::{Shard, mark};
 
 /// A SUBSCRIBE that waits for the answers of other cores.
 pub struct PendingSubscribe {
@@ -36,26 +31,6 @@ pub struct PendingSubscribe {
     waiting: u32,
     /// By entry of the packet; `None` where nothing was granted.
     scans: Vec<Option<Scan>>,
-}
-
-/// Retained messages for one granted filter.
-struct Scan {
-    filter: Box<str>,
-    filter_id: FilterId,
-    granted: QoS,
-    /// Owners that may have matches, each with the last change that counts.
-    owners: VecDeque<(PeerId, u64)>,
-    /// The last topic that came from the first of `owners`.
-    after: Option<String>,
-    serial: u32,
-    /// That owner has been asked, and has not answered.
-    is_asked: bool,
-}
-
-/// The scans of one connection, one after the other.
-#[derive(Default)]
-pub struct Scans {
-    scans: VecDeque<Scan>,
 }
 
 impl Shard {
@@ -246,163 +221,5 @@ impl Shard {
                 may_match,
             },
         );
-    }
-
-    /// Another core's subscriber has room for more retained messages of topics this core owns.
-    pub(super) fn retained_next(
-        &mut self,
-        from: PeerId,
-        scan: ScanId,
-        filter: TopicFilter<'_>,
-        after: Option<&str>,
-        sequence_max: u64,
-    ) {
-        let mut cursor = after;
-        let mut bytes = 0;
-        let mut finished = false;
-        for _ in 0..RETAINED_CHUNK_MESSAGES {
-            let Some((topic, retained)) = self.retained.next(filter, cursor, sequence_max) else {
-                finished = true;
-                break;
-            };
-            let message = Message {
-                topic: TopicName::trusted(topic),
-                payload: &retained.payload,
-                qos: retained.qos,
-            };
-            let answer = ShardMessage::Retained { scan, message };
-            send(&mut self.peers, &mut self.outputs, from, Lane::ToHome, &answer);
-            bytes += topic.len() + retained.payload.len();
-            cursor = Some(topic);
-            if bytes >= RETAINED_CHUNK_BYTES {
-                break;
-            }
-        }
-        self.send(from, Lane::ToHome, &ShardMessage::RetainedEnd { scan, finished });
-    }
-
-    /// One retained message from its owner.
-    pub(super) fn retained_came(&mut self, scan: ScanId, message: &Message<'_>) {
-        let Some((index, current)) = self.current_scan(scan) else {
-            return;
-        };
-        let granted = current.granted;
-        let after = current.after.get_or_insert_default();
-        after.clear();
-        after.push_str(message.topic.as_str());
-        self.deliver_retained(index, granted, message);
-    }
-
-    /// An owner's answer has ended.
-    pub(super) fn retained_ended(&mut self, scan: ScanId, finished: bool) {
-        let Some((_, current)) = self.current_scan(scan) else {
-            return;
-        };
-        current.is_asked = false;
-        if finished {
-            current.owners.pop_front();
-            current.after = None;
-        }
-        self.advance_scans(scan.connection);
-    }
-
-    /// The scan at the head of its connection's queue, if it is this one: it may have been unsubscribed meanwhile.
-    fn current_scan(&mut self, scan: ScanId) -> Option<(u32, &mut Scan)> {
-        let connection = self.clients.open_connection(scan.connection)?;
-        let current = connection.scans.as_mut()?.scans.front_mut()?;
-        (current.serial == scan.serial).then_some((connection.client, current))
-    }
-
-    /// Retained messages at subscribe have RETAIN set [MQTT-3.3.1-8].
-    fn deliver_retained(&mut self, index: u32, granted: QoS, message: &Message<'_>) {
-        self.counters.matched += 1;
-        self.counters.retained_delivered += 1;
-        let mut shared = None;
-        let mut durable = Vec::new();
-        // A chunk was asked for when there was room for it; live messages that came meanwhile must not make it drop.
-        let limits = outbound::Limits {
-            outbox_bytes_max: usize::MAX,
-            ..self.delivery_limits
-        };
-        self.deliver_to(
-            index,
-            message,
-            &mut shared,
-            message.qos.min(granted),
-            true,
-            &limits,
-            &mut durable,
-        );
-        if !durable.is_empty() {
-            let message = shared.expect("a durable Session keeps its message");
-            self.persist(Record::Queued {
-                message,
-                entries: durable,
-                origin: None,
-            });
-        }
-    }
-
-    /// Goes on with the scans of a connection while it has room.
-    pub(super) fn advance_scans(&mut self, id: ConnectionId) {
-        loop {
-            let Some(connection) = self.clients.open_connection(id) else {
-                return;
-            };
-            let index = connection.client;
-            let Clients {
-                sessions, connections, ..
-            } = &mut self.clients;
-            let connection = &mut connections[id.index as usize];
-            let Some(scans) = &mut connection.scans else { return };
-            let Some(scan) = scans.scans.front_mut() else {
-                connection.scans = None;
-                return;
-            };
-            let outbound = &sessions[index as usize].outbound;
-            let keeps_up = outbound
-                .as_ref()
-                .is_none_or(|outbound| outbound.keeps_up(&self.delivery_limits));
-            if scan.is_asked || !keeps_up || connection.outbox.len() >= self.delivery_limits.outbox_bytes_max {
-                return;
-            }
-            let Some((owner, sequence_max)) = scan.owners.front().copied() else {
-                scans.scans.pop_front();
-                continue;
-            };
-            let filter = TopicFilter::trusted(&scan.filter);
-            if owner != self.core {
-                scan.is_asked = true;
-                let scan_id = ScanId {
-                    connection: id,
-                    serial: scan.serial,
-                };
-                let after = scan.after.as_deref();
-                let next = ShardMessage::RetainedNext {
-                    scan: scan_id,
-                    filter,
-                    after,
-                    sequence_max,
-                };
-                send(&mut self.peers, &mut self.outputs, owner, Lane::ToOwner, &next);
-                return;
-            }
-            let Some((topic, retained)) = self.retained.next(filter, scan.after.as_deref(), sequence_max) else {
-                scan.owners.pop_front();
-                scan.after = None;
-                continue;
-            };
-            let after = scan.after.get_or_insert_default();
-            after.clear();
-            after.push_str(topic);
-            let (payload, qos, granted) = (retained.payload.clone(), retained.qos, scan.granted);
-            let topic = after.clone();
-            let message = Message {
-                topic: TopicName::trusted(&topic),
-                payload: &payload,
-                qos,
-            };
-            self.deliver_retained(index, granted, &message);
-        }
     }
 }

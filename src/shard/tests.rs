@@ -41,6 +41,7 @@ impl Cores {
             hash_key: KEY,
             limits: limits.clone(),
             access: Access::Open,
+            unix_time: UnixTime::default(),
         };
         Cores {
             shards: (0..cores).map(|core| Shard::new(config(core))).collect(),
@@ -479,4 +480,255 @@ fn no_retained_message_follows_an_unsubscribe_that_came_before_its_suback() {
         ["CONNACK 0", "UnsubAck(PacketId(2))", "SUBACK [Granted(AtMostOnce)]"]
     );
     assert!(cores.shards.iter().all(Shard::is_quiescent));
+}
+
+#[test]
+fn the_full_queue_of_a_connected_client_holds_its_publishers_back_until_half_of_it_is_free() {
+    let limits = Limits {
+        inflight_max: 1,
+        queued_max: 4,
+        ..Limits::default()
+    };
+    for owner in [0, 1] {
+        let mut cores = Cores::new(2, limits.clone());
+        let topic = cores.topic_of(owner, "t");
+        cores.connect(1, 1, Level::V311, true);
+        cores.subscribe(1, 1, 1, &topic, QoS::AtLeastOnce);
+        cores.connect(0, 0, Level::V311, true);
+        cores.carry_all();
+        let frame = |id| publish(&topic, QoS::AtLeastOnce, false, id, b"m");
+        for id in 1..=5 {
+            cores.receive(0, 0, &frame(id));
+            cores.carry_all();
+        }
+        // One in flight, four queued: the last of them filled the queue.
+        assert_eq!(cores.said[0], [Output::Pause(at(0))], "owner {owner}");
+        assert_eq!(cores.receive(0, 0, &frame(6)), 0);
+        cores.sent(1, 1);
+        let acknowledge = |cores: &mut Cores, id| {
+            let mut puback = Vec::new();
+            encode::puback(&mut puback, packet_id(id));
+            cores.receive(1, 1, &puback);
+            cores.carry_all();
+        };
+        acknowledge(&mut cores, 1);
+        assert_eq!(cores.said[0].len(), 1, "three wait");
+        acknowledge(&mut cores, 2);
+        assert_eq!(cores.said[0].last(), Some(&Output::Resume(at(0))));
+        let counters = cores.shards[1].report();
+        assert_eq!((counters.queued_now, counters.dropped_queue_full), (2, 0));
+    }
+}
+
+#[test]
+fn a_queue_that_stays_full_is_given_up_and_then_drops_what_comes() {
+    let limits = Limits {
+        inflight_max: 1,
+        queued_max: 4,
+        ..Limits::default()
+    };
+    let mut cores = Cores::new(1, limits);
+    cores.connect(0, 0, Level::V311, true);
+    cores.connect(0, 1, Level::V311, true);
+    cores.subscribe(0, 1, 1, "t", QoS::AtLeastOnce);
+    for id in 1..=5 {
+        cores.receive(0, 0, &publish("t", QoS::AtLeastOnce, false, id, b"m"));
+    }
+    assert_eq!(cores.said[0], [Output::Pause(at(0))]);
+    cores.now = Millis(900);
+    cores.input(0, Input::Tick);
+    assert_eq!(cores.said[0].len(), 1, "its time is not over");
+    assert_eq!(cores.shards[0].next_deadline(), Some(Millis(1_000)));
+    cores.now = Millis(1_000);
+    cores.input(0, Input::Tick);
+    assert_eq!(cores.said[0].last(), Some(&Output::Resume(at(0))));
+    for id in 6..=8 {
+        cores.receive(0, 0, &publish("t", QoS::AtLeastOnce, false, id, b"m"));
+    }
+    assert_eq!(cores.said[0].len(), 2, "nobody is held back again");
+    let counters = cores.shards[0].report();
+    assert_eq!((counters.queued_now, counters.dropped_queue_full), (4, 3));
+    // The client leaves: its queue holds nobody back either.
+    cores.input(0, Input::Disconnected { connection: at(1) });
+    assert_eq!(cores.shards[0].next_deadline(), None);
+}
+
+#[test]
+fn a_client_that_leaves_lets_its_publishers_go() {
+    let limits = Limits {
+        inflight_max: 1,
+        queued_max: 1,
+        ..Limits::default()
+    };
+    let mut cores = Cores::new(1, limits);
+    cores.connect(0, 0, Level::V311, true);
+    cores.connect(0, 1, Level::V311, false);
+    cores.subscribe(0, 1, 1, "t", QoS::AtLeastOnce);
+    cores.commit(0);
+    for id in 1..=2 {
+        cores.receive(0, 0, &publish("t", QoS::AtLeastOnce, false, id, b"m"));
+    }
+    assert_eq!(cores.said[0].last(), Some(&Output::Pause(at(0))));
+    cores.input(0, Input::Disconnected { connection: at(1) });
+    assert_eq!(cores.said[0].last(), Some(&Output::Resume(at(0))));
+    // Away, it drops at once.
+    cores.receive(0, 0, &publish("t", QoS::AtLeastOnce, false, 3, b"m"));
+    assert_eq!(cores.shards[0].counters().dropped_queue_full, 1);
+}
+
+#[test]
+fn a_durable_session_ends_when_its_client_stays_away_and_not_before() {
+    let limits = Limits {
+        session_expiry_s: Some(60),
+        ..Limits::default()
+    };
+    let mut cores = Cores::new(1, limits);
+    cores.connect(0, 0, Level::V311, false);
+    cores.subscribe(0, 0, 1, "t", QoS::AtLeastOnce);
+    cores.connect(0, 1, Level::V311, true);
+    cores.commit(0);
+    cores.now = Millis(100_000);
+    cores.input(0, Input::Disconnected { connection: at(0) });
+    cores.receive(0, 1, &publish("t", QoS::AtLeastOnce, false, 1, b"m"));
+    cores.now = Millis(130_000);
+    cores.connect(0, 2, Level::V311, true);
+    cores.connect(0, 0, Level::V311, false);
+    cores.input(0, Input::Disconnected { connection: at(0) });
+    cores.now = Millis(189_999);
+    cores.input(0, Input::Tick);
+    assert_eq!(cores.shards[0].session_count(), 3, "it was back meanwhile");
+    assert_eq!(cores.shards[0].next_deadline(), Some(Millis(190_000)));
+    cores.now = Millis(190_000);
+    cores.input(0, Input::Tick);
+    let counters = cores.shards[0].report();
+    assert_eq!((counters.sessions_now, counters.sessions_expired), (2, 1));
+    assert_eq!((counters.matched, counters.expired), (1, 1));
+    assert_eq!(cores.shards[0].filter_count(), 0);
+}
+
+#[test]
+fn time_away_counts_over_a_restart() {
+    let limits = Limits {
+        session_expiry_s: Some(60),
+        ..Limits::default()
+    };
+    let mut cores = Cores::new(1, limits);
+    let session = |number, away_since_s| record::StoredSession {
+        session: SessionNumber(number),
+        account: AccountId(0),
+        client_id: format!("client-{number}").into(),
+        filters: Vec::new(),
+        received: Vec::new(),
+        away_since_s,
+        backlog: None,
+    };
+    let stored = record::Stored {
+        sessions: vec![session(1, Some(0)), session(2, None), session(3, Some(u64::MAX))],
+        ..record::Stored::default()
+    };
+    // The clock began at second 0 of Unix time: whatever is later was written by a clock that has been set back.
+    restore::restore(&mut cores.shards, stored);
+    for (seconds, left) in [(59, 3), (60, 0)] {
+        cores.now = Millis(seconds * 1_000);
+        cores.input(0, Input::Tick);
+        assert_eq!(cores.shards[0].session_count(), left);
+    }
+}
+
+#[test]
+fn a_clean_connect_is_answered_when_the_disk_knows_that_the_durable_session_has_ended() {
+    let mut cores = Cores::new(1, Limits::default());
+    cores.connect(0, 0, Level::V311, false);
+    cores.commit(0);
+    cores.input(0, Input::Disconnected { connection: at(0) });
+    cores.connect(0, 0, Level::V311, true);
+    assert!(cores.sent(0, 0).is_empty());
+    assert_eq!(cores.receive(0, 0, &publish("t", QoS::AtLeastOnce, false, 1, b"m")), 0);
+    cores.commit(0);
+    assert_eq!(cores.sent(0, 0), ["CONNACK 0"]);
+    assert_eq!(cores.said[0].last(), Some(&Output::Resume(at(0))));
+    cores.receive(0, 0, &publish("t", QoS::AtLeastOnce, false, 1, b"m"));
+    assert_eq!(cores.sent(0, 0), ["PUBACK 1"]);
+}
+
+#[test]
+fn retained_messages_that_are_on_disk_only_come_in_order_and_never_after_a_newer_live_one() {
+    let limits = Limits {
+        retained_memory_bytes_max: 0,
+        ..Limits::default()
+    };
+    for subscriber in [0, 1] {
+        let mut cores = Cores::new(2, limits.clone());
+        let topics: Vec<String> = (0..3).map(|number| cores.topic_of(0, &format!("r{number}-"))).collect();
+        cores.connect(0, 7, Level::V311, true);
+        for topic in &topics {
+            cores.receive(0, 7, &publish(topic, QoS::AtMostOnce, true, 0, b"old"));
+        }
+        cores.commit(0);
+        cores.said[0].clear();
+        cores.connect(subscriber, 1, Level::V311, true);
+        cores.subscribe(subscriber, 1, 1, "#", QoS::AtMostOnce);
+        cores.carry_all();
+        cores.sent(subscriber, 1);
+        let Some(Output::Fetch(record::Fetch::Retained(fetch))) = cores.said[0].last() else {
+            panic!("{:?}", cores.said[0])
+        };
+        assert_eq!(fetch.topics.iter().map(|topic| &**topic).collect::<Vec<_>>(), topics);
+        let ticket = fetch.ticket;
+        assert!(!cores.shards[0].is_quiescent());
+        cores.receive(0, 7, &publish(&topics[1], QoS::AtMostOnce, true, 0, b"new"));
+        cores.carry_all();
+        let payload = Some(b"old".as_slice().into());
+        let payloads = vec![payload.clone(), payload.clone(), None];
+        cores.input(
+            0,
+            Input::Fetched(Fetched::Retained(record::RetainedPayloads { ticket, payloads })),
+        );
+        cores.carry_all();
+        let live = format!("PUBLISH {} new", topics[1]);
+        let retained = format!("PUBLISH retained {} old", topics[0]);
+        assert_eq!(
+            cores.sent(subscriber, 1),
+            [live, retained],
+            "subscriber on {subscriber}"
+        );
+        // The last one's value was damaged: it is gone.
+        assert_eq!(cores.shards[0].retained_count(), 2);
+        cores.commit(0);
+        assert!(cores.shards.iter().all(Shard::is_quiescent));
+    }
+}
+
+#[test]
+fn who_writes_more_than_the_disk_keeps_up_with_is_held_back_on_whatever_core() {
+    let limits = Limits {
+        queued_bytes_max: 1 << 30,
+        ..Limits::default()
+    };
+    for publisher in [0, 1] {
+        let mut cores = Cores::new(2, limits.clone());
+        let topic = cores.topic_of(1, "t");
+        cores.connect(1, 1, Level::V311, false);
+        cores.subscribe(1, 1, 1, &topic, QoS::AtLeastOnce);
+        cores.commit(1);
+        cores.input(1, Input::Disconnected { connection: at(1) });
+        cores.connect(publisher, 0, Level::V311, true);
+        let mut taken = 0;
+        for id in 1..=400 {
+            taken += cores.receive(
+                publisher,
+                0,
+                &publish(&topic, QoS::AtLeastOnce, false, id, &[7; 200_000]),
+            );
+            cores.carry_all();
+        }
+        let is_paused = |output: &&Output| **output == Output::Pause(at(0));
+        let pauses = cores.said[publisher].iter().filter(is_paused).count();
+        assert_eq!(pauses, 1, "on core {publisher}");
+        assert!(taken < crate::limits::STORE_BACKLOG_BYTES_MAX + 1_000_000, "{taken}");
+        cores.commit(1);
+        cores.carry_all();
+        assert_eq!(cores.said[publisher].last(), Some(&Output::Resume(at(0))));
+        assert!(cores.shards.iter().all(Shard::is_quiescent));
+    }
 }

@@ -7,11 +7,14 @@
 //!           not miss it: it comes live if the core's registration came first, retained if not, and both ways to a core
 //!           that held the filter before for another Session.
 
+use std::sync::Arc;
+
 use crate::session::message::Message;
 
 use super::Shard;
 use super::event::{Lane, PeerId, RecordNumber};
 use super::message::{Doubt, ShardMessage};
+use super::overflow::Publisher;
 use super::publish::Dispatched;
 use super::receipt::{ReceiptId, Sender, Then};
 use super::record::Record;
@@ -92,8 +95,13 @@ impl Shard {
         } else {
             None
         };
+        let publisher = receipt.map(|receipt| Publisher::At(from, receipt));
+        self.hold_back(publisher);
         if let Some(receipt) = receipt {
             let record = retained.max(delivered);
+            if record.is_some() {
+                self.hold_back_for_disk(publisher);
+            }
             if let Some(record) = record {
                 self.after_commit(record, Then::Confirm { home: from, receipt });
             }
@@ -140,11 +148,14 @@ impl Shard {
 
     /// Replaces or clears the retained message of the topic [MQTT-3.3.1-5] [MQTT-3.3.1-10].
     fn retain(&mut self, message: &Message<'_>) -> RecordNumber {
-        self.retained.set(message.topic, message.payload, message.qos);
-        self.persist(Record::Retained {
+        let payload: Arc<[u8]> = message.payload.into();
+        let record = self.persist(Record::Retained {
             topic: message.topic.as_str().into(),
-            payload: message.payload.into(),
+            payload: payload.clone(),
             qos: message.qos,
-        })
+        });
+        self.retained.set(message.topic, payload, message.qos, record.0);
+        self.retained.make_room(self.committed.0);
+        record
     }
 }

@@ -58,7 +58,10 @@ impl Tables {
                 };
                 self.sessions.insert(*session, started);
             }
-            Record::SessionEnded { session } => drop(self.sessions.remove(session)),
+            Record::SessionEnded { session } => {
+                self.sessions.remove(session);
+                self.in_doubt.retain(|origin, _| origin.session != *session);
+            }
             Record::Subscribed { session, filter, qos } => {
                 self.session(*session).filters.insert(filter.clone(), *qos);
             }
@@ -142,10 +145,12 @@ impl Tables {
     }
 
     fn payloads(&self, fetch: &RetainedFetch) -> RetainedPayloads {
-        let payload = |topic: &Box<str>| self.retained.get(topic).map(|(payload, _)| payload.clone());
+        let topics = fetch.topics.iter();
         RetainedPayloads {
             ticket: fetch.ticket,
-            payloads: fetch.topics.iter().map(payload).collect(),
+            payloads: topics
+                .map(|topic| self.retained.get(topic).map(|(payload, _)| payload.clone()))
+                .collect(),
         }
     }
 
@@ -176,6 +181,7 @@ impl Tables {
             StoredRetained {
                 topic: topic.clone(),
                 payload: fits.then(|| payload.clone()),
+                payload_bytes: payload.len() as u32,
                 qos: *qos,
             }
         });

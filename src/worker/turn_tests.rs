@@ -14,7 +14,7 @@ use crate::net::handoff::passages;
 use crate::net::listener::{Listener, listen_on};
 use crate::net::sockets::Sockets;
 use crate::registry::access::Access;
-use crate::shard::{Limits, PeerId, Shard, ShardConfig};
+use crate::shard::{Limits, PeerId, Shard, ShardConfig, UnixTime};
 use crate::store::Door;
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -53,6 +53,7 @@ impl World {
                     hash_key: [1, 2, 3, 4],
                     limits: Limits::default(),
                     access: Access::Open,
+                    unix_time: UnixTime::default(),
                 }),
                 listeners: vec![listener],
                 mesh,

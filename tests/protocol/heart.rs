@@ -13,7 +13,7 @@ use skein::mqtt::encode;
 use skein::registry::access::Access;
 use skein::shard::event::{ConnectionId, Input, Lane, Millis, Output, PeerId};
 use skein::shard::greeting::{Greeting, greet};
-use skein::shard::{Limits, Shard, ShardConfig};
+use skein::shard::{Limits, Shard, ShardConfig, UnixTime};
 use skein::store::Door;
 
 use crate::runner::{Driver, Heard};
@@ -78,6 +78,7 @@ impl Heart {
                 hash_key: [seed, 2, 3, 4],
                 limits: limits.clone(),
                 access: Access::Open,
+                unix_time: UnixTime::default(),
             })
         });
         Ok(Heart {

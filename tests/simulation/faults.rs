@@ -71,6 +71,7 @@ impl Profile {
             } else {
                 4 * payload_max + 500
             },
+            overflow_wait_ms: random.pick(&[0, 40, 1_000]),
             outbox_bytes_max: if ample_outbox {
                 1 << 30
             } else {

@@ -92,7 +92,7 @@ fn settle(world: &mut World) {
     let mut rounds = 0;
     // Sockets that hold a few bytes would take as many rounds as there are bytes.
     world.profile.down_max = usize::MAX;
-    while world.settle_once() {
+    while world.settle_once() || world.wait_for_held_back() {
         rounds += 1;
         assert!(rounds < 100_000, "it does not come to rest");
     }

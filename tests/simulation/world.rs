@@ -19,7 +19,7 @@ use skein::shard::greeting::{Greeting, greet};
 use skein::shard::message::{Messages, ShardMessage};
 use skein::shard::record::{Fetch, Fetched, Record};
 use skein::shard::restore::restore;
-use skein::shard::{CloseReason, ConnectionId, Input, Lane, Millis, Output, PeerId, Shard, ShardConfig};
+use skein::shard::{CloseReason, ConnectionId, Input, Lane, Millis, Output, PeerId, Shard, ShardConfig, UnixTime};
 
 use crate::disk::Disk;
 use crate::faults::Profile;
@@ -189,6 +189,7 @@ impl World {
             hash_key,
             limits: self.profile.limits.clone(),
             access: Access::Open,
+            unix_time: UnixTime::default(),
         };
         self.shards = (0..self.profile.cores).map(|core| Shard::new(config(core))).collect();
         let stored = self.disk.stored();
@@ -973,6 +974,15 @@ impl World {
             return None;
         }
         (self.now_ms - l.heard_at_ms).checked_sub(u64::from(l.keep_alive_s) * 1_500)
+    }
+
+    /// Lets the time pass for which full queues hold publishers back, if anybody is.
+    pub fn wait_for_held_back(&mut self) -> bool {
+        let is_held = self.live.iter().any(|link| self.links[*link].paused);
+        if is_held {
+            self.pass_time(self.profile.limits.overflow_wait_ms + 250);
+        }
+        is_held
     }
 
     /// Everything that can still move, moves once. `false` when nothing did.
