@@ -483,6 +483,23 @@ fn no_retained_message_follows_an_unsubscribe_that_came_before_its_suback() {
 }
 
 #[test]
+fn unsuback_of_what_is_held_no_more_waits_for_the_disk_to_know_it() {
+    let mut cores = Cores::new(1, Limits::default());
+    cores.connect(0, 0, Level::V311, false);
+    cores.subscribe(0, 0, 1, "a", QoS::AtLeastOnce);
+    cores.commit(0);
+    cores.sent(0, 0);
+    for id in [2, 3] {
+        let mut unsubscribe = Vec::new();
+        client::unsubscribe(&mut unsubscribe, packet_id(id), &["a"]);
+        cores.receive(0, 0, &unsubscribe);
+    }
+    assert!(cores.sent(0, 0).is_empty());
+    cores.commit(0);
+    assert_eq!(cores.sent(0, 0), ["UnsubAck(PacketId(2))", "UnsubAck(PacketId(3))"]);
+}
+
+#[test]
 fn the_full_queue_of_a_connected_client_holds_its_publishers_back_until_half_of_it_is_free() {
     let limits = Limits {
         inflight_max: 1,
