@@ -669,6 +669,35 @@ fn a_clean_connect_is_answered_when_the_disk_knows_that_the_durable_session_has_
 }
 
 #[test]
+fn a_clean_connect_that_finds_nothing_to_end_waits_for_the_end_that_is_not_on_disk() {
+    let mut cores = Cores::new(1, Limits::default());
+    cores.connect(0, 0, Level::V311, false);
+    cores.commit(0);
+    cores.input(0, Input::Disconnected { connection: at(0) });
+    cores.connect(0, 0, Level::V311, true);
+    cores.input(0, Input::Disconnected { connection: at(0) });
+    cores.sent(0, 0);
+    let connect = Connect {
+        level: Level::V311,
+        clean_session: true,
+        keep_alive_s: 0,
+        client_id: "client-0".to_owned(),
+        will: None,
+        user_name: None,
+        password: None,
+    };
+    let input = Input::Connected {
+        connection: at(1),
+        connect: Box::new(connect),
+        account: AccountId(0),
+    };
+    cores.input(0, input);
+    assert!(cores.sent(0, 1).is_empty());
+    cores.commit(0);
+    assert_eq!(cores.sent(0, 1), ["CONNACK 0"]);
+}
+
+#[test]
 fn retained_messages_that_are_on_disk_only_come_in_order_and_never_after_a_newer_live_one() {
     let limits = Limits {
         retained_memory_bytes_max: 0,
