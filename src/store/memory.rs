@@ -57,8 +57,12 @@ impl Tables {
                     ..Session::default()
                 };
                 self.sessions.insert(*session, started);
+                self.in_doubt.retain(|origin, _| origin.session != *session);
             }
-            Record::SessionEnded { session } => drop(self.sessions.remove(session)),
+            Record::SessionEnded { session } => {
+                self.sessions.remove(session);
+                self.in_doubt.retain(|origin, _| origin.session != *session);
+            }
             Record::Subscribed { session, filter, qos } => {
                 self.session(*session).filters.insert(filter.clone(), *qos);
             }
@@ -142,10 +146,10 @@ impl Tables {
     }
 
     fn payloads(&self, fetch: &RetainedFetch) -> RetainedPayloads {
-        let payload = |topic: &Box<str>| self.retained.get(topic).map(|(payload, _)| payload.clone());
+        let payload = |topic: &str| self.retained.get(topic).map(|(payload, _)| payload.clone());
         RetainedPayloads {
             ticket: fetch.ticket,
-            payloads: fetch.topics.iter().map(payload).collect(),
+            payloads: fetch.topics.iter().map(|topic| payload(topic)).collect(),
         }
     }
 
@@ -182,9 +186,11 @@ impl Tables {
         Stored {
             sessions: sessions.collect(),
             retained: retained.collect(),
+            // A publisher that is gone never sends its PUBLISH again.
             in_doubt: self
                 .in_doubt
                 .iter()
+                .filter(|(origin, _)| self.sessions.contains_key(&origin.session))
                 .map(|(origin, held)| (*origin, held.iter().copied().collect()))
                 .collect(),
         }
@@ -216,5 +222,9 @@ impl Memory {
 
     pub fn fetched(&mut self) -> Option<Fetched> {
         self.fetched.pop_front()
+    }
+
+    pub fn has_news(&self) -> bool {
+        self.pushed.is_some() || !self.fetched.is_empty()
     }
 }
