@@ -6,6 +6,7 @@
 //!         - what one core pushes between two flushes is one unit: it is in one transaction, or in none.
 
 pub mod error;
+pub mod inspect;
 pub mod lmdb;
 pub mod memory;
 pub mod schema;
