@@ -13,6 +13,8 @@ mod backlog;
 mod broker_process;
 mod client;
 mod compare;
+#[cfg(test)]
+mod fake_broker;
 mod idle;
 mod memory_watch;
 mod meter;
@@ -67,7 +69,7 @@ enum Scenario {
         /// The broker, HOST:PORT
         #[arg(long, default_value = "127.0.0.1:1883")]
         addr: String,
-        /// Its process, to read CPU time and memory of
+        /// Its process, to read CPU time, memory and what it writes of
         #[arg(long)]
         broker_pid: Option<u32>,
         #[command(flatten)]
@@ -91,7 +93,8 @@ enum Scenario {
         /// The broker, HOST:PORT
         #[arg(long, default_value = "127.0.0.1:1883")]
         addr: String,
-        /// Its process, to read CPU time, memory and what it writes of
+        /// Its process, to read CPU time, memory and what it writes of. Start it afresh: heap freed by an earlier run is used
+        /// again and makes messages look cheaper than they are
         #[arg(long)]
         broker_pid: Option<u32>,
         #[command(flatten)]
@@ -105,7 +108,8 @@ enum Scenario {
         /// The broker, HOST:PORT
         #[arg(long, default_value = "127.0.0.1:1883")]
         addr: String,
-        /// Its process, to read CPU time, memory and what it writes of
+        /// Its process, to read CPU time, memory and what it writes of. Start it afresh: heap freed by an earlier run is used
+        /// again and makes messages look cheaper than they are
         #[arg(long)]
         broker_pid: Option<u32>,
         #[command(flatten)]

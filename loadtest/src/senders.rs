@@ -39,8 +39,8 @@ pub struct Settings {
     /// Payload bytes, at least 24
     #[arg(long, default_value_t = 64)]
     pub size: usize,
-    /// Messages of one publisher whose flow has not ended
-    #[arg(long, default_value_t = 1000)]
+    /// Above QoS 0: messages of one publisher whose flow has not ended. Some brokers close on more than they allow
+    #[arg(long, default_value_t = 20)]
     pub unacked: usize,
     /// Seconds without any sign of the broker, while it owes one, that end a run
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=86_400))]

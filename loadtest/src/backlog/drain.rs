@@ -53,6 +53,7 @@ pub fn run(
     let mut ledger = Ledger::new(plan, settings.qos, settings.senders.size)?;
     let at_once = settings.at_once.map_or(plan.sessions, u64::from);
     let silence_max = settings.senders.silence();
+    let stuck = STUCK.min(silence_max / 2);
     let turn_max = if live.is_some() { LIVE_TURN_MAX } else { TURN_MAX };
 
     let watch = MemoryWatch::start(broker)?;
@@ -92,7 +93,7 @@ pub fn run(
             (heard, heard_frames) = (Instant::now(), frames);
         }
         let silence = heard.elapsed();
-        if silence >= STUCK {
+        if silence >= stuck {
             given_up = receivers.count() as u64 - ledger.drained;
         }
         let outstanding = (plan.deliveries() + live_sent * plan.fan()).saturating_sub(ledger.moved);

@@ -11,6 +11,8 @@
 mod drain;
 mod ledger;
 mod report;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::thread;

@@ -106,13 +106,14 @@ impl Display for Draining {
             Some(sent) => writeln!(f, ", {} messages were sent meanwhile", grouped(sent))?,
             None => writeln!(f)?,
         }
-        writeln!(f, "  first µs   {} after CONNECT", self.first_message_us)?;
-        writeln!(
-            f,
-            "  whole µs   {} ({} sessions)",
-            self.drained_us,
-            grouped(self.sessions_drained)
-        )?;
+        // A session's first message, and its last queued one.
+        if self.first_message_us.count > 0 {
+            writeln!(f, "  first µs   {} after CONNECT", self.first_message_us)?;
+        }
+        if self.drained_us.count > 0 {
+            let sessions = grouped(self.sessions_drained);
+            writeln!(f, "  whole µs   {} ({sessions} sessions)", self.drained_us)?;
+        }
         if let Some(memory) = &self.memory {
             writeln!(f, "  memory     {memory}")?;
         }

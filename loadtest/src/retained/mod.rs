@@ -8,6 +8,8 @@
 
 mod board;
 mod report;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
