@@ -6,6 +6,7 @@
 //!         - what one core pushes between two flushes is one unit: it is in one transaction, or in none.
 
 pub mod memory;
+pub mod pages;
 
 use crate::shard::RecordNumber;
 use crate::shard::record::{Fetch, Fetched, Record};
