@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::hash::{DefaultHasher, Hasher};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -134,6 +135,7 @@ fn assert_sound(store: &Store, directory: &Path) -> Summary {
     assert_eq!(summary.tables, counts(store));
     assert_eq!(summary.lost_pages, 0);
     assert_eq!(summary.last_transaction, store.env.info().last_txn_id as u64);
+    assert_eq!(summary.other_transaction, summary.last_transaction - 1);
     assert_eq!(summary.last_page, store.env.info().last_page_number as u64);
     assert_eq!(summary.used_pages + summary.free_pages, summary.last_page + 1);
 
@@ -244,13 +246,12 @@ fn child_reads_and_writes() {
     {
         let transaction = store.env.read_txn().unwrap();
         for (name, table) in TABLES.into_iter().zip(store.tables) {
-            let mut digest = 0xCBF2_9CE4_8422_2325_u64;
+            let mut digest = DefaultHasher::new();
             let mut count = 0;
             for entry in table.iter(&transaction).unwrap() {
                 let (key, value) = entry.unwrap();
-                for byte in key.iter().chain(value) {
-                    digest = (digest ^ u64::from(*byte)).wrapping_mul(0x100_0000_01B3);
-                }
+                digest.write(key);
+                digest.write(value);
                 count += 1;
                 if count % 97 == 0 {
                     keys.entry(name).or_insert_with(Vec::new).push(key.to_vec());
@@ -259,7 +260,7 @@ fn child_reads_and_writes() {
             for key in keys.get(name).into_iter().flatten() {
                 assert!(table.get(&transaction, key).unwrap().is_some());
             }
-            content += &format!("{name} {count} {digest:x}\n");
+            content += &format!("{name} {count} {:x}\n", digest.finish());
         }
     }
     let mut transaction = store.env.write_txn().unwrap();
@@ -276,55 +277,58 @@ fn child_reads_and_writes() {
     fs::write(directory.join("content"), content).unwrap();
 }
 
-/// Whether a byte says how long a key or value is. That may be wrong by one where a node is rounded up to two bytes, and by
-/// more where a value has overflow pages to itself: then the value is another, and nothing else is.
-#[derive(Clone, Copy, PartialEq)]
-enum Extent {
-    Of,
-    No,
+/// A byte of a page's structure.
+#[derive(Clone, Copy)]
+struct Place {
+    at: usize,
+    /// The check is blind here to some changes, as its head says: LMDB then reads another value, or the commit before the
+    /// last, but it comes to the end.
+    is_blind: bool,
 }
 
 /// Where a page's structure is: its header, the offsets of its nodes, their headers. Empty for a page in the midst of an
 /// overflow run, which is all value.
-fn structure(bytes: &[u8], page: usize) -> Vec<(usize, Extent)> {
+fn structure(bytes: &[u8], page: usize) -> Vec<Place> {
+    let place = |is_blind| move |at| Place { at, is_blind };
+    let (seen, blind) = (place(false), place(true));
     let start = page * PAGE;
     let u16_at = |at: usize| usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
     if bytes[start..start + 8] != (page as u64).to_le_bytes() {
         return Vec::new();
     }
-    let mut places: Vec<(usize, Extent)> = (start..start + 16).map(|place| (place, Extent::No)).collect();
+    let mut places: Vec<Place> = (start..start + 16).map(seen).collect();
     let flags = u16_at(start + 10);
     if flags == 8 {
-        places.extend((start + 16..start + 152).map(|place| (place, Extent::No)));
+        places.extend((start + 16..start + 144).map(seen));
+        // Of which transaction the page is.
+        places.extend((start + 144..start + 152).map(blind));
     }
     if flags == 1 || flags == 2 {
         for pointer in (start + 16..start + u16_at(start + 12)).step_by(2) {
             let node = start + u16_at(pointer);
-            places.extend([pointer, pointer + 1, node + 4, node + 5].map(|place| (place, Extent::No)));
-            let extent = if flags == 2 { Extent::Of } else { Extent::No };
-            places.extend((node..node + 4).chain(node + 6..node + 8).map(|place| (place, extent)));
+            places.extend([pointer, pointer + 1, node + 4, node + 5].map(seen));
+            // How long key and value are, in a leaf.
+            let lengths = (node..node + 4).chain(node + 6..node + 8);
+            places.extend(lengths.map(place(flags == 2)));
             // The number of a child or of an overflow run: behind the key of a leaf's node.
             if flags == 2 && u16_at(node + 4) & 1 == 1 {
                 let value = node + 8 + u16_at(node + 6);
-                places.extend((value..value + 8).map(|place| (place, Extent::No)));
+                places.extend((value..value + 8).map(seen));
             }
         }
     }
     places
 }
 
-/// Damage to a structure is found, or LMDB reads everything back identically; identically but for a value, where its extent
-/// is what was damaged.
-fn assert_found_or_harmless(damaged: &[u8], extent: Extent, what: &str) -> bool {
+/// Damage to a structure is found, or LMDB reads everything back identically.
+fn assert_found_or_harmless(damaged: &[u8], is_blind: bool, what: &str) -> bool {
     match check_image(damaged, Depth::Everything) {
         Err(_) => true,
-        // The one who asks can see that a commit may be missing.
-        Ok(summary) if summary.other_transaction + 1 != summary.last_transaction => true,
         Ok(_) => {
             let content = read_in_child(damaged);
-            match extent {
-                Extent::Of => assert!(content.is_ok(), "{what} was not found: {content:?}"),
-                Extent::No => assert_eq!(content.as_ref(), Ok(&sample().content), "{what} was not found"),
+            match is_blind {
+                true => assert!(content.is_ok(), "{what} was not found: {content:?}"),
+                false => assert_eq!(content.as_ref(), Ok(&sample().content), "{what} was not found"),
             }
             false
         }
@@ -337,7 +341,7 @@ fn a_flipped_bit_in_a_structure_is_found_or_harmless() {
     let pages = sample.bytes.len() / PAGE;
     let mut random = Random::of_run(21);
     let (mut found, mut tried) = (0, 0);
-    while tried < 800 {
+    while tried < 500 {
         // The meta pages as often as ten others.
         let page = match random.below(20) {
             0 => random.below(2),
@@ -347,12 +351,12 @@ fn a_flipped_bit_in_a_structure_is_found_or_harmless() {
         if places.is_empty() {
             continue;
         }
-        let ((place, extent), bit) = (places[random.below(places.len())], random.below(8));
+        let (place, bit) = (places[random.below(places.len())], random.below(8));
         let mut damaged = sample.bytes.clone();
-        damaged[place] ^= 1 << bit;
+        damaged[place.at] ^= 1 << bit;
         tried += 1;
-        let what = format!("bit {bit} of byte {} of page {page}", place % PAGE);
-        found += usize::from(assert_found_or_harmless(&damaged, extent, &what));
+        let what = format!("bit {bit} of byte {} of page {page}", place.at % PAGE);
+        found += usize::from(assert_found_or_harmless(&damaged, place.is_blind, &what));
     }
     println!("{found} of {tried} flips were found, the others were harmless");
     assert!(found > tried / 2);
@@ -367,15 +371,11 @@ fn a_zeroed_page_and_swapped_pages_are_found_or_harmless() {
     let mut random = Random::of_run(31);
     let range = |page: usize| page * PAGE..(page + 1) * PAGE;
     let mut found = 0;
-    for _ in 0..150 {
+    for _ in 0..100 {
         let (one, other) = (heads[random.below(heads.len())], heads[random.below(heads.len())]);
         let mut damaged = sample.bytes.clone();
         damaged[range(one)].fill(0);
-        found += usize::from(assert_found_or_harmless(
-            &damaged,
-            Extent::No,
-            &format!("page {one} zeroed"),
-        ));
+        found += usize::from(assert_found_or_harmless(&damaged, false, &format!("page {one} zeroed")));
 
         let mut damaged = sample.bytes.clone();
         damaged.copy_within(range(one), other * PAGE);
@@ -383,12 +383,12 @@ fn a_zeroed_page_and_swapped_pages_are_found_or_harmless() {
         damaged[range(one)].copy_from_slice(&sample.bytes[range(other)]);
         found += usize::from(assert_found_or_harmless(
             &damaged,
-            Extent::No,
+            false,
             &format!("pages {one} and {other} swapped"),
         ));
     }
-    println!("{found} of 300 were found, the others were harmless");
-    assert!(found > 150);
+    println!("{found} of 200 were found, the others were harmless");
+    assert!(found > 100);
 }
 
 #[test]
@@ -400,7 +400,7 @@ fn a_file_cut_short_at_any_length_is_found_or_harmless() {
     lengths.extend((0..20).flat_map(|page| [page * PAGE, page * PAGE + 1, page * PAGE + 152]));
     lengths.extend((1..40).map(|back| sample.bytes.len() - back * 501));
     for length in lengths {
-        assert_found_or_harmless(&sample.bytes[..length], Extent::No, &format!("cut to {length} bytes"));
+        assert_found_or_harmless(&sample.bytes[..length], false, &format!("cut to {length} bytes"));
     }
 }
 
@@ -410,13 +410,13 @@ fn whatever_passes_does_not_kill_the_reader() {
     let sample = sample();
     let mut random = Random::of_run(51);
     let (mut found, mut passed) = (0, 0);
-    while passed < 40 {
+    while passed < 30 {
         let mut damaged = sample.bytes.clone();
         for _ in 0..1 + random.below(3) {
             // Anywhere, or in a structure.
             let places = structure(&sample.bytes, random.below(sample.bytes.len() / PAGE));
             let place = match random.below(2) {
-                1 if !places.is_empty() => places[random.below(places.len())].0,
+                1 if !places.is_empty() => places[random.below(places.len())].at,
                 _ => random.below(damaged.len()),
             };
             damaged[place] ^= 1 << random.below(8);
@@ -460,6 +460,33 @@ fn a_zeroed_meta_page_is_damage_and_an_older_one_takes_over_after_a_lost_write()
     before[newer + 144..newer + 152].copy_from_slice(&(last - 2).to_le_bytes());
     assert_eq!(transaction(&before), Ok(last - 1));
     assert!(read_in_child(&before).is_ok());
+}
+
+#[test]
+fn leaves_that_are_not_to_be_read_are_not_missed() {
+    let sample = sample();
+    let pages = sample.bytes.len() / PAGE;
+    let structure = |unread| move |bytes: &[u8]| check_image(bytes, Depth::Structure { unread });
+    let (all, none) = (structure(&TABLES), structure(&[]));
+    let (mut unseen, mut seen) = (0, 0);
+    let mut random = Random::of_run(61);
+    for _ in 0..200 {
+        let flags = (2 + random.below(pages - 2)) * PAGE + 10;
+        let mut damaged = sample.bytes.clone();
+        damaged[flags] ^= 0x80;
+        // None: a free page, or one in the midst of an overflow run.
+        if let Err(sentence) = none(&damaged) {
+            assert_eq!(check_image(&damaged, Depth::Everything), Err(sentence));
+            let is_leaf_or_value = matches!(sample.bytes[flags], 2 | 4);
+            match all(&damaged) {
+                Ok(_) if is_leaf_or_value => unseen += 1,
+                Ok(_) => panic!("a branch page was not read"),
+                Err(_) => seen += 1,
+            }
+        }
+    }
+    println!("{unseen} leaves were not read, {seen} pages were found");
+    assert!(unseen > 50 && seen > 0);
 }
 
 #[test]

@@ -9,7 +9,8 @@
 //!         differ from the table's record, a page used twice, or used and free.
 //! Blind   to the bytes of values and, where the order still holds, of keys; to the length of a value as long as its overflow
 //!         pages hold it, elsewhere by the one byte to an even number; to what lies in free pages and in the snapshot before
-//!         the last; to the leaves and values of a table that it is told not to read.
+//!         the last; to the leaves and values of a table that it is told not to read; and to damage that makes the newer meta
+//!         page say it is older than the other, which is how a file without the last commit looks.
 //! Holds   - nothing is written, nothing is mapped, and no byte of the file can make it panic or loop;
 //!         - memory is two bits a page, and one page a level of a tree.
 //!
@@ -61,8 +62,8 @@ pub enum Depth<'a> {
 pub struct Summary {
     pub page_size: u32,
     pub last_transaction: u64,
-    /// That of the other meta page: one less, where every commit was synced. Otherwise the newest commits may be lost, by a
-    /// power cut if commits were not synced, and by damage to eight bytes of a meta page if they were.
+    /// That of the other meta page: one less, where every commit was synced. If it is another, the newest commits may be lost:
+    /// by a power cut where they were not synced, by damage to a meta page where they were. Both are 0 in a new file.
     pub other_transaction: u64,
     pub last_page: u64,
     /// In use, the meta pages and those of the free list included.

@@ -550,7 +550,7 @@ mod tests {
             let layer = DiskLayer::over(&directory.path().join("data.mdb"));
             run("child_commits", directory.path(), &layer, flags, None);
             let wrong = cut_at_random(&layer.log(), 60);
-            assert!(wrong.len() > 10, "{flags:?}: {wrong:?}");
+            assert!(!wrong.is_empty(), "{flags:?}");
         }
     }
 
