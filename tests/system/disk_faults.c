@@ -49,6 +49,7 @@ struct faults {
     int meta_error;
     int sync_error;
     long sync_delay_ms;
+    long meta_delay_ms;
 };
 #define SHORT (-1)
 
@@ -96,6 +97,11 @@ static void die(const char *what) {
     abort();
 }
 
+static void delay(long ms) {
+    struct timespec delay = {ms / 1000, ms % 1000 * 1000000};
+    nanosleep(&delay, NULL);
+}
+
 static int is_watched(int fd) {
     struct stat of_fd, of_path;
     int before = errno, is_same = 0;
@@ -120,9 +126,9 @@ static int error_named(const char *name) {
                                     : (errno = EINVAL, die(name), 0);
 }
 
-/* Words in pairs: `write ENOSPC`, `meta EIO`, `sync EIO`, `sync-delay 250`. */
+/* Words in pairs: `write ENOSPC`, `meta EIO`, `sync EIO`, `sync-delay 250`, `meta-delay 250`. */
 static struct faults faults_now(void) {
-    struct faults faults = {0, 0, 0, 0};
+    struct faults faults = {0, 0, 0, 0, 0};
     char text[256], *rest, *key, *value;
     int before = errno, fd;
     ssize_t size;
@@ -144,6 +150,8 @@ static struct faults faults_now(void) {
             faults.sync_error = error_named(value);
         else if (!strcmp(key, "sync-delay"))
             faults.sync_delay_ms = atol(value);
+        else if (!strcmp(key, "meta-delay"))
+            faults.meta_delay_ms = atol(value);
         else
             die(key);
     }
@@ -221,6 +229,11 @@ static ssize_t write_parts(int fd, const struct iovec *parts, int count, off_t p
     } else {
         written = is_own ? real_writev(fd, parts, count) : real_pwritev2(fd, parts, count, position, flags);
         error = errno;
+        if (written > 0 && of_meta && is_durable && faults.meta_delay_ms > 0) {
+            /* It is in the page cache now, where a next life would find it; on disk it is when this returns. */
+            append(PENDING, position, parts, count, written);
+            delay(faults.meta_delay_ms);
+        }
         if (written > 0)
             append(is_durable ? DURABLE : PENDING, position, parts, count, written);
     }
@@ -243,8 +256,7 @@ static int sync_file(int fd, int (*real)(int)) {
     covered = log_length();
     pthread_mutex_unlock(&order);
     if (faults.sync_delay_ms > 0) {
-        struct timespec delay = {faults.sync_delay_ms / 1000, faults.sync_delay_ms % 1000 * 1000000};
-        nanosleep(&delay, NULL);
+        delay(faults.sync_delay_ms);
         /* What is to fail may have been changed meanwhile. */
         faults = faults_now();
     }

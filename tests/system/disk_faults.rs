@@ -61,6 +61,7 @@ impl DiskLayer {
     /// | `meta ENOSPC` | the same, but nothing of it is written |
     /// | `sync EIO` | fdatasync and fsync fail; what was written before may be on disk or not, for ever |
     /// | `sync-delay 250` | they take so many milliseconds more |
+    /// | `meta-delay 250` | so does the write of a meta page, and others can read it meanwhile |
     pub fn set_faults(&self, faults: &str) {
         set_faults(&self.own.path().join("control"), faults);
     }

@@ -483,6 +483,11 @@ mod tests {
         Ok(())
     }
 
+    /// The last commit that was said to be one before this cut.
+    fn confirmed(log: &Log, cut: usize) -> u64 {
+        log.marks(cut).last().map_or(0, |mark| mark.parse().unwrap())
+    }
+
     /// Verifies images at cuts anywhere after the store was made; returns what was wrong, with the cut.
     fn cut_at_random(log: &Log, images: u64) -> Vec<String> {
         let contents = contents(COMMITS + 1);
@@ -498,8 +503,7 @@ mod tests {
                 1 => Pending::Written,
                 _ => Pending::Random(random.next()),
             };
-            let confirmed = log.marks(cut).last().map_or(0, |mark| mark.parse().unwrap());
-            let result = verify(&log.image(cut, pending), confirmed, &contents);
+            let result = verify(&log.image(cut, pending), confirmed(log, cut), &contents);
             result.err().map(|wrong| format!("cut {cut}, {pending:?}: {wrong}"))
         };
         (0..images).filter_map(verify_one).collect()
@@ -522,12 +526,19 @@ mod tests {
     fn a_power_cut_after_a_kill_leaves_no_less() {
         let directory = tempfile::tempdir().unwrap();
         let layer = DiskLayer::over(&directory.path().join("data.mdb"));
-        // Slow enough for a kill to meet a commit anywhere.
-        layer.set_faults("sync-delay 1");
+        // Slow enough for a kill to meet a commit anywhere, and above all where its meta page can be seen and is not on disk.
+        layer.set_faults("sync-delay 1 meta-delay 3");
+        let mut starts = Vec::new();
         for kill_after in [Some(20), Some(1), Some(33), Some(2), Some(40), None] {
+            starts.push(layer.log().cut_max());
             run("child_commits", directory.path(), &layer, EnvFlags::empty(), kill_after);
         }
-        let wrong = cut_at_random(&layer.log(), 150);
+        let (log, contents) = (layer.log(), contents(COMMITS + 1));
+        for cut in starts[1..].iter().flat_map(|start| *start..start + 8) {
+            let result = verify(&log.image(cut, Pending::Lost), confirmed(&log, cut), &contents);
+            assert_eq!(result, Ok(()), "cut {cut}, after a start");
+        }
+        let wrong = cut_at_random(&log, 150);
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 
