@@ -9,6 +9,7 @@ pub mod error;
 pub mod inspect;
 pub mod lmdb;
 pub mod memory;
+pub mod pages;
 pub mod schema;
 #[cfg(test)]
 mod tests;
