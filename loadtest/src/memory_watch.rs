@@ -80,10 +80,12 @@ pub struct MemoryWatch {
 }
 
 impl MemoryWatch {
-    /// The first reading is that of the caller.
+    /// The first reading is that of the caller; without permission for it there is no watch.
     pub fn start(broker: Option<&BrokerProcess>) -> Result<Option<MemoryWatch>> {
-        let Some(broker) = broker else { return Ok(None) };
-        let mut memory = Memory::new(broker.memory_bytes()?);
+        let Some((broker, bytes)) = broker.and_then(|broker| Some((broker, broker.memory_bytes().ok()?))) else {
+            return Ok(None);
+        };
+        let mut memory = Memory::new(bytes);
         let (end, ended) = mpsc::channel::<()>();
         let (start, process) = (Instant::now(), broker.clone());
         let thread = std::thread::Builder::new().name("memory-watch".into()).spawn(move || {

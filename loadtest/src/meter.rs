@@ -123,7 +123,7 @@ impl Display for Written {
     }
 }
 
-/// The costs of one phase of a run, per message.
+/// The costs of one phase of a run, per message; CPUs over the whole phase, the wait for what might still come included.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Costs {
     pub broker_cpu_us: Option<f64>,
