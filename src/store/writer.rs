@@ -245,7 +245,8 @@ struct Shared {
     figures: Figures,
 }
 
-/// What one core is told.
+/// What one core is told. Looked at by it all the time, so that no two share a cache line.
+#[repr(align(128))]
 struct CoreSide {
     bell: Arc<Bell>,
     committed: AtomicU64,
@@ -517,7 +518,7 @@ impl Writer {
     }
 
     /// Does what can be done about a fault. `None`: the batch can be tried again at once.
-    fn overcome(&self, fault: Fault) -> Option<String> {
+    fn overcome(&mut self, fault: Fault) -> Option<String> {
         let lmdb = &self.shared.lmdb;
         let path = lmdb.path();
         let path = path.display();
@@ -532,7 +533,10 @@ impl Writer {
                 )),
             },
             Fault::Broken(_) => match lmdb.reopen() {
-                Ok(()) => None,
+                Ok(applier) => {
+                    self.applier = applier;
+                    None
+                }
                 Err(error) => Some(error.to_string()),
             },
             Fault::Disk(error) => Some(match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
