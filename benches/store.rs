@@ -141,6 +141,7 @@ fn read(criterion: &mut Criterion) {
     let records: Vec<Record> = [started()].into_iter().chain((1..=100_000).map(queued)).collect();
     lmdb.commit(&mut applier, records.iter()).expect("a commit");
     let fetch = QueueFetch {
+        after: RecordNumber(0),
         session: SessionKey {
             index: 0,
             number: SESSION,

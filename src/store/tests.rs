@@ -78,6 +78,7 @@ fn retained(topic: &str, payload: &[u8]) -> Record {
 
 fn queue_fetch(session: u64, from: u64, entries_max: usize) -> QueueFetch {
     QueueFetch {
+        after: RecordNumber(0),
         session: SessionKey {
             index: 0,
             number: SessionNumber(session),
@@ -495,7 +496,10 @@ fn a_fetch_is_answered_after_the_records_before_it_and_after_they_are_told() {
     running.push(0, started(1));
     for sequence in 1..=100 {
         let last = running.push(0, queued(&[1], sequence, b"payload"));
-        running.doors[0].fetch(Fetch::Queue(queue_fetch(1, sequence, 10)));
+        running.doors[0].fetch(Fetch::Queue(QueueFetch {
+            after: RecordNumber(last),
+            ..queue_fetch(1, sequence, 10)
+        }));
         running.doors[0].flush();
         let mut told = 0;
         let fetched = running.until(0, |door| {
@@ -507,8 +511,9 @@ fn a_fetch_is_answered_after_the_records_before_it_and_after_they_are_told() {
         assert_eq!((window.entries.len(), window.is_end), (1, true));
         assert_eq!(window.entries[0].sequence, sequence);
     }
-    // With nothing on its way, no commit is waited for.
+    // What is on its way, and not asked for, is not waited for.
     let commits = running.store.report().commits;
+    running.push(0, delivered(1, 1));
     running.doors[0].fetch(Fetch::Queue(queue_fetch(1, 1, 1_000)));
     running.doors[0].flush();
     let Fetched::Queue(window) = running.until(0, Door::fetched) else {

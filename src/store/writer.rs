@@ -6,8 +6,7 @@
 //! Holds   - a unit is in one transaction, after all units that were handed over before it, of any core;
 //!         - a core is told that a record is committed after the commit, and before or with any answer that was read from
 //!           that commit or a later one;
-//!         - a fetch is read after the commit of all that its core pushed before it, and fetches of a core are answered in
-//!           order;
+//!         - a fetch is read after the commit of the record that it names, and the fetches of a Session are answered in order;
 //!         - a transaction that fails is tried again, whole, until it works: what waits for it waits on;
 //!         - at a stop everything that was handed over is committed, unless the disk refuses until the deadline.
 //!
@@ -778,17 +777,15 @@ impl DiskDoor {
     }
 
     pub fn flush(&mut self) {
-        if self.unit.is_empty() {
-            if self.fetches.is_empty() {
-                return;
-            }
-            // Nothing of this core is on its way: no commit need be waited for.
-            if self.side().committed.load(Ordering::Acquire) == self.pushed {
-                let core = self.core;
-                let fetches = self.fetches.drain(..).map(|fetch| (core, fetch));
-                self.shared.read_soon(fetches);
-                return;
-            }
+        if !self.fetches.is_empty() {
+            // What waits for no commit overtakes what does. Fetches of one Session wait for ever later records, and one that
+            // waits is with the reading thread before its core is told of the commit: so these stay in order.
+            let (core, committed) = (self.core, self.side().committed.load(Ordering::Acquire));
+            let ready = self.fetches.extract_if(.., |fetch| fetch.after().0 <= committed);
+            self.shared.read_soon(ready.map(|fetch| (core, fetch)));
+        }
+        if self.unit.is_empty() && self.fetches.is_empty() {
+            return;
         }
         let unit = Unit {
             core: self.core,
