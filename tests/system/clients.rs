@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const INSTALL: &str = "run tests/setup, which installs what the tests need";
+pub const INSTALL: &str = "run tests/setup, which installs what the tests need";
 
 /// A message as a client saw it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -435,6 +435,13 @@ impl MosquittoSub {
 
     pub fn messages(&mut self, count: usize) -> Vec<Message> {
         (0..count).map(|_| self.message()).collect()
+    }
+
+    /// What has come so far and was not taken yet.
+    pub fn arrived(&mut self) -> Vec<Message> {
+        self.early.extend(self.lines.try_iter());
+        self.early.retain(|line| line.starts_with(MARK));
+        (0..self.early.len()).map(|_| self.message()).collect()
     }
 
     /// kill -9: no DISCONNECT is sent.

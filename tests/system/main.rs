@@ -8,6 +8,7 @@ mod broker;
 mod clients;
 
 mod descriptors;
+mod durability;
 mod exchange;
 mod hostile;
 mod operator;
