@@ -9,7 +9,7 @@ use std::path::Path;
 /// Layers 0 to this one are the heart.
 const HEART_TOP: u32 = 2;
 const MONOIO_FILES: [&str; 3] = ["worker/", "net/", "mesh/wake.rs"];
-const UNSAFE_FILES: [&str; 2] = ["mesh/ring.rs", "net/handoff.rs"];
+const UNSAFE_FILES: [&str; 3] = ["mesh/ring.rs", "net/handoff.rs", "store/lmdb.rs"];
 const OUTSIDE_THE_HEART: [&str; 9] = [
     "std::time::Instant",
     "time::{Instant",

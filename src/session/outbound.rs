@@ -146,8 +146,8 @@ pub struct Outbound {
     is_given_up: bool,
     /// One past the last sequence that was ever sent.
     sent_to: u64,
-    /// Entries still to be read back that may have been sent in an earlier run.
-    doubtful: usize,
+    /// Sequences below this may have been sent in an earlier run.
+    doubtful_to: u64,
     /// `next` when the store was asked; None while it is not.
     asked: Option<u64>,
     /// Answers on their way to a connection that has ended.
@@ -155,7 +155,9 @@ pub struct Outbound {
 }
 
 impl Outbound {
-    /// The deliveries of a durable Session as a start finds them: `entries` of the sequences `first..end` are on disk.
+    /// The deliveries of a durable Session as a start finds them: `entries` of the sequences `first..end` are on disk. The
+    /// oldest may have been sent before: some were in flight when the last run ended, some had been acknowledged without
+    /// the disk knowing it.
     pub fn stored(first: u64, end: u64, entries: u64, bytes: usize, limits: &Limits) -> Outbound {
         Outbound {
             first,
@@ -164,7 +166,7 @@ impl Outbound {
             sent_to: first,
             stored_bytes: bytes,
             stored_unsent: entries,
-            doubtful: limits.inflight_max,
+            doubtful_to: end.min(first + doubtful_max(limits)),
             ..Outbound::default()
         }
     }
@@ -396,8 +398,7 @@ impl Outbound {
                 "the store has what this Session put there"
             );
             self.fetched_to = sequence + 1;
-            let again = sequence < self.sent_to || self.doubtful > 0;
-            self.doubtful = self.doubtful.saturating_sub(1);
+            let again = sequence < self.sent_to.max(self.doubtful_to);
             self.stored_bytes = self.stored_bytes.saturating_sub(message.len());
             self.stored_unsent -= u64::from(sequence >= self.sent_to);
             let record = 0;
@@ -417,7 +418,7 @@ impl Outbound {
         if self.has_stored() {
             return 0;
         }
-        (self.stored_bytes, self.doubtful) = (0, 0);
+        self.stored_bytes = 0;
         std::mem::take(&mut self.stored_unsent)
     }
 
@@ -519,8 +520,7 @@ impl Outbound {
 
     /// Whether an identifier belongs to what was sent on an earlier connection and is not yet on this one.
     fn is_to_be_sent_again(&self, packet_id: PacketId) -> bool {
-        let may_return =
-            self.has_stored() && self.fetched_to < self.sent_to.max(self.fetched_to + self.doubtful as u64);
+        let may_return = self.has_stored() && self.fetched_to < self.sent_to.max(self.doubtful_to);
         let is_queued = |queued: &Queued| queued.again && packet_id_of(queued.sequence) == packet_id;
         may_return || self.queue.iter().any(is_queued)
     }
@@ -546,6 +546,13 @@ impl Outbound {
         }
         Ok(Some(sequence))
     }
+}
+
+/// Sequences, from the oldest on disk at a start, that may have been sent before. When the last record on disk was pushed,
+/// a run in flight and a queue in memory were all that could be sent; of what was read later, one answer had been asked
+/// for, one more may have been asked for, and that is all the client could be sent without an acknowledgement.
+fn doubtful_max(limits: &Limits) -> u64 {
+    (limits.inflight_max * (INFLIGHT_SPAN_FACTOR + 1) + 2 * QUEUE_WINDOW_MESSAGES) as u64
 }
 
 /// Identifiers follow sequences around the circle.
@@ -913,16 +920,23 @@ mod tests {
     #[test]
     fn after_a_start_what_may_have_been_sent_is_flagged_and_no_more() {
         let mut session = Session::new(2, true);
-        for (sequence, payload) in [(10, "a"), (12, "b"), (13, "c")] {
-            session.disk.insert(sequence, (payload.into(), QOS1, false));
+        let doubtful = doubtful_max(&session.limits);
+        // The first is followed by a gap.
+        for sequence in [10].into_iter().chain(12..11 + doubtful) {
+            session.disk.insert(sequence, ("m".into(), QOS1, false));
         }
-        session.outbound = Outbound::stored(10, 14, 3, 3, &session.limits);
-        session.fetch(10);
+        session.outbound = Outbound::stored(10, 11 + doubtful, doubtful, 0, &session.limits);
+        session.fetch(usize::MAX);
         session.refill();
-        assert_eq!(session.written(), ["11 a+", "13 b+"]);
-        session.puback(11);
+        assert_eq!(session.written(), ["11 m+", "13 m+"]);
+        for next in 14..11 + doubtful {
+            session.puback(if next == 14 { 11 } else { next as u16 - 2 });
+            session.refill();
+            assert_eq!(session.written(), [format!("{next} m+")]);
+        }
+        session.puback((9 + doubtful) as u16);
         session.refill();
-        assert_eq!(session.written(), ["14 c"]);
+        assert_eq!(session.written(), [format!("{} m", 11 + doubtful)]);
     }
 
     #[test]

@@ -219,6 +219,8 @@ pub struct Stored {
     /// In ascending order of their numbers.
     pub sessions: Vec<StoredSession>,
     pub retained: Vec<StoredRetained>,
+    /// The greatest number that any Session ever had; 0 before the first.
+    pub newest_session: u64,
     /// Messages that were queued for these Sessions while their PUBLISH was not yet acknowledged.
     pub in_doubt: Vec<(Origin, Vec<SessionNumber>)>,
 }

@@ -60,9 +60,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    pub fn new(cores: usize, entries_max: usize) -> Disk {
+    pub fn new(entries_max: usize) -> Disk {
         Disk {
-            doors: (0..cores).map(|_| Door::default()).collect(),
             entries_max,
             ..Disk::default()
         }
@@ -71,6 +70,16 @@ impl Disk {
     /// What a start is given.
     pub fn stored(&self) -> Stored {
         self.tables.stored(usize::MAX)
+    }
+
+    /// A process with this many cores begins; of the last there is what is on disk.
+    pub fn start(&mut self, cores: usize) {
+        assert!(
+            self.writing == 0,
+            "whether what is being written is there has been decided"
+        );
+        self.queue.clear();
+        self.doors = (0..cores).map(|_| Door::default()).collect();
     }
 
     pub fn push(&mut self, core: usize, serial: usize, number: RecordNumber, record: Box<Record>) {

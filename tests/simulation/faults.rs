@@ -47,6 +47,10 @@ pub struct Profile {
     pub outage_percent: usize,
     /// Entries of a queue that the store reads at once.
     pub fetch_entries_max: usize,
+    /// In ten thousand steps of the world.
+    pub crash_permyriad: usize,
+    /// While everything comes to rest.
+    pub crashes_at_end_max: usize,
 }
 
 impl Profile {
@@ -111,6 +115,8 @@ impl Profile {
             commit_fails_percent: random.pick(&[0, 0, 10, 50, 90]),
             outage_percent: random.pick(&[0, 0, 1, 5]),
             fetch_entries_max: random.pick(&[1, 2, 5, 1_000, 1_000]),
+            crash_permyriad: random.pick(&[0, 0, 3, 10, 40]),
+            crashes_at_end_max: random.pick(&[0, 1, 3]),
         }
     }
 

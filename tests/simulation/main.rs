@@ -25,7 +25,7 @@ use skein::mqtt::packet::QoS;
 use skein::shard::Millis;
 
 use crate::oracle::Seen;
-use crate::world::{LOG, World};
+use crate::world::{LOG, Met, World};
 
 const SEEDS: u64 = 300;
 
@@ -37,6 +37,9 @@ struct Outcome {
     deliveries: u64,
     missing: u64,
     counters: Counters,
+    met: Met,
+    commits_failed: u64,
+    fetches: u64,
 }
 
 fn run(seed: u64) -> Outcome {
@@ -44,18 +47,44 @@ fn run(seed: u64) -> Outcome {
     for _ in 0..world.profile.steps {
         world.step();
     }
+    for _ in 0..world.random.below(world.profile.crashes_at_end_max + 1) {
+        settle_for_a_while(&mut world);
+        world.crash();
+    }
     settle(&mut world);
     check_at_rest(&mut world);
+    if world.profile.crashes_at_end_max > 0 && world.random.percent(50) {
+        // Nothing was on its way: nothing may be lost.
+        world.crash();
+        settle(&mut world);
+        check_at_rest(&mut world);
+    }
     check_retained(&mut world);
     everybody_leaves(&mut world);
-    let mut counters = Counters::default();
-    world.shards.iter().for_each(|shard| counters.add(shard.counters()));
     Outcome {
         hash: world.hash,
         messages: world.oracle.messages.len(),
         deliveries: world.oracle.deliveries,
         missing: world.oracle.missing + world.oracle.missing_qos0,
-        counters,
+        counters: counters(&world),
+        met: world.met,
+        commits_failed: world.disk.failures,
+        fetches: world.disk.fetches,
+    }
+}
+
+/// Of all runs of the broker.
+fn counters(world: &World) -> Counters {
+    let mut counters = world.counters.clone();
+    world.shards.iter().for_each(|shard| counters.add(shard.counters()));
+    counters
+}
+
+fn settle_for_a_while(world: &mut World) {
+    for _ in 0..world.random.below(10) {
+        if !world.settle_once() {
+            return;
+        }
     }
 }
 
@@ -84,8 +113,7 @@ fn settle(world: &mut World) {
 
 fn check_at_rest(world: &mut World) {
     world.check_deliveries();
-    let mut counters = Counters::default();
-    world.shards.iter().for_each(|shard| counters.add(shard.counters()));
+    let counters = counters(world);
     // Behind what must be read back first, QoS 0 gives way.
     if world.profile.ample_queue && !world.oracle.has_met_durable() {
         assert_eq!(counters.dropped_queue_full, 0, "no queue could fill");
@@ -108,8 +136,12 @@ fn check_at_rest(world: &mut World) {
     if world.profile.ample_queue && world.profile.ample_outbox {
         world.check_retained_seen();
     }
-    let mut sequences: Vec<Seen> = std::mem::take(&mut world.oracle.seen);
-    sequences.extend(world.clients.iter().map(|client| client.seen.clone()));
+    let sequences: Vec<&Seen> = world
+        .oracle
+        .seen
+        .iter()
+        .chain(world.clients.iter().map(|client| &client.seen))
+        .collect();
     world.oracle.check_order(&sequences, |link| world.links[link].home_at);
     let open = world.clients.iter().filter(|client| client.link.is_some()).count();
     let served: usize = world.shards.iter().map(|shard| shard.connection_count()).sum();
@@ -174,13 +206,15 @@ fn everybody_leaves(world: &mut World) {
         world.disconnect(client);
     }
     settle(world);
-    let mut counters = Counters::default();
     for (core, shard) in world.shards.iter().enumerate() {
         assert_eq!(shard.connection_count(), 0, "core {core}");
         assert_eq!(shard.session_count(), 0, "core {core}");
         assert_eq!(shard.filter_count(), 0, "core {core}");
-        counters.add(shard.counters());
     }
+    if world.met.crashes > 0 {
+        return;
+    }
+    let counters = counters(world);
     let delivered = counters.delivered_qos0 + counters.delivered_qos1 + counters.delivered_qos2;
     let dropped = counters.dropped_outbox_full
         + counters.dropped_queue_full

@@ -28,6 +28,9 @@ pub struct Message {
     pub link: usize,
     /// How often its publisher has sent it.
     pub attempts: u32,
+    /// In how many runs of the broker it has been sent, and the last of them.
+    pub runs: u32,
+    pub last_run: u64,
     /// When it was first sent; for a Will, when its connection ended otherwise than by DISCONNECT.
     pub sent_at: Option<u64>,
     pub acknowledged: bool,
@@ -41,11 +44,23 @@ pub fn message_number(payload: &[u8]) -> Option<usize> {
         .map(|number| u64::from_le_bytes(*number) as usize)
 }
 
+#[derive(Clone, Copy)]
 struct Inflight {
     message: Option<usize>,
+    qos: QoS,
+    /// PUBREC came.
     is_released: bool,
+    /// PUBREL was written.
+    is_completing: bool,
     link: usize,
     place: u64,
+}
+
+/// A Session that its records tell of.
+struct Durable {
+    number: SessionNumber,
+    started: usize,
+    ended: Option<usize>,
 }
 
 /// A Session as the server must see it.
@@ -60,6 +75,10 @@ pub struct ServerSession {
     link: Option<usize>,
     inflight: BTreeMap<u16, Inflight>,
     to_send_again: VecDeque<u16>,
+    /// Flows that ended in this run of the broker, for which the disk may not know it yet.
+    ended: Vec<(u16, Inflight)>,
+    /// After a crash: what was sent before and may come again, and then with DUP.
+    may_return: BTreeMap<u16, Option<usize>>,
     /// By filter, when SUBACKs for it were written.
     subacks: BTreeMap<usize, Vec<u64>>,
     /// A SUBACK was written that no client reads any more, so nobody knows for what.
@@ -85,16 +104,24 @@ pub struct Oracle {
     /// By serial of a record.
     on_disk: Vec<bool>,
     clients_of: BTreeMap<SessionNumber, usize>,
+    /// By client.
+    durable: Vec<Vec<Durable>>,
+    /// By Session and filter, the records of its SUBSCRIBEs.
+    subscribed: BTreeMap<(SessionNumber, String), Vec<usize>>,
     /// By message: the records about it.
     records: BTreeMap<usize, Vec<usize>>,
-    /// By message: the Sessions it is queued for, and the record that says so.
-    queued: BTreeMap<usize, Vec<(SessionNumber, usize)>>,
+    /// By message: the Sessions it is queued for, the record that says so, and whether it is a retained one for a new
+    /// subscription.
+    queued: BTreeMap<usize, Vec<(SessionNumber, usize, bool)>>,
     packet_id_records: BTreeMap<(usize, u16), usize>,
     rings: BTreeMap<usize, i64>,
     /// By topic, the records of retained messages as its owner took them; `None` for an empty one.
     retained: BTreeMap<String, Vec<(usize, Option<usize>)>>,
     pub seen: Vec<Seen>,
     place: u64,
+    /// When the broker last died; 0: never.
+    pub crashed_at: u64,
+    crashed_place: u64,
     inflight_max: usize,
     ample_queue: bool,
     pub missing_qos0: u64,
@@ -127,6 +154,8 @@ impl Oracle {
             sessions: (0..profile.clients).map(|_| ServerSession::default()).collect(),
             on_disk: Vec::new(),
             clients_of: BTreeMap::new(),
+            durable: (0..profile.clients).map(|_| Vec::new()).collect(),
+            subscribed: BTreeMap::new(),
             records: BTreeMap::new(),
             queued: BTreeMap::new(),
             packet_id_records: BTreeMap::new(),
@@ -134,6 +163,8 @@ impl Oracle {
             retained: BTreeMap::new(),
             seen: Vec::new(),
             place: 0,
+            crashed_at: 0,
+            crashed_place: 0,
             inflight_max: profile.limits.inflight_max,
             ample_queue: profile.ample_queue,
             missing_qos0: 0,
@@ -175,6 +206,14 @@ impl Oracle {
         self.clients_of[&session]
     }
 
+    /// The durable Session of a client, if it is the one that the client knows.
+    pub fn session_of(&self, client: usize, epoch: u64) -> Option<SessionNumber> {
+        let session = &self.sessions[client];
+        (session.exists && session.is_durable && session.epoch == epoch)
+            .then_some(session.number)
+            .flatten()
+    }
+
     pub fn has_met_durable(&self) -> bool {
         !self.clients_of.is_empty()
     }
@@ -193,15 +232,31 @@ impl Oracle {
                 let client: usize = client.expect("the name of a client");
                 self.clients_of.insert(*session, client);
                 self.sessions[client].number = Some(*session);
+                self.durable[client].push(Durable {
+                    number: *session,
+                    started: serial,
+                    ended: None,
+                });
+            }
+            Record::SessionEnded { session } => {
+                let client = self.client_of(*session);
+                let mut durable = self.durable[client].iter_mut();
+                let ended = durable.find(|durable| durable.number == *session && durable.ended.is_none());
+                ended.expect("a Session that began ends once").ended = Some(serial);
+            }
+            Record::Subscribed { session, filter, .. } => {
+                let key = (*session, filter.to_string());
+                self.subscribed.entry(key).or_default().push(serial);
             }
             Record::Queued { message, entries, .. } => {
                 assert!(!entries.is_empty(), "a message is recorded for somebody");
-                // Nobody waits for a retained message on its way to a new subscription.
-                let is_live = !entries[0].retain;
-                if is_live && let Some(message) = message_number(message.payload()) {
-                    self.records.entry(message).or_default().push(serial);
+                if let Some(message) = message_number(message.payload()) {
                     let queued = self.queued.entry(message).or_default();
-                    queued.extend(entries.iter().map(|entry| (entry.session, serial)));
+                    queued.extend(entries.iter().map(|entry| (entry.session, serial, entry.retain)));
+                    // Nobody waits for a retained message on its way to a new subscription.
+                    if !entries[0].retain {
+                        self.records.entry(message).or_default().push(serial);
+                    }
                 }
             }
             Record::Retained { topic, payload, .. } => {
@@ -221,6 +276,83 @@ impl Oracle {
             _ => {}
         }
         serial
+    }
+
+    /// The broker is dead. What is not on disk has never been; a Session is what the disk has of it.
+    pub fn crashed(&mut self, moment: u64) {
+        (self.crashed_at, self.crashed_place) = (moment, self.place);
+        self.rings.clear();
+        let Oracle {
+            on_disk,
+            records,
+            queued,
+            retained,
+            packet_id_records,
+            subscribed,
+            ..
+        } = self;
+        let mut lost = BTreeSet::new();
+        for (message, queued) in queued.iter() {
+            let of_lost = queued.iter().filter(|(_, serial, _)| !on_disk[*serial]);
+            lost.extend(of_lost.map(|(session, ..)| (*message, *session)));
+        }
+        records
+            .values_mut()
+            .for_each(|serials| serials.retain(|serial| on_disk[*serial]));
+        queued
+            .values_mut()
+            .for_each(|queued| queued.retain(|(_, serial, _)| on_disk[*serial]));
+        retained
+            .values_mut()
+            .for_each(|order| order.retain(|(serial, _)| on_disk[*serial]));
+        subscribed
+            .values_mut()
+            .for_each(|serials| serials.retain(|serial| on_disk[*serial]));
+        packet_id_records.retain(|_, serial| on_disk[*serial]);
+        for client in 0..self.sessions.len() {
+            let on_disk = &self.on_disk;
+            self.durable[client].retain(|durable| on_disk[durable.started]);
+            for durable in &mut self.durable[client] {
+                durable.ended = durable.ended.filter(|serial| on_disk[*serial]);
+            }
+            let mut left = self.durable[client].iter().filter(|durable| durable.ended.is_none());
+            let (survivor, more) = (left.next().map(|durable| durable.number), left.count());
+            assert_eq!(more, 0, "two Sessions of client {client} are on disk");
+            let session = &mut self.sessions[client];
+            if survivor.is_some() && session.number == survivor && session.exists {
+                self.session_outlives(client, &lost);
+                continue;
+            }
+            *session = ServerSession {
+                exists: survivor.is_some(),
+                is_durable: survivor.is_some(),
+                number: survivor,
+                epoch: session.epoch + 1,
+                ..ServerSession::default()
+            };
+            self.packet_id_records.retain(|(of, _), _| *of != client);
+        }
+    }
+
+    fn session_outlives(&mut self, client: usize, lost: &BTreeSet<(usize, SessionNumber)>) {
+        let session = &mut self.sessions[client];
+        session.link = None;
+        session.to_send_again.clear();
+        let number = session.number.expect("a durable Session has a number");
+        // QoS 1 may leave before its commit; of a message without a number nobody knows which record is its own.
+        let is_certain = |flow: &Inflight| {
+            let is_lost = flow.message.is_none_or(|message| lost.contains(&(message, number)));
+            flow.qos == QoS::ExactlyOnce || !is_lost
+        };
+        for (id, flow) in session.ended.drain(..) {
+            if is_certain(&flow) {
+                session.may_return.insert(id, flow.message);
+            }
+        }
+        session.inflight.retain(|_, flow| is_certain(flow));
+        for flow in session.inflight.values_mut() {
+            flow.is_released = flow.is_completing;
+        }
     }
 
     /// Returns whether a Session is resumed.
@@ -267,7 +399,11 @@ impl Oracle {
         let inflight = &mut self.sessions[client].inflight;
         match packet {
             Packet::PubAck(id) | Packet::PubComp(id) => {
-                inflight.remove(&id.get());
+                if let Some(flow) = inflight.remove(&id.get())
+                    && self.sessions[client].is_durable
+                {
+                    self.sessions[client].ended.push((id.get(), flow));
+                }
             }
             Packet::PubRec(id) => {
                 if let Some(flow) = inflight.get_mut(&id.get()) {
@@ -282,7 +418,7 @@ impl Oracle {
     }
 
     /// Every subscriber of a topic, and every publisher to it, agrees with one order.
-    pub fn check_order(&self, sequences: &[Seen], home_at: impl Fn(usize) -> u64) {
+    pub fn check_order(&self, sequences: &[&Seen], home_at: impl Fn(usize) -> u64) {
         let mut after: Vec<Vec<usize>> = vec![Vec::new(); self.messages.len()];
         let mut counts = vec![0u32; self.messages.len()];
         // A message that its publisher had to send again may have its place twice.
@@ -409,20 +545,30 @@ impl World {
                 let place = self.oracle.place;
                 let inflight_max = self.oracle.inflight_max;
                 let session = &mut self.oracle.sessions[client];
-                if publish.dup {
-                    session.sends_again(id);
-                    let flow = session
-                        .inflight
-                        .get_mut(&id)
-                        .expect("DUP is set on what was sent before");
+                let known = session.inflight.get_mut(&id);
+                if publish.dup && known.is_none() {
+                    // Nobody but the disk knows how far the last run of the broker had come.
+                    let sent_at = message.and_then(|message| self.oracle.messages[message].sent_at);
+                    assert!(
+                        session.is_durable && sent_at.is_none_or(|sent_at| sent_at < self.oracle.crashed_at),
+                        "DUP is set on what was not sent before"
+                    );
+                }
+                if let Some(flow) = known
+                    && publish.dup
+                {
                     assert_eq!(flow.message, message, "identifier {id} sends another message again");
                     assert_ne!(flow.link, link, "sent again on the same connection");
                     assert!(!flow.is_released, "sent again after PUBREC");
+                    self.met.sent_again += u64::from(flow.place < self.oracle.crashed_place);
                     flow.link = link;
+                    session.sends_again(id);
                 } else {
                     let flow = Inflight {
                         message,
+                        qos: publish.qos,
                         is_released: false,
+                        is_completing: false,
                         link,
                         place,
                     };
@@ -431,16 +577,21 @@ impl World {
                         in_use.is_none(),
                         "identifier {id} is in use, or DUP is missing [MQTT-2.3.1-4] [MQTT-3.3.1-1]"
                     );
+                    let before = session.may_return.remove(&id);
+                    assert!(
+                        publish.dup || message.is_none() || before != Some(message),
+                        "message {message:?} was sent as {id} before the crash: DUP is missing [MQTT-3.3.1-1]"
+                    );
                     let late = session
                         .to_send_again
                         .iter()
                         .find(|id| session.inflight.contains_key(id));
-                    assert_eq!(late, None, "sent before what must be sent again [MQTT-4.4.0-1]");
                     assert!(
-                        session.inflight.len() <= inflight_max,
-                        "{} in flight",
-                        session.inflight.len()
+                        publish.dup || late.is_none(),
+                        "{id} is sent before {late:?}, which must be sent again [MQTT-4.4.0-1]"
                     );
+                    let count = session.inflight.values().filter(|flow| flow.link == link).count();
+                    assert!(count <= inflight_max, "{count} in flight");
                 }
             }
             ServerPacket::SubAck(suback) => {
@@ -450,13 +601,29 @@ impl World {
                 match c.subscribing.get(&suback.packet_id.get()) {
                     Some(entries) if c.link == Some(link) => {
                         for (filter, ..) in entries {
+                            if session.is_durable {
+                                let number = session.number.expect("a durable Session has a number");
+                                let key = (number, self.oracle.filters[*filter].clone());
+                                let mut records = self.oracle.subscribed.get(&key).into_iter().flatten();
+                                assert!(
+                                    records.any(|serial| self.oracle.on_disk[*serial]),
+                                    "SUBACK {} leaves before its commit",
+                                    suback.packet_id.get()
+                                );
+                            }
                             session.subacks.entry(*filter).or_default().push(moment);
                         }
                     }
                     _ => session.has_lost_subacks = true,
                 }
             }
-            ServerPacket::PubRel(id) => self.oracle.sessions[client].sends_again(id.get()),
+            ServerPacket::PubRel(id) => {
+                let session = &mut self.oracle.sessions[client];
+                session.sends_again(id.get());
+                if let Some(flow) = session.inflight.get_mut(&id.get()) {
+                    (flow.is_completing, flow.link) = (true, link);
+                }
+            }
             ServerPacket::PubAck(id) => self.acknowledges(link, client, id.get(), QoS::AtLeastOnce),
             ServerPacket::PubRec(id) => self.acknowledges(link, client, id.get(), QoS::ExactlyOnce),
             _ => {}
@@ -550,7 +717,7 @@ impl World {
                 let queued = oracle.queued.get(&number).map_or(&[][..], Vec::as_slice);
                 let is_queued = queued
                     .iter()
-                    .any(|(session_number, _)| session.number == Some(*session_number));
+                    .any(|(of, _, retain)| session.number == Some(*of) && !retain);
                 assert!(
                     is_queued,
                     "message {number} is not recorded for the durable Session of client {client}, which waits for it"

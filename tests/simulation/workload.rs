@@ -6,11 +6,13 @@
 //!         - what they write and read goes through mqttbytes, a codec that is not ours; only a level 3 CONNECT, which it
 //!           does not know, is written by our own.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use mqttbytes::v4;
 use skein::mqtt::client;
 use skein::mqtt::packet::{Connect, Level, QoS, Will};
+
+use skein::shard::record::SessionNumber;
 
 use crate::faults::Profile;
 use crate::oracle::{Message, Oracle, Seen, message_number};
@@ -44,6 +46,14 @@ struct Held {
     generation: u32,
 }
 
+/// What a client knows of its durable Session.
+pub struct Promised {
+    client: usize,
+    number: SessionNumber,
+    subscriptions: Vec<(String, QoS)>,
+    removed: Vec<String>,
+}
+
 #[derive(Default)]
 struct Copies {
     fresh: u32,
@@ -69,7 +79,10 @@ pub struct Client {
     expected: VecDeque<(u16, QoS)>,
     /// Answers that the client takes its time to give.
     replies: VecDeque<v4::Packet>,
-    received_ids: BTreeSet<u16>,
+    /// QoS 2 messages that came and are not released; `None` for one without a number.
+    received_ids: BTreeMap<u16, Option<usize>>,
+    /// A SUBACK of this Session came.
+    has_suback: bool,
     pub subscribing: BTreeMap<u16, Vec<(usize, QoS, bool)>>,
     unsubscribing: BTreeMap<u16, Vec<(usize, u32)>>,
     pub subscriptions: BTreeMap<usize, Subscription>,
@@ -103,7 +116,8 @@ impl Client {
             outgoing: Vec::new(),
             expected: VecDeque::new(),
             replies: VecDeque::new(),
-            received_ids: BTreeSet::new(),
+            received_ids: BTreeMap::new(),
+            has_suback: false,
             subscribing: BTreeMap::new(),
             unsubscribing: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
@@ -156,6 +170,7 @@ impl Client {
     fn forget(&mut self) -> Seen {
         self.outgoing.clear();
         self.received_ids.clear();
+        self.has_suback = false;
         self.subscriptions.clear();
         self.held.clear();
         self.copies.clear();
@@ -453,6 +468,8 @@ impl World {
             publisher,
             link,
             attempts: 0,
+            runs: 0,
+            last_run: u64::MAX,
             sent_at: None,
             acknowledged: false,
             is_will: false,
@@ -486,6 +503,9 @@ impl World {
         let moment = self.moment;
         let message = &mut self.oracle.messages[number];
         message.attempts += 1;
+        if message.last_run != self.met.crashes {
+            (message.last_run, message.runs) = (self.met.crashes, message.runs + 1);
+        }
         message.sent_at.get_or_insert(moment);
         let qos = message.qos;
         let topic = self.oracle.topics[message.topic].clone();
@@ -662,6 +682,7 @@ impl World {
             }
             v4::Packet::SubAck(suback) => {
                 let c = &mut self.clients[client];
+                c.has_suback = true;
                 let entries = c.subscribing.remove(&suback.pkid).expect("SUBACK answers a SUBSCRIBE");
                 let codes: Vec<u8> = suback
                     .return_codes
@@ -766,11 +787,16 @@ impl World {
             }
             QoS::ExactlyOnce => {
                 c.replies.push_back(v4::Packet::PubRec(v4::PubRec { pkid }));
-                c.received_ids.insert(pkid)
+                let message = message_number(&bytes);
+                let held = c.received_ids.insert(pkid, message);
+                if let Some(held) = held {
+                    assert!(dup, "identifier {pkid} is in use");
+                    assert_eq!(held, message, "identifier {pkid} comes with another message");
+                }
+                held.is_none()
             }
         };
         if !is_new {
-            assert!(dup, "identifier {pkid} is in use");
             return;
         }
         let topic = self.oracle.topic_number(&topic);
@@ -801,6 +827,9 @@ impl World {
         }
         let allowed = if message.qos == QoS::AtLeastOnce {
             message.attempts.max(1)
+        } else if qos < QoS::ExactlyOnce {
+            // Lost at a crash, it may have left before.
+            message.runs.max(1)
         } else {
             1
         };
@@ -821,6 +850,58 @@ impl World {
         }
     }
 
+    /// What the broker has told its clients of their Sessions.
+    pub fn promised(&self) -> Vec<Promised> {
+        let told = |(client, c): (usize, &Client)| {
+            let number = self.oracle.session_of(client, c.epoch)?;
+            let text = |filter: &usize| self.oracle.filters[*filter].clone();
+            c.has_suback.then(|| Promised {
+                client,
+                number,
+                subscriptions: c
+                    .subscriptions
+                    .iter()
+                    .map(|(filter, held)| (text(filter), held.qos))
+                    .collect(),
+                removed: c
+                    .held
+                    .iter()
+                    .filter(|(_, held)| held.removed_at.is_some())
+                    .map(|(filter, _)| text(filter))
+                    .collect(),
+            })
+        };
+        self.clients.iter().enumerate().filter_map(told).collect()
+    }
+
+    /// After a crash.
+    pub fn check_promised(&self, promised: &[Promised]) {
+        let stored = self.disk.stored();
+        for Promised {
+            client,
+            number,
+            subscriptions,
+            removed,
+        } in promised
+        {
+            let session = stored.sessions.iter().find(|session| session.session == *number);
+            let session = session.unwrap_or_else(|| panic!("the Session of client {client} is lost after a SUBACK"));
+            for (filter, qos) in subscriptions {
+                let kept = session.filters.iter().find(|(kept, _)| **kept == **filter);
+                assert!(
+                    kept.is_some_and(|(_, kept)| kept >= qos),
+                    "the subscription of client {client} to {filter} at {qos:?} is lost after its SUBACK: {kept:?}"
+                );
+            }
+            for filter in removed {
+                assert!(
+                    session.filters.iter().all(|(kept, _)| **kept != **filter),
+                    "the subscription of client {client} to {filter} is back after its UNSUBACK"
+                );
+            }
+        }
+    }
+
     /// After everything has come to rest: who misses what.
     pub fn check_deliveries(&mut self) {
         let (mut missing, mut missing_qos0, mut lost_qos0) = (0, 0, Vec::new());
@@ -830,7 +911,8 @@ impl World {
             for (number, message) in self.oracle.messages.iter().enumerate() {
                 let Some(sent_at) = message.sent_at else { continue };
                 let publisher = &self.clients[message.publisher];
-                let surely_published = message.is_will
+                // A Will is published without anybody's acknowledgement.
+                let surely_published = (message.is_will && sent_at > self.oracle.crashed_at)
                     || message.acknowledged
                     || (message.qos == QoS::AtMostOnce && publisher.link == Some(message.link) && publisher.ready);
                 if !surely_published || message.len == 0 || c.copies.contains_key(&number) {

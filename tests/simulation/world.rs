@@ -9,6 +9,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 
+use skein::metrics::Counters;
 use skein::mqtt::client::decode_from_server;
 use skein::mqtt::decode::decode;
 use skein::mqtt::frame::{Framing, next_frame};
@@ -97,6 +98,20 @@ struct Places {
     free: Vec<u32>,
 }
 
+/// What a run has met that no counter of the broker's counts.
+#[derive(Default)]
+pub struct Met {
+    pub crashes: u64,
+    /// Starts with another number of cores than before.
+    pub other_cores: u64,
+    /// QoS 2 messages that a start found on disk without their PUBLISH.
+    pub in_doubt: u64,
+    /// Those that came again between cores.
+    pub in_doubt_again: u64,
+    /// PUBLISH packets with DUP of what was sent before a crash.
+    pub sent_again: u64,
+}
+
 pub struct World {
     pub random: Random,
     pub profile: Profile,
@@ -117,59 +132,118 @@ pub struct World {
     pub disk: Disk,
     /// Every commit fails.
     disk_is_full: bool,
+    /// Steps to the next crash, where that is decided.
+    crash_in: Option<usize>,
+    pub met: Met,
+    /// Of all runs of the broker that are over.
+    pub counters: Counters,
     /// Resumed, and no input since.
     resumed: Vec<Vec<usize>>,
     pub hash: u64,
     logs: bool,
 }
 
-const HASH_KEY: [u64; 4] = [0x1234_5678, 0x9abc_def0, 0x0fed_cba9, 0x8765_4321];
-
 impl World {
     pub fn new(seed: u64) -> World {
         let mut random = Random::new(seed);
         let profile = Profile::of(&mut random);
-        let cores = profile.cores as usize;
-        let key_offset = random.next();
-        let mut shards: Vec<Shard> = (0..cores)
-            .map(|core| {
-                Shard::new(ShardConfig {
-                    core: PeerId(core as u16),
-                    cores: profile.cores,
-                    shard_levels: profile.shard_levels,
-                    hash_key: HASH_KEY.map(|part| part ^ key_offset),
-                    limits: profile.limits.clone(),
-                    access: Access::Open,
-                    unix_time: UnixTime::default(),
-                })
-            })
-            .collect();
-        let disk = Disk::new(cores, profile.fetch_entries_max);
-        restore(&mut shards, disk.stored());
         let clients = (0..profile.clients)
             .map(|_| Client::new(&mut random, &profile))
             .collect();
         let oracle = Oracle::new(&profile, &mut random);
-        let lanes = |from: usize| (0..cores).flat_map(move |to| Lane::ALL.map(|lane| (from, to, lane)));
-        World {
+        let mut world = World {
             random,
             now_ms: 0,
             moment: 1,
-            shards,
+            shards: Vec::new(),
             links: Vec::new(),
             live: Vec::new(),
             clients,
             oracle,
-            places: (0..cores).map(|_| Places::default()).collect(),
-            rings: (0..cores).flat_map(lanes).map(|ends| (ends, VecDeque::new())).collect(),
-            forwards: vec![Vec::new(); cores],
-            resumed: vec![Vec::new(); cores],
-            disk,
+            places: Vec::new(),
+            rings: BTreeMap::new(),
+            forwards: Vec::new(),
+            resumed: Vec::new(),
+            disk: Disk::new(profile.fetch_entries_max),
             disk_is_full: false,
+            crash_in: None,
+            met: Met::default(),
+            counters: Counters::default(),
             hash: seed,
             logs: LOG.with(|log| log.borrow().is_some()),
             profile,
+        };
+        world.start();
+        world
+    }
+
+    /// A run of the broker begins, with what the disk has.
+    fn start(&mut self) {
+        let cores = self.profile.cores as usize;
+        self.disk.start(cores);
+        let hash_key = [(); 4].map(|()| self.random.next());
+        let config = |core| ShardConfig {
+            core: PeerId(core),
+            cores: self.profile.cores,
+            shard_levels: self.profile.shard_levels,
+            hash_key,
+            limits: self.profile.limits.clone(),
+            access: Access::Open,
+            unix_time: UnixTime::default(),
+        };
+        self.shards = (0..self.profile.cores).map(|core| Shard::new(config(core))).collect();
+        let stored = self.disk.stored();
+        self.met.in_doubt += stored.in_doubt.len() as u64;
+        restore(&mut self.shards, stored);
+        let lanes = |from: usize| (0..cores).flat_map(move |to| Lane::ALL.map(|lane| (from, to, lane)));
+        self.rings = (0..cores).flat_map(lanes).map(|ends| (ends, VecDeque::new())).collect();
+        self.places = (0..cores).map(|_| Places::default()).collect();
+        self.forwards = vec![Vec::new(); cores];
+        self.resumed = vec![Vec::new(); cores];
+    }
+
+    /// The process dies, and the next begins. What was on its way to clients may come, or a part of it, or nothing.
+    pub fn crash(&mut self) {
+        self.crash_in = self.random.percent(25).then(|| self.random.below(60));
+        self.event(30, 0, || "the broker dies".to_owned());
+        self.met.crashes += 1;
+        for shard in &self.shards {
+            self.counters.add(shard.counters());
         }
+        if self.disk.is_writing() {
+            if self.random.percent(50) {
+                self.commit();
+            } else {
+                self.disk.fail();
+            }
+        }
+        for link in self.live.clone() {
+            let there = self.links[link].down.len();
+            let comes = if self.random.percent(50) {
+                there
+            } else {
+                self.random.below(there + 1)
+            };
+            let l = &mut self.links[link];
+            l.down.truncate(comes);
+            l.down_ends = true;
+            l.up.clear();
+            l.arrived.clear();
+            l.stage = Stage::Gone;
+            self.bury(link);
+        }
+        let promised = self.promised();
+        self.oracle.crashed(self.moment);
+        let cores = self.profile.cores;
+        if self.random.percent(60) {
+            self.profile.cores = self.random.pick(&[1, 2, 3, 4, 5]);
+        }
+        self.met.other_cores += u64::from(cores != self.profile.cores);
+        self.disk_is_full = false;
+        self.start();
+        self.check_promised(&promised);
+        let cores = self.profile.cores;
+        self.event(31, u64::from(cores), || format!("the broker starts on {cores} cores"));
     }
 
     /// Notes an event: for the trace that a replay must repeat, and in words for whoever reads a failure.
@@ -245,6 +319,12 @@ impl World {
                 let ms = self.random.between(1, self.profile.step_ms_max) as u64 * 10;
                 self.pass_time(ms);
             }
+        }
+        if let Some(steps) = &mut self.crash_in {
+            *steps = steps.saturating_sub(1);
+        }
+        if self.crash_in == Some(0) || self.random.below(10_000) < self.profile.crash_permyriad {
+            self.crash();
         }
         if self.random.below(1_000) < self.profile.reset_permille
             && let Some(link) = self.some_link()
@@ -594,10 +674,13 @@ impl World {
             format!("core {to} takes from core {from}, {lane:?}: {}", messages.join("; "))
         });
         for message in Messages::new(&batch) {
-            if let ShardMessage::Publish { message, .. } | ShardMessage::Deliver { message, .. } = message
-                && let Some(number) = message_number(message.payload)
+            if let ShardMessage::Publish { message, origin, .. } | ShardMessage::Deliver { message, origin, .. } =
+                message
             {
-                self.oracle.in_rings(number, -1);
+                self.met.in_doubt_again += u64::from(origin.is_some_and(|doubt| doubt.is_again));
+                if let Some(number) = message_number(message.payload) {
+                    self.oracle.in_rings(number, -1);
+                }
             }
         }
         let input = Input::Batch {

@@ -1,0 +1,857 @@
+//! The store on disk against the store in memory, and what it does when things go wrong.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use tempfile::{TempDir, tempdir};
+
+use super::Door;
+use super::error::StoreError;
+use super::lmdb::{Applier, Durability, Fault, Lmdb, LmdbConfig};
+use super::memory::Tables;
+use super::writer::{Store, StoreConfig};
+use crate::mesh::Bell;
+use crate::mqtt::packet::{PacketId, QoS};
+use crate::mqtt::topic::TopicName;
+use crate::registry::access::AccountId;
+use crate::session::message::{Message, SharedMessage};
+use crate::shard::RecordNumber;
+use crate::shard::record::{
+    Fetch, Fetched, Origin, QueueEntry, QueueFetch, QueueWindow, Record, RetainedFetch, SessionKey, SessionNumber,
+    Stored,
+};
+
+// --- records ---------------------------------------------------------------------------------------------------------
+
+fn message(topic: &str, payload: &[u8]) -> SharedMessage {
+    SharedMessage::new(&Message {
+        topic: TopicName::new(topic).unwrap(),
+        payload,
+        qos: QoS::AtLeastOnce,
+    })
+}
+
+fn started(session: u64) -> Record {
+    Record::SessionStarted {
+        session: SessionNumber(session),
+        account: AccountId(0),
+        client_id: format!("client-{session}").into(),
+    }
+}
+
+fn ended(session: u64) -> Record {
+    Record::SessionEnded {
+        session: SessionNumber(session),
+    }
+}
+
+fn queued(sessions: &[u64], sequence: u64, payload: &[u8]) -> Record {
+    let entry = |session: &u64| QueueEntry {
+        session: SessionNumber(*session),
+        sequence,
+        qos: QoS::AtLeastOnce,
+        retain: false,
+    };
+    Record::Queued {
+        message: message("plant/pump", payload),
+        entries: sessions.iter().map(entry).collect(),
+        origin: None,
+    }
+}
+
+fn delivered(session: u64, sequence: u64) -> Record {
+    let session = SessionNumber(session);
+    Record::Delivered { session, sequence }
+}
+
+fn retained(topic: &str, payload: &[u8]) -> Record {
+    Record::Retained {
+        topic: topic.into(),
+        payload: payload.into(),
+        qos: QoS::AtLeastOnce,
+    }
+}
+
+fn queue_fetch(session: u64, from: u64, entries_max: usize) -> QueueFetch {
+    QueueFetch {
+        session: SessionKey {
+            index: 0,
+            number: SessionNumber(session),
+        },
+        from,
+        entries_max,
+        bytes_max: usize::MAX,
+    }
+}
+
+fn config(dir: &Path) -> LmdbConfig {
+    LmdbConfig {
+        dir: dir.to_owned(),
+        durability: Durability::Process,
+        map_bytes: 64 << 20,
+        map_bytes_max: 1 << 30,
+    }
+}
+
+fn commit(lmdb: &Lmdb, applier: &mut Applier, records: &[Record]) {
+    lmdb.commit(applier, records.iter()).unwrap();
+}
+
+fn open(dir: &Path) -> (Lmdb, Applier) {
+    let lmdb = Lmdb::open(config(dir)).unwrap();
+    let (_, applier) = lmdb.load(usize::MAX).unwrap();
+    (lmdb, applier)
+}
+
+fn window(lmdb: &Lmdb, fetch: QueueFetch) -> QueueWindow {
+    lmdb.view(|view| view.window(&fetch)).unwrap()
+}
+
+/// In one order, whatever the tables sort by.
+fn sorted(mut stored: Stored) -> Stored {
+    for session in &mut stored.sessions {
+        session.filters.sort();
+        session.received.sort();
+    }
+    stored.retained.sort_by(|one, other| one.topic.cmp(&other.topic));
+    stored
+}
+
+// --- the same as in memory -------------------------------------------------------------------------------------------
+
+#[derive(Clone, Debug)]
+enum Op {
+    Start {
+        reuse: bool,
+    },
+    End(usize),
+    Subscribe(usize, usize, QoS),
+    Unsubscribe(usize, usize),
+    Queue {
+        first: usize,
+        count: usize,
+        bytes: usize,
+        origin: Option<(usize, u16)>,
+    },
+    Release(usize, usize),
+    Deliver(usize, usize),
+    Retain(usize, usize),
+    Receive(usize, u16),
+    Free(usize, u16),
+    Away(usize),
+    Back(usize),
+    Commit,
+    CommitTwice,
+    Idle,
+    Reopen,
+}
+
+fn qos() -> impl Strategy<Value = QoS> {
+    prop_oneof![Just(QoS::AtMostOnce), Just(QoS::AtLeastOnce), Just(QoS::ExactlyOnce)]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let place = 0..8usize;
+    prop_oneof![
+        3 => any::<bool>().prop_map(|reuse| Op::Start { reuse }),
+        1 => place.clone().prop_map(Op::End),
+        2 => (place.clone(), 0..6usize, qos()).prop_map(|(session, filter, qos)| Op::Subscribe(session, filter, qos)),
+        1 => (place.clone(), 0..6usize).prop_map(|(session, filter)| Op::Unsubscribe(session, filter)),
+        10 => (place.clone(), 1..4usize, 0..300usize, proptest::option::weighted(0.3, (place.clone(), 1..4u16)))
+            .prop_map(|(first, count, bytes, origin)| Op::Queue { first, count, bytes, origin }),
+        2 => (place.clone(), 0..5usize).prop_map(|(session, at)| Op::Release(session, at)),
+        8 => (place.clone(), 0..5usize).prop_map(|(session, at)| Op::Deliver(session, at)),
+        2 => (0..6usize, 0..40usize).prop_map(|(topic, bytes)| Op::Retain(topic, bytes)),
+        2 => (place.clone(), 1..4u16).prop_map(|(session, id)| Op::Receive(session, id)),
+        1 => (place.clone(), 1..4u16).prop_map(|(session, id)| Op::Free(session, id)),
+        1 => place.clone().prop_map(Op::Away),
+        1 => place.prop_map(Op::Back),
+        4 => Just(Op::Commit),
+        1 => Just(Op::CommitTwice),
+        1 => Just(Op::Idle),
+        1 => Just(Op::Reopen),
+    ]
+}
+
+/// Short ones, and long ones that differ at their end only.
+fn topics() -> Vec<String> {
+    let long = "long/".repeat(120);
+    vec![
+        "a".into(),
+        "a/b".into(),
+        "b".into(),
+        format!("{long}1"),
+        format!("{long}2"),
+        "t".repeat(511),
+    ]
+}
+
+#[derive(Default)]
+struct Generator {
+    /// Number, next sequence, sequences queued.
+    sessions: Vec<(u64, u64, Vec<u64>)>,
+    gone: Vec<u64>,
+    newest: u64,
+}
+
+impl Generator {
+    /// The record of an operation that is possible now.
+    fn record(&mut self, op: &Op) -> Option<Record> {
+        let topics = topics();
+        let count = self.sessions.len();
+        if let Op::Start { reuse } = op {
+            let number = match self.gone.pop() {
+                Some(gone) if *reuse => gone,
+                _ => {
+                    self.newest += 1;
+                    self.newest
+                }
+            };
+            self.sessions.push((number, 1, Vec::new()));
+            return Some(started(number));
+        }
+        if let Op::Retain(topic, bytes) = op {
+            return Some(retained(&topics[*topic], &vec![7; *bytes]));
+        }
+        if count == 0 {
+            return None;
+        }
+        let number = |at: &usize| SessionNumber(self.sessions[at % count].0);
+        let id = |id: &u16| PacketId::new(*id).unwrap();
+        Some(match op {
+            Op::End(at) => {
+                let (number, ..) = self.sessions.remove(at % count);
+                self.gone.push(number);
+                ended(number)
+            }
+            Op::Subscribe(at, filter, qos) => Record::Subscribed {
+                session: number(at),
+                filter: topics[*filter].as_str().into(),
+                qos: *qos,
+            },
+            Op::Unsubscribe(at, filter) => Record::Unsubscribed {
+                session: number(at),
+                filter: topics[*filter].as_str().into(),
+            },
+            Op::Queue {
+                first,
+                count: holders,
+                bytes,
+                origin,
+            } => {
+                let origin = origin.map(|(at, packet_id)| Origin {
+                    session: number(&at),
+                    packet_id: id(&packet_id),
+                });
+                let mut entries = Vec::new();
+                for at in 0..(*holders).min(count) {
+                    let (session, next, queue) = &mut self.sessions[(first + at) % count];
+                    entries.push(QueueEntry {
+                        session: SessionNumber(*session),
+                        sequence: *next,
+                        qos: QoS::ExactlyOnce,
+                        retain: at == 1,
+                    });
+                    queue.push(*next);
+                    *next += 1;
+                }
+                Record::Queued {
+                    message: message(&topics[bytes % 6], &vec![3; *bytes]),
+                    entries,
+                    origin,
+                }
+            }
+            Op::Release(at, nth) | Op::Deliver(at, nth) => {
+                let (session, _, queue) = &mut self.sessions[at % count];
+                let session = SessionNumber(*session);
+                if queue.is_empty() {
+                    return None;
+                }
+                let nth = nth % queue.len();
+                match op {
+                    Op::Release(..) => Record::Released {
+                        session,
+                        sequence: queue[nth],
+                    },
+                    _ => Record::Delivered {
+                        session,
+                        sequence: queue.remove(nth),
+                    },
+                }
+            }
+            Op::Receive(at, packet_id) => Record::PacketIdReceived {
+                session: number(at),
+                packet_id: id(packet_id),
+            },
+            Op::Free(at, packet_id) => Record::PacketIdReleased {
+                session: number(at),
+                packet_id: id(packet_id),
+            },
+            Op::Away(at) => Record::SessionAway {
+                session: number(at),
+                since_s: 1_700_000_000,
+            },
+            Op::Back(at) => Record::SessionBack { session: number(at) },
+            _ => return None,
+        })
+    }
+}
+
+fn assert_same(lmdb: &Lmdb, tables: &Tables, retained_bytes_max: usize) {
+    let stored = lmdb.view(|view| view.stored(retained_bytes_max)).unwrap();
+    let expected = sorted(tables.stored(usize::MAX));
+    if retained_bytes_max == usize::MAX {
+        assert_eq!(sorted(stored), expected);
+    }
+    for session in &expected.sessions {
+        for (from, entries_max, bytes_max) in [(0, 1_000, usize::MAX), (2, 3, usize::MAX), (0, 1_000, 200), (0, 0, 1)] {
+            let fetch = QueueFetch {
+                bytes_max,
+                ..queue_fetch(session.session.0, from, entries_max)
+            };
+            let expected = tables.read(&Fetch::Queue(fetch));
+            assert_eq!(Fetched::Queue(window(lmdb, fetch)), expected);
+        }
+    }
+    let fetch = RetainedFetch {
+        ticket: 5,
+        topics: topics().into_iter().map(Into::into).collect(),
+    };
+    let payloads = lmdb.view(|view| view.payloads(&fetch)).unwrap();
+    assert_eq!(Fetched::Retained(payloads), tables.read(&Fetch::Retained(fetch)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Random records in random batches, with retries, purges and starts between them.
+    #[test]
+    fn the_store_on_disk_says_what_the_store_in_memory_says(
+        ops in proptest::collection::vec(op(), 1..160),
+        purge_rows_max in 0..6usize,
+    ) {
+        let dir = tempdir().unwrap();
+        let (mut lmdb, mut applier) = open(dir.path());
+        applier.set_purge_rows_max(purge_rows_max);
+        let (mut generator, mut tables) = (Generator::default(), Tables::default());
+        let mut batch = Vec::new();
+        let last = [Op::Commit, Op::Reopen];
+        for op in ops.iter().chain(&last) {
+            match op {
+                Op::Commit | Op::CommitTwice => {
+                    commit(&lmdb, &mut applier, &batch);
+                    if matches!(op, Op::CommitTwice) {
+                        commit(&lmdb, &mut applier, &batch);
+                    }
+                    batch.iter().for_each(|record| tables.apply(record));
+                    batch.clear();
+                    assert_same(&lmdb, &tables, usize::MAX);
+                }
+                Op::Idle => commit(&lmdb, &mut applier, &[]),
+                Op::Reopen => {
+                    drop(lmdb);
+                    lmdb = Lmdb::open(config(dir.path())).unwrap();
+                    let (stored, loaded) = lmdb.load(usize::MAX).unwrap();
+                    assert_eq!(sorted(stored), sorted(tables.stored(usize::MAX)));
+                    applier = loaded;
+                    applier.set_purge_rows_max(purge_rows_max);
+                }
+                op => batch.extend(generator.record(op)),
+            }
+        }
+        // With the purge done, what is left is what lives.
+        applier.set_purge_rows_max(7);
+        while applier.has_ended() {
+            commit(&lmdb, &mut applier, &[]);
+        }
+        assert_same(&lmdb, &tables, usize::MAX);
+        assert!(applier.newest_session().0 <= generator.newest);
+    }
+}
+
+// --- threads ---------------------------------------------------------------------------------------------------------
+
+struct Running {
+    store: Store,
+    doors: Vec<Door>,
+    bells: Vec<Arc<Bell>>,
+    next: Vec<u64>,
+}
+
+impl Running {
+    fn new(dir: &Path, cores: usize) -> Running {
+        let (mut store, _) = Store::open(StoreConfig::new(dir)).unwrap();
+        let bells: Vec<Arc<Bell>> = (0..cores).map(|_| Arc::new(Bell::new().unwrap())).collect();
+        let doors = store.start(bells.clone()).unwrap();
+        Running {
+            store,
+            doors,
+            bells,
+            next: vec![1; cores],
+        }
+    }
+
+    fn push(&mut self, core: usize, record: Record) -> u64 {
+        let number = self.next[core];
+        self.next[core] += 1;
+        self.doors[core].push(RecordNumber(number), Box::new(record));
+        number
+    }
+
+    /// Waits as a core does, without its poller.
+    fn until<T>(&mut self, core: usize, mut look: impl FnMut(&mut Door) -> Option<T>) -> T {
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(found) = look(&mut self.doors[core]) {
+                return found;
+            }
+            assert!(Instant::now() < until, "the store says nothing");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    fn until_committed(&mut self, core: usize, number: u64) {
+        self.until(core, |door| {
+            door.committed().filter(|committed| committed.0 >= number).map(drop)
+        });
+    }
+}
+
+fn stored(dir: &Path) -> Stored {
+    let (store, stored) = Store::open(StoreConfig::new(dir)).unwrap();
+    drop(store);
+    stored
+}
+
+#[test]
+fn cores_are_told_of_their_records_in_order_and_find_them_after_a_restart() {
+    let dir = tempdir().unwrap();
+    let mut running = Running::new(dir.path(), 3);
+    let mut told = [0; 3];
+    for round in 1..=200u64 {
+        for (core, told) in told.iter_mut().enumerate() {
+            let session = core as u64 + 1;
+            if round == 1 {
+                running.push(core, started(session));
+            }
+            running.push(core, queued(&[session], round, b"payload"));
+            if round % (core as u64 + 1) == 0 {
+                running.doors[core].flush();
+            }
+            if let Some(committed) = running.doors[core].committed() {
+                assert!(committed.0 > *told && committed.0 < running.next[core]);
+                *told = committed.0;
+            }
+        }
+    }
+    for (core, told) in told.into_iter().enumerate() {
+        running.doors[core].flush();
+        let last = running.next[core] - 1;
+        if told < last {
+            running.until_committed(core, last);
+        }
+        assert_eq!(running.doors[core].committed(), None);
+        assert!(!running.doors[core].has_news());
+    }
+    let report = running.store.stop();
+    assert_eq!((report.records, report.waiting_records), (603, 0));
+    assert!(report.commits <= 603 && report.records_max >= 1);
+    drop(running.doors);
+    let stored = stored(dir.path());
+    let entries: Vec<u64> = stored
+        .sessions
+        .iter()
+        .map(|session| session.backlog.unwrap().entries)
+        .collect();
+    assert_eq!(entries, [200, 200, 200]);
+}
+
+#[test]
+fn a_fetch_is_answered_after_the_records_before_it_and_after_they_are_told() {
+    let dir = tempdir().unwrap();
+    let mut running = Running::new(dir.path(), 1);
+    running.push(0, started(1));
+    for sequence in 1..=100 {
+        let last = running.push(0, queued(&[1], sequence, b"payload"));
+        running.doors[0].fetch(Fetch::Queue(queue_fetch(1, sequence, 10)));
+        running.doors[0].flush();
+        let mut told = 0;
+        let fetched = running.until(0, |door| {
+            told = door.committed().map_or(told, |committed| committed.0);
+            door.fetched()
+        });
+        assert_eq!(told, last, "an answer shows what its core was not told");
+        let Fetched::Queue(window) = fetched else { panic!() };
+        assert_eq!((window.entries.len(), window.is_end), (1, true));
+        assert_eq!(window.entries[0].sequence, sequence);
+    }
+    // With nothing on its way, no commit is waited for.
+    let commits = running.store.report().commits;
+    running.doors[0].fetch(Fetch::Queue(queue_fetch(1, 1, 1_000)));
+    running.doors[0].flush();
+    let Fetched::Queue(window) = running.until(0, Door::fetched) else {
+        panic!()
+    };
+    assert_eq!(window.entries.len(), 100);
+    assert_eq!(running.store.report().commits, commits);
+    assert_eq!(running.store.stop().waiting_records, 0);
+}
+
+#[test]
+fn lazy_records_wait_for_company_and_are_committed_at_a_stop() {
+    let dir = tempdir().unwrap();
+    let mut running = Running::new(dir.path(), 1);
+    running.push(0, started(1));
+    running.doors[0].flush();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(running.store.report().commits, 0);
+    let number = running.push(0, queued(&[1], 1, b"payload"));
+    running.doors[0].flush();
+    running.until_committed(0, number);
+    assert_eq!(running.store.report().commits, 1, "both in one");
+
+    let number = running.push(0, delivered(1, 1));
+    running.doors[0].flush();
+    running.until_committed(0, number);
+    assert_eq!(running.store.report().commits, 2, "nobody came, and it went alone");
+
+    running.push(0, started(2));
+    running.doors[0].flush();
+    let report = running.store.stop();
+    assert_eq!((report.commits, report.waiting_records), (3, 0));
+    drop(running.doors);
+    assert_eq!(stored(dir.path()).sessions.len(), 2);
+}
+
+#[test]
+fn a_core_asleep_is_woken_by_its_bell() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let dir = tempdir().unwrap();
+    let mut running = Running::new(dir.path(), 1);
+    running.push(0, started(1));
+    let last = running.push(0, queued(&[1], 1, b"payload"));
+    running.doors[0].flush();
+    let bell = Arc::clone(&running.bells[0]);
+    bell.prepare_sleep();
+    if !running.doors[0].has_news() {
+        let timeout = Timespec { tv_sec: 20, tv_nsec: 0 };
+        assert_eq!(
+            poll(&mut [PollFd::new(&*bell, PollFlags::IN)], Some(&timeout)).unwrap(),
+            1
+        );
+    }
+    bell.woken();
+    assert_eq!(running.doors[0].committed(), Some(RecordNumber(last)));
+    running.store.stop();
+}
+
+#[test]
+fn nothing_is_confirmed_while_commits_fail_and_all_is_after() {
+    let dir = tempdir().unwrap();
+    let mut running = Running::new(dir.path(), 1);
+    let faults = [
+        Fault::Disk(std::io::Error::from_raw_os_error(28)),
+        Fault::Broken("as after a meta page that could not be written".into()),
+        Fault::Disk(std::io::Error::from_raw_os_error(5)),
+    ];
+    running.store.fail_with(faults);
+    running.push(0, started(1));
+    let last = running.push(0, queued(&[1], 1, b"payload"));
+    running.doors[0].flush();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(800) {
+        assert_eq!(running.doors[0].committed(), None);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running.until_committed(0, last);
+    let report = running.store.stop();
+    assert_eq!(
+        (report.failed_commits, report.commits, report.waiting_records),
+        (2, 1, 0)
+    );
+}
+
+#[test]
+fn a_stop_gives_up_on_a_disk_that_refuses_and_says_what_is_lost() {
+    let dir = tempdir().unwrap();
+    let mut running = Running::new(dir.path(), 1);
+    running
+        .store
+        .fail_with((0..50).map(|_| Fault::Disk(std::io::Error::from_raw_os_error(28))));
+    running.push(0, started(1));
+    running.push(0, queued(&[1], 1, b"payload"));
+    running.doors[0].flush();
+    let report = running.store.stop();
+    assert_eq!((report.commits, report.waiting_records), (0, 2));
+    drop(running.doors);
+    assert_eq!(stored(dir.path()), Stored::default());
+}
+
+// --- growth and purge ------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_map_grows_while_the_store_runs() {
+    let dir = tempdir().unwrap();
+    let (mut store, _) = Store::open(StoreConfig {
+        map_bytes: 128 << 10,
+        ..StoreConfig::new(dir.path())
+    })
+    .unwrap();
+    let mut doors = store.start(vec![Arc::new(Bell::new().unwrap())]).unwrap();
+    let payload = vec![1; 10_000];
+    doors[0].push(RecordNumber(1), Box::new(started(1)));
+    for sequence in 1..=400 {
+        doors[0].push(RecordNumber(sequence + 1), Box::new(queued(&[1], sequence, &payload)));
+        doors[0].flush();
+    }
+    let report = store.stop();
+    assert_eq!((report.waiting_records, report.failed_commits), (0, 0));
+    assert!(report.map_bytes >= 4 << 20, "{report:?}");
+    drop(doors);
+    assert_eq!(stored(dir.path()).sessions[0].backlog.unwrap().entries, 400);
+}
+
+#[test]
+fn a_store_at_its_largest_confirms_nothing_until_there_is_room() {
+    let dir = tempdir().unwrap();
+    let lmdb = Lmdb::open(LmdbConfig {
+        map_bytes: 256 << 10,
+        map_bytes_max: 256 << 10,
+        ..config(dir.path())
+    })
+    .unwrap();
+    let (_, mut applier) = lmdb.load(0).unwrap();
+    commit(&lmdb, &mut applier, &[started(1)]);
+    let payload = vec![1; 10_000];
+    let full = (1..=100).find(|sequence| {
+        let records = [queued(&[1], *sequence, &payload)];
+        matches!(lmdb.commit(&mut applier, records.iter()), Err(Fault::MapFull))
+    });
+    let full = full.unwrap();
+    assert!(!lmdb.grow().unwrap());
+    assert_eq!(window(&lmdb, queue_fetch(1, 0, 1_000)).entries.len() as u64, full - 1);
+    for sequence in 1..5 {
+        commit(&lmdb, &mut applier, &[delivered(1, sequence)]);
+    }
+    commit(&lmdb, &mut applier, &[queued(&[1], full, &payload)]);
+}
+
+#[test]
+fn a_long_queue_is_purged_in_steps_and_goes_on_after_a_restart() {
+    let dir = tempdir().unwrap();
+    let (lmdb, mut applier) = open(dir.path());
+    let records: Vec<Record> = (1..=1_000)
+        .map(|sequence| queued(&[1, 2], sequence, b"shared"))
+        .collect();
+    commit(&lmdb, &mut applier, &[started(1), started(2)]);
+    commit(&lmdb, &mut applier, &records);
+    applier.set_purge_rows_max(300);
+    commit(&lmdb, &mut applier, &[ended(1)]);
+    let left = |lmdb: &Lmdb| lmdb.view(|view| view.size(super::lmdb::Table::Queues)).unwrap().entries;
+    assert_eq!(left(&lmdb), 1_700);
+    assert!(applier.has_ended());
+    commit(&lmdb, &mut applier, &[]);
+    assert_eq!(left(&lmdb), 1_400);
+    drop(lmdb);
+
+    let lmdb = Lmdb::open(config(dir.path())).unwrap();
+    let (stored, mut applier) = lmdb.load(usize::MAX).unwrap();
+    assert_eq!(stored.sessions.len(), 1);
+    assert!(applier.has_ended());
+    assert_eq!(applier.newest_session(), SessionNumber(2));
+    commit(&lmdb, &mut applier, &[]);
+    assert_eq!(left(&lmdb), 1_000);
+    assert!(!applier.has_ended());
+    commit(&lmdb, &mut applier, &[ended(2)]);
+    for table in super::lmdb::Table::ALL.into_iter().skip(1) {
+        assert_eq!(
+            lmdb.view(|view| view.size(table)).unwrap().entries,
+            0,
+            "{}",
+            table.name()
+        );
+    }
+}
+
+#[test]
+fn what_is_over_within_its_batch_is_never_written() {
+    let dir = tempdir().unwrap();
+    let (lmdb, mut applier) = open(dir.path());
+    commit(&lmdb, &mut applier, &[started(1), started(2)]);
+    let before = lmdb.last_commit();
+    let packet_id = PacketId::new(4).unwrap();
+    let session = SessionNumber(2);
+    let mut records: Vec<Record> = (1..=50)
+        .flat_map(|at| [queued(&[1], at, b"payload"), delivered(1, at)])
+        .collect();
+    commit(&lmdb, &mut applier, &records);
+    assert_eq!(lmdb.last_commit(), before, "LMDB had nothing to commit");
+    let Record::Queued { origin, .. } = &mut records[0] else {
+        panic!()
+    };
+    *origin = Some(Origin { session, packet_id });
+    records.push(Record::PacketIdReceived { session, packet_id });
+    records.push(Record::PacketIdReleased { session, packet_id });
+    commit(&lmdb, &mut applier, &records);
+    for table in [
+        super::lmdb::Table::Queues,
+        super::lmdb::Table::Origins,
+        super::lmdb::Table::Received,
+    ] {
+        assert_eq!(lmdb.view(|view| view.size(table)).unwrap().entries, 0);
+    }
+}
+
+// --- files that are not as they should be ----------------------------------------------------------------------------
+
+/// A store with some of everything.
+fn filled() -> TempDir {
+    let dir = tempdir().unwrap();
+    let (lmdb, mut applier) = open(dir.path());
+    let mut records = vec![started(1), started(2), retained("a/b", &[9; 3_000])];
+    records.extend((1..=200).map(|sequence| queued(&[1], sequence, b"the payload of session one")));
+    commit(&lmdb, &mut applier, &records);
+    dir
+}
+
+fn data(dir: &TempDir) -> std::path::PathBuf {
+    dir.path().join("data.mdb")
+}
+
+fn refused(dir: &Path) -> String {
+    let error = Store::open(StoreConfig::new(dir)).map(drop).unwrap_err();
+    error.to_string()
+}
+
+#[test]
+fn a_directory_in_use_is_refused() {
+    let dir = tempdir().unwrap();
+    let (store, _) = Store::open(StoreConfig::new(dir.path())).unwrap();
+    let error = Store::open(StoreConfig::new(dir.path())).map(drop).unwrap_err();
+    assert!(matches!(error, StoreError::InUse { .. }), "{error}");
+    assert!(error.to_string().contains(dir.path().to_str().unwrap()));
+    drop(store);
+    Store::open(StoreConfig::new(dir.path())).unwrap();
+}
+
+#[test]
+fn directory_and_files_are_for_their_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempdir().unwrap();
+    let inner = dir.path().join("one/two");
+    let (store, _) = Store::open(StoreConfig::new(&inner)).unwrap();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&inner), 0o700);
+    for file in ["data.mdb", "lock.mdb", "lock"] {
+        assert_eq!(mode(&inner.join(file)), 0o600, "{file}");
+    }
+    drop(store);
+}
+
+#[test]
+fn a_truncated_file_is_refused() {
+    let dir = filled();
+    let file = std::fs::OpenOptions::new().write(true).open(data(&dir)).unwrap();
+    assert!(
+        file.metadata().unwrap().len() > 1 << 20,
+        "it is kept longer than it must be"
+    );
+    file.set_len(3 * 4096).unwrap();
+    let error = refused(dir.path());
+    assert!(error.contains("truncated") && error.contains("12288 bytes"), "{error}");
+    file.set_len(100).unwrap();
+    assert!(refused(dir.path()).contains("is not a store"));
+}
+
+#[test]
+fn a_newer_schema_is_refused() {
+    let dir = tempdir().unwrap();
+    {
+        let (lmdb, _) = open(dir.path());
+        lmdb.set_schema(9);
+    }
+    let error = refused(dir.path());
+    assert!(error.contains("newer version (schema 9, this one knows 1)"), "{error}");
+}
+
+#[test]
+fn a_file_of_something_else_is_refused_and_left_alone() {
+    let dir = tempdir().unwrap();
+    let text = b"not a database, but somebody's letters".repeat(200);
+    std::fs::write(data(&dir), &text).unwrap();
+    assert!(refused(dir.path()).contains("no LMDB file"));
+    assert_eq!(std::fs::read(data(&dir)).unwrap(), text);
+
+    let dir = filled();
+    let mut bytes = std::fs::read(data(&dir)).unwrap();
+    bytes[20] = 2;
+    std::fs::write(data(&dir), &bytes).unwrap();
+    let error = refused(dir.path());
+    assert!(error.contains("another version of LMDB"), "{error}");
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_or_written_is_named() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, b"").unwrap();
+    let error = refused(&file.join("data"));
+    assert!(
+        error.starts_with("cannot create ") && error.contains("--data-dir"),
+        "{error}"
+    );
+    std::fs::create_dir_all(dir.path().join("taken/data.mdb")).unwrap();
+    let error = refused(&dir.path().join("taken"));
+    assert!(error.starts_with("cannot write to "), "{error}");
+}
+
+/// Changes every occurrence of `find` in the file.
+fn damage(dir: &TempDir, find: &[u8], with: &[u8]) {
+    let mut bytes = std::fs::read(data(dir)).unwrap();
+    let found: Vec<usize> = bytes
+        .windows(find.len())
+        .enumerate()
+        .filter(|(_, at)| *at == find)
+        .map(|(at, _)| at)
+        .collect();
+    assert!(!found.is_empty());
+    for at in found {
+        bytes[at..at + with.len()].copy_from_slice(with);
+    }
+    std::fs::write(data(dir), &bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_value_that_a_start_needs_is_named() {
+    let dir = filled();
+    damage(&dir, b"client-2", b"client-3");
+    let error = refused(dir.path());
+    let expected = "in table sessions, the value of key 0000000000000002 cannot be used, since its checksum is wrong";
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn a_damaged_message_is_not_delivered_and_holds_up_nothing() {
+    let dir = filled();
+    let (lmdb, mut applier) = open(dir.path());
+    commit(
+        &lmdb,
+        &mut applier,
+        &[queued(&[1], 201, b"the one that breaks"), queued(&[1], 202, b"after")],
+    );
+    drop(lmdb);
+    damage(&dir, b"the one that breaks", b"The");
+    let (lmdb, mut applier) = open(dir.path());
+    let read = window(&lmdb, queue_fetch(1, 200, 10));
+    let sequences: Vec<u64> = read.entries.iter().map(|entry| entry.sequence).collect();
+    assert_eq!((sequences, read.is_end), (vec![200, 202], true));
+    // Its queue is counted anew when it goes.
+    commit(&lmdb, &mut applier, &[delivered(1, 201)]);
+    let (stored, _) = lmdb.load(0).unwrap();
+    let backlog = stored.sessions[0].backlog.unwrap();
+    assert_eq!((backlog.first, backlog.end, backlog.entries), (1, 203, 201));
+    assert_eq!(backlog.bytes, 200 * 36 + 15);
+}
