@@ -31,13 +31,12 @@ impl Shard {
         }
         // A clean Session has ended with its connection just now; a durable one is still there.
         let existing = self.clients.find(account, &connect.client_id);
-        let (client, session_present, ended) = match existing {
-            Some(client) if !connect.clean_session => (client, true, None),
+        let (client, session_present) = match existing {
+            Some(client) if !connect.clean_session => (client, true),
             replaced => {
-                let ended = replaced.map(|replaced| {
+                if let Some(replaced) = replaced {
                     self.counters.dropped_session_ended += self.end_session(replaced);
-                    self.last_record
-                });
+                }
                 let client_id = connect.client_id.into_boxed_str();
                 let client = self.clients.insert(account, client_id.clone(), connect.clean_session);
                 if !connect.clean_session {
@@ -48,7 +47,7 @@ impl Shard {
                         client_id,
                     });
                 }
-                (client, false, ended)
+                (client, false)
             }
         };
         self.clients.sessions[client as usize].connection = Some(id);
@@ -81,14 +80,14 @@ impl Shard {
         }
         self.clients.open += 1;
         self.counters.connects_accepted += 1;
-        match ended {
-            // Who is told that its old Session is gone must not find it again after a crash [MQTT-3.1.2-6]. The new one
-            // has no subscription yet, so nothing comes before CONNACK.
-            Some(record) => {
-                self.pause(id, paused::ENDED_SESSION);
-                self.after_commit(record, Then::Accept { connection: id });
-            }
-            None => self.accept(id, session_present),
+        if !session_present && self.last_ended > self.committed {
+            // Who is told that its old Session is gone must not find it again after a crash [MQTT-3.1.2-6], whether this
+            // connection or an earlier one has ended it. The new one has no subscription yet, so nothing comes before
+            // CONNACK.
+            self.pause(id, paused::ENDED_SESSION);
+            self.after_commit(self.last_record, Then::Accept { connection: id });
+        } else {
+            self.accept(id, session_present);
         }
     }
 
@@ -160,7 +159,7 @@ impl Shard {
         let queued = client.outbound.as_ref().map_or(0, |outbound| outbound.queued());
         if !client.is_clean() {
             self.forget_expiry(client.number);
-            self.persist(Record::SessionEnded { session: client.number });
+            self.last_ended = self.persist(Record::SessionEnded { session: client.number });
         }
         let mut text = std::mem::take(&mut self.text);
         for filter in client.filters.as_slice() {

@@ -143,6 +143,8 @@ pub struct Shard {
     /// Records sent to the store, and what waits for their commit, in order.
     last_record: RecordNumber,
     committed: RecordNumber,
+    /// The last that ends a Session.
+    last_ended: RecordNumber,
     awaits_commit: VecDeque<AwaitsCommit>,
     /// Sizes of the records that are not confirmed, oldest first.
     unconfirmed: VecDeque<u32>,
@@ -211,6 +213,7 @@ impl Shard {
             resumed: Vec::new(),
             last_record: RecordNumber(0),
             committed: RecordNumber(0),
+            last_ended: RecordNumber(0),
             awaits_commit: VecDeque::new(),
             unconfirmed: VecDeque::new(),
             unconfirmed_bytes: 0,

@@ -201,8 +201,11 @@ impl Shard {
             }
         }
         let (connection, packet_id) = (id, unsubscribe.packet_id);
+        let is_clean = self.clients.sessions[index as usize].is_clean();
         match record {
             Some(record) => self.after_commit(record, Then::Unsubscribed { connection, packet_id }),
+            // What is not held may have been removed just now, and be on disk still.
+            None if !is_clean => self.after_commit(self.last_record, Then::Unsubscribed { connection, packet_id }),
             None => self.write(id, |out| encode::unsuback(out, packet_id)),
         }
     }

@@ -483,6 +483,23 @@ fn no_retained_message_follows_an_unsubscribe_that_came_before_its_suback() {
 }
 
 #[test]
+fn unsuback_of_what_is_held_no_more_waits_for_the_disk_to_know_it() {
+    let mut cores = Cores::new(1, Limits::default());
+    cores.connect(0, 0, Level::V311, false);
+    cores.subscribe(0, 0, 1, "a", QoS::AtLeastOnce);
+    cores.commit(0);
+    cores.sent(0, 0);
+    for id in [2, 3] {
+        let mut unsubscribe = Vec::new();
+        client::unsubscribe(&mut unsubscribe, packet_id(id), &["a"]);
+        cores.receive(0, 0, &unsubscribe);
+    }
+    assert!(cores.sent(0, 0).is_empty());
+    cores.commit(0);
+    assert_eq!(cores.sent(0, 0), ["UnsubAck(PacketId(2))", "UnsubAck(PacketId(3))"]);
+}
+
+#[test]
 fn the_full_queue_of_a_connected_client_holds_its_publishers_back_until_half_of_it_is_free() {
     let limits = Limits {
         inflight_max: 1,
@@ -649,6 +666,35 @@ fn a_clean_connect_is_answered_when_the_disk_knows_that_the_durable_session_has_
     assert_eq!(cores.said[0].last(), Some(&Output::Resume(at(0))));
     cores.receive(0, 0, &publish("t", QoS::AtLeastOnce, false, 1, b"m"));
     assert_eq!(cores.sent(0, 0), ["PUBACK 1"]);
+}
+
+#[test]
+fn a_clean_connect_that_finds_nothing_to_end_waits_for_the_end_that_is_not_on_disk() {
+    let mut cores = Cores::new(1, Limits::default());
+    cores.connect(0, 0, Level::V311, false);
+    cores.commit(0);
+    cores.input(0, Input::Disconnected { connection: at(0) });
+    cores.connect(0, 0, Level::V311, true);
+    cores.input(0, Input::Disconnected { connection: at(0) });
+    cores.sent(0, 0);
+    let connect = Connect {
+        level: Level::V311,
+        clean_session: true,
+        keep_alive_s: 0,
+        client_id: "client-0".to_owned(),
+        will: None,
+        user_name: None,
+        password: None,
+    };
+    let input = Input::Connected {
+        connection: at(1),
+        connect: Box::new(connect),
+        account: AccountId(0),
+    };
+    cores.input(0, input);
+    assert!(cores.sent(0, 1).is_empty());
+    cores.commit(0);
+    assert_eq!(cores.sent(0, 1), ["CONNACK 0"]);
 }
 
 #[test]

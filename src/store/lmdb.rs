@@ -121,6 +121,13 @@ pub enum Fault {
     Other(heed::Error),
 }
 
+impl Fault {
+    /// Another process has made the map larger than it is here.
+    pub fn is_map_resized(&self) -> bool {
+        matches!(self, Fault::Other(heed::Error::Mdb(MdbError::MapResized)))
+    }
+}
+
 impl From<heed::Error> for Fault {
     fn from(error: heed::Error) -> Fault {
         match error {
@@ -358,13 +365,22 @@ impl Lmdb {
 #[cfg(test)]
 impl Lmdb {
     pub(super) fn set_schema(&self, number: u64) {
+        let mut value = Vec::new();
+        schema::encode_number(META_SCHEMA, number, &mut value);
+        self.change(Table::Meta, |table, txn| table.put(txn, META_SCHEMA, &value));
+    }
+
+    pub(super) fn remove_row(&self, table: Table, key: &[u8]) {
+        self.change(table, |table, txn| table.delete(txn, key).map(drop));
+    }
+
+    fn change(&self, table: Table, change: impl FnOnce(&Database, &mut heed::RwTxn<'_>) -> heed::Result<()>) {
         let guard = self.opened();
         let opened = guard.as_ref().expect("tests do not break it");
         let mut txn = opened.env.write_txn().expect("tests have a disk");
-        let mut value = Vec::new();
-        schema::encode_number(META_SCHEMA, number, &mut value);
-        let put = opened.tables.of(Table::Meta).put(&mut txn, META_SCHEMA, &value);
-        put.and_then(|()| txn.commit()).expect("tests have a disk");
+        change(opened.tables.of(table), &mut txn)
+            .and_then(|()| txn.commit())
+            .expect("tests have a disk");
     }
 }
 
@@ -602,8 +618,9 @@ fn open_env(config: &LmdbConfig, access: Access) -> Result<Opened, StoreError> {
     let file = env
         .try_clone_inner_file()
         .map_err(|error| io(io::Error::other(error)))?;
-    let bytes = file.metadata().map_err(io)?.len();
+    // In this order: beside a running broker the file grows meanwhile, and grows before it is needed.
     let needed = (env.info().last_page_number as u64 + 1) * u64::from(env.unnamed_database_stat().page_size);
+    let bytes = file.metadata().map_err(io)?.len();
     if bytes < needed {
         return Err(StoreError::Truncated { path, bytes, needed });
     }

@@ -6,8 +6,10 @@
 //!         - what one core pushes between two flushes is one unit: it is in one transaction, or in none.
 
 pub mod error;
+pub mod inspect;
 pub mod lmdb;
 pub mod memory;
+pub mod pages;
 pub mod schema;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ use tempfile::{TempDir, tempdir};
 
 use super::Door;
 use super::error::StoreError;
+use super::inspect::{Inspection, inspect, look_at};
 use super::lmdb::{Applier, Durability, Fault, Lmdb, LmdbConfig};
 use super::memory::Tables;
 use super::writer::{Store, StoreConfig};
@@ -300,7 +301,15 @@ impl Generator {
     }
 }
 
+/// That the tables agree with each other.
+fn assert_sound(lmdb: &Lmdb) -> Inspection {
+    let inspection = look_at(lmdb).unwrap();
+    assert_eq!(inspection.findings, [] as [String; 0]);
+    inspection
+}
+
 fn assert_same(lmdb: &Lmdb, tables: &Tables, retained_bytes_max: usize) {
+    assert_sound(lmdb);
     let stored = lmdb.view(|view| view.stored(retained_bytes_max)).unwrap();
     let expected = sorted(tables.stored(usize::MAX));
     if retained_bytes_max == usize::MAX {
@@ -786,9 +795,8 @@ fn a_file_of_something_else_is_refused_and_left_alone() {
     assert_eq!(std::fs::read(data(&dir)).unwrap(), text);
 
     let dir = filled();
-    let mut bytes = std::fs::read(data(&dir)).unwrap();
-    bytes[20] = 2;
-    std::fs::write(data(&dir), &bytes).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(data(&dir)).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[2], 20).unwrap();
     let error = refused(dir.path());
     assert!(error.contains("another version of LMDB"), "{error}");
 }
@@ -808,20 +816,22 @@ fn a_directory_that_cannot_be_made_or_written_is_named() {
     assert!(error.starts_with("cannot write to "), "{error}");
 }
 
-/// Changes every occurrence of `find` in the file.
+/// Changes every occurrence of `find` in the used part of the file.
 fn damage(dir: &TempDir, find: &[u8], with: &[u8]) {
-    let mut bytes = std::fs::read(data(dir)).unwrap();
-    let found: Vec<usize> = bytes
-        .windows(find.len())
-        .enumerate()
-        .filter(|(_, at)| *at == find)
-        .map(|(at, _)| at)
-        .collect();
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(data(dir))
+        .unwrap();
+    let mut bytes = vec![0; 512 << 10];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    let found = bytes.windows(find.len()).enumerate().filter(|(_, at)| *at == find);
+    let found: Vec<usize> = found.map(|(at, _)| at).collect();
     assert!(!found.is_empty());
     for at in found {
-        bytes[at..at + with.len()].copy_from_slice(with);
+        file.write_all_at(with, at as u64).unwrap();
     }
-    std::fs::write(data(dir), &bytes).unwrap();
 }
 
 #[test]
@@ -854,4 +864,110 @@ fn a_damaged_message_is_not_delivered_and_holds_up_nothing() {
     let backlog = stored.sessions[0].backlog.unwrap();
     assert_eq!((backlog.first, backlog.end, backlog.entries), (1, 203, 201));
     assert_eq!(backlog.bytes, 200 * 36 + 15);
+}
+
+// --- inspection ------------------------------------------------------------------------------------------------------
+
+#[test]
+fn an_inspection_counts_what_there_is() {
+    let dir = filled();
+    let (lmdb, mut applier) = open(dir.path());
+    let records = [
+        queued(&[1, 2], 300, b"shared"),
+        started(3),
+        queued(&[3], 1, b"x"),
+        queued(&[3], 2, b"x"),
+    ];
+    commit(&lmdb, &mut applier, &records);
+    applier.set_purge_rows_max(0);
+    commit(&lmdb, &mut applier, &[ended(3)]);
+    drop(lmdb);
+    let found = inspect(dir.path()).unwrap();
+    assert_eq!((found.schema, found.sessions, found.ended_sessions), (1, 2, 1));
+    assert_eq!(
+        (found.queued_messages, found.shared_messages, found.retained_messages),
+        (204, 1, 1)
+    );
+    assert_eq!(found.queued_bytes, 200 * 36 + 2 * 16 + 2 * 11);
+    assert_eq!(found.map_bytes, 64 << 20);
+    assert!(found.used_bytes > 10 * 4096 && found.file_bytes > found.used_bytes);
+    assert_eq!(found.tables["queues"].entries, 204);
+    assert_eq!(found.findings, [] as [String; 0]);
+    let printed = found.to_string();
+    assert!(
+        printed.contains("queued messages                      204"),
+        "{printed}"
+    );
+    assert!(printed.contains("agree with each other"));
+    assert_eq!(
+        serde_json::to_value(&found).unwrap()["tables"]["retained"]["entries"],
+        1
+    );
+}
+
+#[test]
+fn an_inspection_finds_damaged_values_and_backlogs_that_are_wrong() {
+    let dir = filled();
+    damage(&dir, b"client-2", b"client-3");
+    damage(&dir, &[9; 3_000], b"9");
+    {
+        let lmdb = Lmdb::open(config(dir.path())).unwrap();
+        lmdb.remove_row(
+            super::lmdb::Table::Queues,
+            &super::schema::queue_key(SessionNumber(1), 7),
+        );
+    }
+    let found = inspect(dir.path()).unwrap();
+    let expected = [
+        "table sessions, key 0000000000000002: the value cannot be used, since its checksum is wrong",
+        "session 1: its backlog says",
+        "table retained, key 612f62: the value cannot be used, since its checksum is wrong",
+    ];
+    assert_eq!(found.findings.len(), expected.len(), "{:#?}", found.findings);
+    for (finding, expected) in found.findings.iter().zip(expected) {
+        assert!(finding.starts_with(expected), "{finding}");
+    }
+    assert!(found.to_string().contains("3 findings:"));
+}
+
+#[test]
+fn a_directory_without_a_store_is_not_made_one_by_looking() {
+    let dir = tempdir().unwrap();
+    let error = inspect(dir.path()).unwrap_err();
+    assert!(matches!(error, StoreError::Missing { .. }), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+const INSPECTED: &str = "SKEIN_TEST_INSPECTED";
+
+/// Not a test by itself: the other process of the next one.
+#[test]
+fn inspected_from_outside() {
+    if let Some(dir) = std::env::var_os(INSPECTED) {
+        println!("{}", serde_json::to_string(&inspect(Path::new(&dir)).unwrap()).unwrap());
+    }
+}
+
+#[test]
+fn an_inspection_works_beside_a_running_broker() {
+    let dir = tempdir().unwrap();
+    let mut running = Running::new(dir.path(), 1);
+    running.push(0, started(1));
+    let last = running.push(0, queued(&[1], 1, b"payload"));
+    running.doors[0].flush();
+    running.until_committed(0, last);
+    let looked = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "store::tests::inspected_from_outside", "--nocapture"])
+        .env(INSPECTED, dir.path())
+        .output()
+        .unwrap();
+    let printed = String::from_utf8(looked.stdout).unwrap();
+    let json = printed.lines().find_map(|line| Some(&line[line.find('{')?..])).unwrap();
+    let found: serde_json::Value = serde_json::from_str(json).unwrap();
+    assert_eq!(found["queued_messages"], 1, "{printed}");
+    assert_eq!(found["findings_count"], 0);
+    let last = running.push(0, queued(&[1], 2, b"payload"));
+    running.doors[0].flush();
+    running.until_committed(0, last);
+    running.store.stop();
 }

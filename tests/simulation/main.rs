@@ -38,8 +38,6 @@ struct Outcome {
     missing: u64,
     counters: Counters,
     met: Met,
-    commits_failed: u64,
-    fetches: u64,
 }
 
 fn run(seed: u64) -> Outcome {
@@ -67,9 +65,11 @@ fn run(seed: u64) -> Outcome {
         deliveries: world.oracle.deliveries,
         missing: world.oracle.missing + world.oracle.missing_qos0,
         counters: counters(&world),
-        met: world.met,
-        commits_failed: world.disk.failures,
-        fetches: world.disk.fetches,
+        met: Met {
+            commits_failed: world.disk.failures,
+            fetches: world.disk.fetches,
+            ..world.met
+        },
     }
 }
 
@@ -268,6 +268,7 @@ fn seeds_hold() {
                 total.deliveries += outcome.deliveries;
                 total.missing += outcome.missing;
                 total.counters.add(&outcome.counters);
+                total.met.add(&outcome.met);
             }
             Err(report) => {
                 if failed.is_empty() || std::env::var("SKEIN_SEEDS_ALL").is_err() {
@@ -290,14 +291,15 @@ fn seeds_hold() {
     for (name, count) in total.counters.iter().filter(|(_, count)| *count > 0) {
         println!("  {name} {count}");
     }
+    println!("  {:?}", total.met);
     assert!(failed.is_empty(), "{} seeds fail: {failed:?}", failed.len());
     if seeds() == (0..SEEDS) {
-        check_coverage(&total.counters);
+        check_coverage(&total.counters, &total.met);
     }
 }
 
 /// Seeds that never meet what they are for would hold for nothing.
-fn check_coverage(counters: &Counters) {
+fn check_coverage(counters: &Counters, met: &Met) {
     let met = [
         ("publishes_repeated", counters.publishes_repeated),
         ("wills_published", counters.wills_published),
@@ -308,6 +310,13 @@ fn check_coverage(counters: &Counters) {
         ("dropped_session_ended", counters.dropped_session_ended),
         ("retained_delivered", counters.retained_delivered),
         ("pauses", counters.pauses),
+        ("crashes", met.crashes),
+        ("other_cores", met.other_cores),
+        ("commits_failed", met.commits_failed),
+        ("fetches", met.fetches),
+        ("in_doubt", met.in_doubt),
+        ("in_doubt_again", met.in_doubt_again),
+        ("sent_again", met.sent_again),
     ];
     for (name, count) in met {
         assert!(count > 0, "no seed meets {name}");

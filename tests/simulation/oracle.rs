@@ -77,8 +77,8 @@ pub struct ServerSession {
     to_send_again: VecDeque<u16>,
     /// Flows that ended in this run of the broker, for which the disk may not know it yet.
     ended: Vec<(u16, Inflight)>,
-    /// After a crash: what was sent before and may come again, and then with DUP.
-    may_return: BTreeMap<u16, Option<usize>>,
+    /// What was sent before a crash, and may come again: with DUP if it is certain that it was on disk.
+    may_return: BTreeMap<u16, (Inflight, bool)>,
     /// By filter, when SUBACKs for it were written.
     subacks: BTreeMap<usize, Vec<u64>>,
     /// A SUBACK was written that no client reads any more, so nobody knows for what.
@@ -345,8 +345,11 @@ impl Oracle {
             flow.qos == QoS::ExactlyOnce || !is_lost
         };
         for (id, flow) in session.ended.drain(..) {
-            if is_certain(&flow) {
-                session.may_return.insert(id, flow.message);
+            session.may_return.insert(id, (flow, is_certain(&flow)));
+        }
+        for (id, flow) in &session.inflight {
+            if !is_certain(flow) {
+                session.may_return.insert(*id, (*flow, false));
             }
         }
         session.inflight.retain(|_, flow| is_certain(flow));
@@ -564,6 +567,17 @@ impl World {
                     flow.link = link;
                     session.sends_again(id);
                 } else {
+                    let before = session.may_return.remove(&id);
+                    let before = before.filter(|(flow, _)| flow.message == message);
+                    let must_be_dup = |message: usize| {
+                        before.is_some_and(|(_, is_certain)| is_certain) && self.oracle.messages[message].attempts <= 1
+                    };
+                    assert!(
+                        publish.dup || !message.is_some_and(must_be_dup),
+                        "message {message:?} was sent as {id} before the crash: DUP is missing [MQTT-3.3.1-1]"
+                    );
+                    // Again, it keeps its place in the line.
+                    let place = before.filter(|_| publish.dup).map_or(place, |(flow, _)| flow.place);
                     let flow = Inflight {
                         message,
                         qos: publish.qos,
@@ -576,11 +590,6 @@ impl World {
                     assert!(
                         in_use.is_none(),
                         "identifier {id} is in use, or DUP is missing [MQTT-2.3.1-4] [MQTT-3.3.1-1]"
-                    );
-                    let before = session.may_return.remove(&id);
-                    assert!(
-                        publish.dup || message.is_none() || before != Some(message),
-                        "message {message:?} was sent as {id} before the crash: DUP is missing [MQTT-3.3.1-1]"
                     );
                     let late = session
                         .to_send_again

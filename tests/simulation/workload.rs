@@ -57,6 +57,8 @@ pub struct Promised {
 #[derive(Default)]
 struct Copies {
     fresh: u32,
+    /// At QoS 2.
+    exact: u32,
 }
 
 pub struct Client {
@@ -773,7 +775,6 @@ impl World {
             pkid,
             payload: bytes,
         } = publish;
-        let moment = self.moment;
         let c = &mut self.clients[client];
         let qos = ours(qos);
         let is_new = match qos {
@@ -821,17 +822,20 @@ impl World {
             held.removed_at.is_none_or(|at| sent_at < at) && qos <= held.qos_max && oracle.matches(*filter, topic)
         });
         assert!(may_come, "message {number} came without a subscription");
-        let _ = moment;
         if !dup || qos == QoS::ExactlyOnce {
             copies.fresh += 1;
         }
+        copies.exact += u32::from(qos == QoS::ExactlyOnce);
+        assert!(
+            copies.exact <= 1,
+            "message {number} came {} times at QoS 2",
+            copies.exact
+        );
         let allowed = if message.qos == QoS::AtLeastOnce {
             message.attempts.max(1)
-        } else if qos < QoS::ExactlyOnce {
-            // Lost at a crash, it may have left before.
-            message.runs.max(1)
         } else {
-            1
+            // What was sent below QoS 2 before a crash may be forgotten.
+            message.runs.max(1)
         };
         assert!(
             copies.fresh <= allowed,

@@ -99,8 +99,10 @@ struct Places {
 }
 
 /// What a run has met that no counter of the broker's counts.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Met {
+    pub commits_failed: u64,
+    pub fetches: u64,
     pub crashes: u64,
     /// Starts with another number of cores than before.
     pub other_cores: u64,
@@ -110,6 +112,18 @@ pub struct Met {
     pub in_doubt_again: u64,
     /// PUBLISH packets with DUP of what was sent before a crash.
     pub sent_again: u64,
+}
+
+impl Met {
+    pub fn add(&mut self, other: &Met) {
+        self.commits_failed += other.commits_failed;
+        self.fetches += other.fetches;
+        self.crashes += other.crashes;
+        self.other_cores += other.other_cores;
+        self.in_doubt += other.in_doubt;
+        self.in_doubt_again += other.in_doubt_again;
+        self.sent_again += other.sent_again;
+    }
 }
 
 pub struct World {
@@ -137,8 +151,9 @@ pub struct World {
     pub met: Met,
     /// Of all runs of the broker that are over.
     pub counters: Counters,
-    /// Resumed, and no input since.
+    /// Resumed between two turns, and no input since.
     resumed: Vec<Vec<usize>>,
+    is_between_turns: bool,
     pub hash: u64,
     logs: bool,
 }
@@ -164,6 +179,7 @@ impl World {
             rings: BTreeMap::new(),
             forwards: Vec::new(),
             resumed: Vec::new(),
+            is_between_turns: false,
             disk: Disk::new(profile.fetch_entries_max),
             disk_is_full: false,
             crash_in: None,
@@ -658,7 +674,9 @@ impl World {
             }
         }
         self.rings.get_mut(&ends).expect("every ring is there").push_back(batch);
+        self.is_between_turns = true;
         self.drain(core);
+        self.is_between_turns = false;
         true
     }
 
@@ -846,7 +864,9 @@ impl World {
                         assert!(self.links[link].paused, "a resume follows a pause");
                         self.links[link].paused = false;
                         self.links[link].heard_at_ms = self.now_ms;
-                        self.resumed[core].push(link);
+                        if self.is_between_turns {
+                            self.resumed[core].push(link);
+                        }
                         self.event(13, link as u64, || format!("link {link}: resume"));
                     }
                 }

@@ -6,6 +6,8 @@
 
 mod broker;
 mod clients;
+mod disk_faults;
+mod power_cut;
 
 mod descriptors;
 mod durability;
