@@ -8,6 +8,7 @@ mod broker;
 mod clients;
 mod disk_faults;
 mod power_cut;
+mod raw;
 
 mod descriptors;
 mod durability;

@@ -14,6 +14,7 @@ import time
 import paho.mqtt.client as paho
 
 LOOP_S = 0.02
+RELEASED = paho.mqtt_ms_resend_pubrel
 clients = {}
 writing = threading.Lock()
 
@@ -23,6 +24,17 @@ def emit(*event):
     with writing:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
+
+
+class Paho(paho.Client):
+    """paho-mqtt 2.1.0 forgets, on a second attempt to connect, that it has sent PUBREL for a message, and publishes that
+    message again, as a new one [MQTT-4.3.3-1]."""
+
+    def _messages_reconnect_reset_out(self):
+        released = [m for m in self._out_messages.values() if m.state == RELEASED]
+        super()._messages_reconnect_reset_out()
+        for message in released:
+            message.state = RELEASED
 
 
 class Client(threading.Thread):
@@ -48,7 +60,7 @@ class Client(threading.Thread):
         self.toggling = command.get("toggle")
         self.held = {}
         self.toggles = {}
-        self.paho = paho.Client(
+        self.paho = Paho(
             paho.CallbackAPIVersion.VERSION2,
             client_id=command["id"],
             clean_session=self.clean,
@@ -56,6 +68,8 @@ class Client(threading.Thread):
         )
         if self.publishing:
             self.paho.max_inflight_messages_set(self.publishing["window"])
+        if self.publishing:
+            self.paho.on_log = self.on_log
         self.paho.on_connect = self.on_connect
         self.paho.on_message = self.on_message
         self.paho.on_publish = self.on_publish
@@ -170,6 +184,10 @@ class Client(threading.Thread):
         # As most applications do, whatever Session Present says.
         if self.filters and (self.clean or not flags.session_present):
             self.subscribe(self.filters)
+
+    def on_log(self, _client, _userdata, _level, text):
+        if "PUB" in text:
+            self.tell("log", text)
 
     def on_message(self, _client, _userdata, message):
         label = message.payload.split(b" ", 1)[0].decode()

@@ -21,7 +21,9 @@ use crate::broker::patience;
 use crate::clients::INSTALL;
 
 /// Events of each client that are kept for the report of a failure.
-const TRACE_MAX: usize = 60;
+const TRACE_MAX: usize = 5_000;
+/// Of those, how many are printed.
+const SHOWN_MAX: usize = 60;
 
 /// What a publisher does while it is not paused.
 #[derive(Clone, Debug)]
@@ -263,11 +265,25 @@ impl Crowd {
     }
 
     pub fn trace(&self, name: &str) -> String {
-        let mut text = format!("the latest of {name}:\n");
-        for line in &self.members[name].trace {
+        let mut text = format!(
+            "the latest of {name}, more of it and of the others in {}:\n",
+            self.dump()
+        );
+        let trace = &self.members[name].trace;
+        for line in trace.iter().skip(trace.len().saturating_sub(SHOWN_MAX)) {
             let _ = writeln!(text, "  {line}");
         }
         text
+    }
+
+    /// Writes down all that is known of everybody, in the order it happened, and says where.
+    fn dump(&self) -> String {
+        let mut lines: Vec<_> = self.members.values().flat_map(|member| &member.trace).collect();
+        lines.sort();
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("crowd.{}.log", self.port));
+        let lines: Vec<_> = lines.into_iter().map(String::as_str).collect();
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        path.display().to_string()
     }
 
     fn traces(&self) -> String {
@@ -328,7 +344,7 @@ impl Member {
                 self.is_connected = false;
                 self.subscribed = 0;
             }
-            "away" => {}
+            "away" | "log" => {}
             "subscribing" | "unsubscribing" => drop(self.held.insert(text(2), Held::Unknown)),
             "subscribed" => {
                 self.is_kept = !self.part.is_clean;
