@@ -5,11 +5,9 @@
 
 use std::hint::black_box;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use skein::mesh::Bell;
 use skein::mqtt::packet::QoS;
 use skein::mqtt::topic::TopicName;
 use skein::registry::access::AccountId;
@@ -143,6 +141,7 @@ fn read(criterion: &mut Criterion) {
     let records: Vec<Record> = [started()].into_iter().chain((1..=100_000).map(queued)).collect();
     lmdb.commit(&mut applier, records.iter()).expect("a commit");
     let fetch = QueueFetch {
+        after: RecordNumber(0),
         session: SessionKey {
             index: 0,
             number: SESSION,
@@ -165,8 +164,7 @@ fn threads(criterion: &mut Criterion) {
     for count in [100, 1_000, 4_000] {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let (mut store, _) = Store::open(StoreConfig::new(dir.path())).expect("a temporary directory can be written");
-        let bell = Arc::new(Bell::new().expect("an eventfd"));
-        let mut door = store.start(vec![bell]).expect("threads").remove(0);
+        let mut door = store.start(vec![Box::new(|| {})]).expect("threads").remove(0);
         let mut flow = Flow::new();
         let mut number = 1;
         door.push(RecordNumber(number), Box::new(started()));

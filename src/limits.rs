@@ -91,7 +91,7 @@ pub const STORE_MAP_BYTES: usize = 1024 * 1024 * 1024;
 pub const STORE_MAP_BYTES_MAX: usize = 1 << 42;
 /// The file is kept this much longer than its used part, without taking space on disk for it.
 pub const STORE_FILE_AHEAD_BYTES: u64 = 64 * 1024 * 1024;
-/// Payloads of retained messages that a start reads into memory.
+/// Payloads of retained messages that a start reads into memory: all, for the shards hold them there.
 pub const STORE_RETAINED_BYTES_MAX: usize = usize::MAX;
 /// Stop: the last commit has this long.
 pub const STORE_STOP_MS: u64 = 4_000;

@@ -34,7 +34,7 @@ use crate::shard::restore::restore;
 use crate::shard::{Limits, PeerId, Shard, ShardConfig, UnixTime};
 use crate::store::error::StoreError;
 use crate::store::lmdb::Durability;
-use crate::store::writer::{Store, StoreConfig, StoreReport};
+use crate::store::writer::{Ring, Store, StoreConfig, StoreReport};
 use crate::worker::turn::CoreParts;
 use crate::worker::{self, Control, Driver, Gate, Mailbox, Progress, WorkerConfig};
 
@@ -240,8 +240,11 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
     restore(&mut shards, stored);
 
     // All that can fail, before the first thread waits at a gate.
-    let bells = endpoints.iter().map(|mesh| Arc::clone(mesh.bell())).collect();
-    let doors = store.start(bells).map_err(StartError::StoreThreads)?;
+    let rings = endpoints.iter().map(|mesh| -> Ring {
+        let bell = Arc::clone(mesh.bell());
+        Box::new(move || bell.ring())
+    });
+    let doors = store.start(rings.collect()).map_err(StartError::StoreThreads)?;
     let mut parts_of = Vec::with_capacity(cores);
     let ends = endpoints
         .into_iter()

@@ -1,6 +1,7 @@
 //! What the disk keeps: plain data that leaves a core for the store in order, and what the store reads back.
 //!
-//! Holds   - a record of one core takes effect after all that the core pushed before it, and so does a [`Fetch`];
+//! Holds   - a record of one core takes effect after all that the core pushed before it;
+//!         - the fetches of one Session are answered in order, and name ever later records to wait for;
 //!         - every record may be applied again: a transaction that failed is tried whole;
 //!         - a record [`is_lazy`](Record::is_lazy) when nothing waits for its commit: losing it repeats work, never a message
 //!           at QoS 2.
@@ -10,6 +11,8 @@ use std::sync::Arc;
 use crate::mqtt::packet::{PacketId, QoS};
 use crate::registry::access::AccountId;
 use crate::session::message::SharedMessage;
+
+use super::event::RecordNumber;
 
 /// A Session, for ever: no other gets the same number, on any core, in any later run that still knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -153,7 +156,7 @@ pub struct Origin {
     pub packet_id: PacketId,
 }
 
-/// A wish to read, answered once all records before it are committed.
+/// A wish to read what is committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fetch {
     Queue(QueueFetch),
@@ -164,6 +167,8 @@ pub enum Fetch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueFetch {
     pub session: SessionKey,
+    /// Only once this record of the core's is committed, and so every one before it.
+    pub after: RecordNumber,
     /// The first sequence wanted.
     pub from: u64,
     /// At most so many entries, and no more once these bytes are passed.
@@ -200,6 +205,17 @@ pub struct RetainedPayloads {
     pub ticket: u32,
     /// In the order of the topics; `None` where a topic has no retained message.
     pub payloads: Vec<Option<Arc<[u8]>>>,
+}
+
+impl Fetch {
+    /// The record that must be committed before it is read.
+    pub fn after(&self) -> RecordNumber {
+        match self {
+            Fetch::Queue(fetch) => fetch.after,
+            // What is asked for is on disk already.
+            Fetch::Retained(_) => RecordNumber(0),
+        }
+    }
 }
 
 /// One entry of a queue, read back.

@@ -221,6 +221,7 @@ impl Lmdb {
             .map_err(not_writable(&path))?;
         check_file(&path)?;
         let opened = open_env(&config, Access::Write)?;
+        sync_names(dir).map_err(not_writable(dir))?;
         Ok(Lmdb {
             config,
             opened: RwLock::new(Some(opened)),
@@ -266,8 +267,8 @@ impl Lmdb {
     /// were synced. So after a failed write or fsync the store is that of the last commit, and the next try begins there,
     /// builds each of its pages from the records and writes each to the file again: what the kernel did with the pages of
     /// the failed try (an fsync that failed may have marked them clean without writing them) is no part of it. Where the
-    /// write of the meta page failed, LMDB wants to be opened anew, and either root is then whole: applying a batch
-    /// twice gives what applying it once does.
+    /// write of the meta page failed, LMDB wants to be [opened anew](Lmdb::reopen), and either root is then whole: applying a
+    /// batch twice gives what applying it once does.
     pub fn commit<'r>(
         &self,
         applier: &mut Applier,
@@ -330,8 +331,9 @@ impl Lmdb {
         Ok(true)
     }
 
-    /// Closes the environment and opens it anew, after a [`Fault::Broken`].
-    pub fn reopen(&self) -> Result<(), StoreError> {
+    /// Closes the environment and opens it anew, after a [`Fault::Broken`]. Returns what to go on from: nobody knows whether
+    /// the batch before is on disk.
+    pub fn reopen(&self) -> Result<Applier, StoreError> {
         let mut guard = self.opened.write().unwrap_or_else(PoisonError::into_inner);
         let map_bytes = guard.take().map_or(0, |opened| opened.env.info().map_size);
         let config = LmdbConfig {
@@ -340,7 +342,8 @@ impl Lmdb {
         };
         check_file(&self.path())?;
         *guard = Some(open_env(&config, Access::Write)?);
-        Ok(())
+        drop(guard);
+        self.view(|view| view.applier()).map_err(|fault| self.error(fault))
     }
 
     /// Everything a start needs, and what the storage thread goes on from.
@@ -522,6 +525,17 @@ impl Opened {
 
 fn data_path(dir: &Path) -> PathBuf {
     dir.join("data.mdb")
+}
+
+/// A file that is synced is found after a power cut only if its name was synced too, and that of its directory.
+fn sync_names(dir: &Path) -> io::Result<()> {
+    let dir = dir.canonicalize()?;
+    File::open(&dir)?.sync_all()?;
+    // The parent may belong to somebody else, and then was there before.
+    if let Some(parent) = dir.parent().and_then(|parent| File::open(parent).ok()) {
+        let _ = parent.sync_all();
+    }
+    Ok(())
 }
 
 fn page_multiple(bytes: usize) -> usize {

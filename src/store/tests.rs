@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -13,8 +14,7 @@ use super::error::StoreError;
 use super::inspect::{Inspection, inspect, look_at};
 use super::lmdb::{Applier, Durability, Fault, Lmdb, LmdbConfig};
 use super::memory::Tables;
-use super::writer::{Store, StoreConfig};
-use crate::mesh::Bell;
+use super::writer::{Ring, Store, StoreConfig};
 use crate::mqtt::packet::{PacketId, QoS};
 use crate::mqtt::topic::TopicName;
 use crate::registry::access::AccountId;
@@ -78,6 +78,7 @@ fn retained(topic: &str, payload: &[u8]) -> Record {
 
 fn queue_fetch(session: u64, from: u64, entries_max: usize) -> QueueFetch {
     QueueFetch {
+        after: RecordNumber(0),
         session: SessionKey {
             index: 0,
             number: SessionNumber(session),
@@ -352,7 +353,10 @@ proptest! {
             match op {
                 Op::Commit | Op::CommitTwice => {
                     commit(&lmdb, &mut applier, &batch);
+                    // As after a meta page of which nobody knows whether it was written.
                     if matches!(op, Op::CommitTwice) {
+                        applier = lmdb.reopen().unwrap();
+                        applier.set_purge_rows_max(purge_rows_max);
                         commit(&lmdb, &mut applier, &batch);
                     }
                     batch.iter().for_each(|record| tables.apply(record));
@@ -386,19 +390,26 @@ proptest! {
 struct Running {
     store: Store,
     doors: Vec<Door>,
-    bells: Vec<Arc<Bell>>,
+    /// How often each core's bell was rung.
+    rung: Arc<Vec<AtomicU64>>,
     next: Vec<u64>,
 }
 
 impl Running {
     fn new(dir: &Path, cores: usize) -> Running {
         let (mut store, _) = Store::open(StoreConfig::new(dir)).unwrap();
-        let bells: Vec<Arc<Bell>> = (0..cores).map(|_| Arc::new(Bell::new().unwrap())).collect();
-        let doors = store.start(bells.clone()).unwrap();
+        let rung: Arc<Vec<AtomicU64>> = Arc::new((0..cores).map(|_| AtomicU64::new(0)).collect());
+        let bell = |core: usize| -> Ring {
+            let rung = Arc::clone(&rung);
+            Box::new(move || {
+                rung[core].fetch_add(1, Ordering::Release);
+            })
+        };
+        let doors = store.start((0..cores).map(bell).collect()).unwrap();
         Running {
             store,
             doors,
-            bells,
+            rung,
             next: vec![1; cores],
         }
     }
@@ -485,7 +496,10 @@ fn a_fetch_is_answered_after_the_records_before_it_and_after_they_are_told() {
     running.push(0, started(1));
     for sequence in 1..=100 {
         let last = running.push(0, queued(&[1], sequence, b"payload"));
-        running.doors[0].fetch(Fetch::Queue(queue_fetch(1, sequence, 10)));
+        running.doors[0].fetch(Fetch::Queue(QueueFetch {
+            after: RecordNumber(last),
+            ..queue_fetch(1, sequence, 10)
+        }));
         running.doors[0].flush();
         let mut told = 0;
         let fetched = running.until(0, |door| {
@@ -497,8 +511,9 @@ fn a_fetch_is_answered_after_the_records_before_it_and_after_they_are_told() {
         assert_eq!((window.entries.len(), window.is_end), (1, true));
         assert_eq!(window.entries[0].sequence, sequence);
     }
-    // With nothing on its way, no commit is waited for.
+    // What is on its way, and not asked for, is not waited for.
     let commits = running.store.report().commits;
+    running.push(0, delivered(1, 1));
     running.doors[0].fetch(Fetch::Queue(queue_fetch(1, 1, 1_000)));
     running.doors[0].flush();
     let Fetched::Queue(window) = running.until(0, Door::fetched) else {
@@ -536,24 +551,30 @@ fn lazy_records_wait_for_company_and_are_committed_at_a_stop() {
 }
 
 #[test]
-fn a_core_asleep_is_woken_by_its_bell() {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+fn the_bell_of_a_core_is_rung_after_its_news() {
     let dir = tempdir().unwrap();
-    let mut running = Running::new(dir.path(), 1);
+    let mut running = Running::new(dir.path(), 2);
+    let rings = |running: &Running, core: usize| running.rung[core].load(Ordering::Acquire);
+    let until_rung = |running: &Running, times: u64| {
+        let until = Instant::now() + Duration::from_secs(20);
+        while rings(running, 0) < times {
+            assert!(Instant::now() < until, "the bell is silent");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    };
     running.push(0, started(1));
     let last = running.push(0, queued(&[1], 1, b"payload"));
     running.doors[0].flush();
-    let bell = Arc::clone(&running.bells[0]);
-    bell.prepare_sleep();
-    if !running.doors[0].has_news() {
-        let timeout = Timespec { tv_sec: 20, tv_nsec: 0 };
-        assert_eq!(
-            poll(&mut [PollFd::new(&*bell, PollFlags::IN)], Some(&timeout)).unwrap(),
-            1
-        );
-    }
-    bell.woken();
+    until_rung(&running, 1);
+    assert!(running.doors[0].has_news());
     assert_eq!(running.doors[0].committed(), Some(RecordNumber(last)));
+    assert!(!running.doors[0].has_news());
+    running.doors[0].fetch(Fetch::Queue(queue_fetch(1, 0, 1)));
+    running.doors[0].flush();
+    until_rung(&running, 2);
+    assert!(running.doors[0].has_news());
+    assert!(running.doors[0].fetched().is_some());
+    assert_eq!(rings(&running, 1), 0, "the other core has no news");
     running.store.stop();
 }
 
@@ -609,7 +630,7 @@ fn the_map_grows_while_the_store_runs() {
         ..StoreConfig::new(dir.path())
     })
     .unwrap();
-    let mut doors = store.start(vec![Arc::new(Bell::new().unwrap())]).unwrap();
+    let mut doors = store.start(vec![Box::new(|| {})]).unwrap();
     let payload = vec![1; 10_000];
     doors[0].push(RecordNumber(1), Box::new(started(1)));
     for sequence in 1..=400 {
@@ -938,13 +959,27 @@ fn a_directory_without_a_store_is_not_made_one_by_looking() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
-const INSPECTED: &str = "SKEIN_TEST_INSPECTED";
+// --- with another process --------------------------------------------------------------------------------------------
 
-/// Not a test by itself: the other process of the next one.
+const CHILD: &str = "SKEIN_STORE_TEST_CHILD";
+
+/// This test binary once more, as the child `does` on a directory: the tests below that end in `_child`.
+fn child(does: &str, dir: &Path) -> std::process::Command {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", &format!("store::tests::{does}_child"), "--nocapture"]);
+    command.env(CHILD, dir).stdout(std::process::Stdio::piped());
+    command
+}
+
+/// The directory of a child; none when it runs as a test, which it is not.
+fn child_dir() -> Option<std::path::PathBuf> {
+    std::env::var_os(CHILD).map(Into::into)
+}
+
 #[test]
-fn inspected_from_outside() {
-    if let Some(dir) = std::env::var_os(INSPECTED) {
-        println!("{}", serde_json::to_string(&inspect(Path::new(&dir)).unwrap()).unwrap());
+fn inspects_child() {
+    if let Some(dir) = child_dir() {
+        println!("{}", serde_json::to_string(&inspect(&dir).unwrap()).unwrap());
     }
 }
 
@@ -956,11 +991,7 @@ fn an_inspection_works_beside_a_running_broker() {
     let last = running.push(0, queued(&[1], 1, b"payload"));
     running.doors[0].flush();
     running.until_committed(0, last);
-    let looked = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "store::tests::inspected_from_outside", "--nocapture"])
-        .env(INSPECTED, dir.path())
-        .output()
-        .unwrap();
+    let looked = child("inspects", dir.path()).output().unwrap();
     let printed = String::from_utf8(looked.stdout).unwrap();
     let json = printed.lines().find_map(|line| Some(&line[line.find('{')?..])).unwrap();
     let found: serde_json::Value = serde_json::from_str(json).unwrap();
@@ -970,4 +1001,88 @@ fn an_inspection_works_beside_a_running_broker() {
     running.doors[0].flush();
     running.until_committed(0, last);
     running.store.stop();
+}
+
+#[test]
+fn pushes_until_killed_child() {
+    let Some(dir) = child_dir() else { return };
+    let mut running = Running::new(&dir, 1);
+    running.push(0, started(1));
+    for sequence in 1.. {
+        running.push(0, queued(&[1, 2], sequence, &[5; 500]));
+        running.push(0, delivered(2, sequence.saturating_sub(3)));
+        running.doors[0].flush();
+        if let Some(committed) = running.doors[0].committed() {
+            println!("committed {}", committed.0);
+        }
+    }
+}
+
+/// Whatever a core was told is there after the process was killed, in the middle of whatever it did.
+#[test]
+fn what_was_confirmed_survives_kill_9() {
+    use std::io::BufRead;
+    for lines in [3, 40, 150] {
+        let dir = tempdir().unwrap();
+        let mut process = child("pushes_until_killed", dir.path()).spawn().unwrap();
+        let told = std::io::BufReader::new(process.stdout.take().unwrap())
+            .lines()
+            .filter_map(|line| line.unwrap().strip_prefix("committed ")?.parse::<u64>().ok())
+            .nth(lines)
+            .unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+        let (lmdb, _) = open(dir.path());
+        let (stored, _) = lmdb.load(0).unwrap();
+        let backlog = stored.sessions[0].backlog.unwrap();
+        // A start, then two records for each message.
+        assert!(backlog.entries >= (told - 1) / 2, "{told} told, {backlog:?}");
+        assert_eq!((backlog.first, backlog.end), (1, backlog.entries + 1));
+        let found = look_at(&lmdb).unwrap();
+        // The child never starts session 2.
+        let unexpected: Vec<_> = found
+            .findings
+            .iter()
+            .filter(|finding| !finding.contains("no session 2"))
+            .collect();
+        assert!(unexpected.is_empty(), "{unexpected:#?}");
+    }
+}
+
+#[test]
+fn writes_past_its_limit_child() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Some(dir) = child_dir() else { return };
+    let before = getrlimit(Resource::Fsize);
+    let limit = |current| setrlimit(Resource::Fsize, Rlimit { current, ..before }).unwrap();
+    limit(Some(1 << 20));
+    let mut running = Running::new(&dir, 1);
+    running.push(0, started(1));
+    let mut last = 0;
+    for sequence in 1..=400 {
+        last = running.push(0, queued(&[1], sequence, &[5; 10_000]));
+    }
+    running.doors[0].flush();
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!(running.doors[0].committed(), None);
+    assert!(running.store.report().failed_commits >= 1);
+    limit(before.current);
+    running.until_committed(0, last);
+    running.store.stop();
+    println!("went on");
+}
+
+/// A limit of file sizes stands for a full disk: the kernel refuses pages in the middle of a transaction.
+#[test]
+fn a_disk_that_is_full_confirms_nothing_and_goes_on_when_there_is_room() {
+    let dir = tempdir().unwrap();
+    let output = child("writes_past_its_limit", dir.path()).output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        printed.contains("went on"),
+        "{printed}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let (lmdb, _) = open(dir.path());
+    assert_eq!(assert_sound(&lmdb).queued_messages, 400);
 }

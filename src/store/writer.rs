@@ -6,8 +6,7 @@
 //! Holds   - a unit is in one transaction, after all units that were handed over before it, of any core;
 //!         - a core is told that a record is committed after the commit, and before or with any answer that was read from
 //!           that commit or a later one;
-//!         - a fetch is read after the commit of all that its core pushed before it, and fetches of a core are answered in
-//!           order;
+//!         - a fetch is read after the commit of the record that it names, and the fetches of a Session are answered in order;
 //!         - a transaction that fails is tried again, whole, until it works: what waits for it waits on;
 //!         - at a stop everything that was handed over is committed, unless the disk refuses until the deadline.
 //!
@@ -34,7 +33,6 @@ use crate::limits::{
     STORE_COMMIT_BYTES_MAX, STORE_COMMIT_RECORDS_MAX, STORE_LAZY_MS, STORE_LAZY_RECORDS_MAX, STORE_MAP_BYTES,
     STORE_MAP_BYTES_MAX, STORE_READS_PER_VIEW, STORE_RETAINED_BYTES_MAX, STORE_RETRY_MS, STORE_STOP_MS,
 };
-use crate::mesh::Bell;
 use crate::shard::RecordNumber;
 use crate::shard::record::{Fetch, Fetched, QueueWindow, Record, RetainedPayloads, SessionNumber, Stored};
 
@@ -67,6 +65,9 @@ impl StoreConfig {
         }
     }
 }
+
+/// Wakes a core if it sleeps, from any thread: its bell of the mesh, which the store does not know.
+pub type Ring = Box<dyn Fn() + Send + Sync>;
 
 /// The store of one run.
 pub struct Store {
@@ -128,7 +129,7 @@ impl Store {
     }
 
     /// Starts the threads. One door for each bell, that of the core it is for.
-    pub fn start(&mut self, bells: Vec<Arc<Bell>>) -> io::Result<Vec<Door>> {
+    pub fn start(&mut self, bells: Vec<Ring>) -> io::Result<Vec<Door>> {
         let (writer_end, wait) = std::sync::mpsc::channel::<(Arc<Shared>, Applier)>();
         // The thread first: what it needs is given to it when nothing can fail any more.
         let writer = spawn("store-write", move || {
@@ -245,9 +246,10 @@ struct Shared {
     figures: Figures,
 }
 
-/// What one core is told.
+/// What one core is told. Looked at by it all the time, so that no two share a cache line.
+#[repr(align(128))]
 struct CoreSide {
-    bell: Arc<Bell>,
+    ring: Ring,
     committed: AtomicU64,
     /// Answers, each with the LMDB transaction it was read from.
     inbox: Mutex<VecDeque<(u64, Fetched)>>,
@@ -314,9 +316,9 @@ struct Reads {
 }
 
 impl Shared {
-    fn new(lmdb: Lmdb, bells: Vec<Arc<Bell>>) -> Shared {
-        let side = |bell| CoreSide {
-            bell,
+    fn new(lmdb: Lmdb, bells: Vec<Ring>) -> Shared {
+        let side = |ring| CoreSide {
+            ring,
             committed: AtomicU64::new(0),
             inbox: Mutex::default(),
             inbox_len: AtomicUsize::new(0),
@@ -517,7 +519,7 @@ impl Writer {
     }
 
     /// Does what can be done about a fault. `None`: the batch can be tried again at once.
-    fn overcome(&self, fault: Fault) -> Option<String> {
+    fn overcome(&mut self, fault: Fault) -> Option<String> {
         let lmdb = &self.shared.lmdb;
         let path = lmdb.path();
         let path = path.display();
@@ -532,7 +534,10 @@ impl Writer {
                 )),
             },
             Fault::Broken(_) => match lmdb.reopen() {
-                Ok(()) => None,
+                Ok(applier) => {
+                    self.applier = applier;
+                    None
+                }
                 Err(error) => Some(error.to_string()),
             },
             Fault::Disk(error) => Some(match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
@@ -607,7 +612,7 @@ impl Writer {
         }
         shared.told_commit.store(shared.lmdb.last_commit(), Ordering::Release);
         for unit in &self.batch {
-            shared.cores[unit.core].bell.ring();
+            (shared.cores[unit.core].ring)();
         }
     }
 
@@ -697,7 +702,7 @@ fn read(shared: &Shared) {
             inbox.push_back((commit, fetched));
             side.inbox_len.store(inbox.len(), Ordering::Release);
             drop(inbox);
-            side.bell.ring();
+            (side.ring)();
         }
     }
 }
@@ -772,17 +777,15 @@ impl DiskDoor {
     }
 
     pub fn flush(&mut self) {
-        if self.unit.is_empty() {
-            if self.fetches.is_empty() {
-                return;
-            }
-            // Nothing of this core is on its way: no commit need be waited for.
-            if self.side().committed.load(Ordering::Acquire) == self.pushed {
-                let core = self.core;
-                let fetches = self.fetches.drain(..).map(|fetch| (core, fetch));
-                self.shared.read_soon(fetches);
-                return;
-            }
+        if !self.fetches.is_empty() {
+            // What waits for no commit overtakes what does. Fetches of one Session wait for ever later records, and one that
+            // waits is with the reading thread before its core is told of the commit: so these stay in order.
+            let (core, committed) = (self.core, self.side().committed.load(Ordering::Acquire));
+            let ready = self.fetches.extract_if(.., |fetch| fetch.after().0 <= committed);
+            self.shared.read_soon(ready.map(|fetch| (core, fetch)));
+        }
+        if self.unit.is_empty() && self.fetches.is_empty() {
+            return;
         }
         let unit = Unit {
             core: self.core,
