@@ -31,9 +31,6 @@ pub const QUEUE_WINDOW_MESSAGES: usize = 1_024;
 pub const QUEUE_WINDOW_BYTES: usize = 256 * 1024;
 /// Payloads of retained messages in memory over all cores (`--retained-memory`); the rest is on disk only.
 pub const RETAINED_MEMORY_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// Address space of the data file at the start (`--map-size`), and the most it grows to.
-pub const MAP_BYTES: usize = 1024 * 1024 * 1024;
-pub const MAP_BYTES_MAX: usize = 1024 * 1024 * 1024 * 1024;
 /// Records of one core, in bytes, that the store has not confirmed; beyond it publishers pause.
 pub const STORE_BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// How long the full queue of a connected client holds back those who publish to it (`--overflow-wait`); then what comes is
@@ -73,6 +70,38 @@ pub const DEADLINE_TICK_MS: u64 = 250;
 /// Stop: from SIGTERM to exit 0.
 pub const STOP_TIMEOUT_MS: u64 = 10_000;
 
+// The store on disk.
+
+/// Rows written by one transaction, and the bytes of its records; the rest waits for the next, in order. It bounds for how
+/// long one commit makes everybody wait. What one core hands over at once is never divided and may overshoot.
+pub const STORE_COMMIT_ROWS_MAX: usize = 32_768;
+pub const STORE_COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Records that nobody waits for are committed after this time, or when so many of them wait.
+pub const STORE_LAZY_MS: u64 = 200;
+pub const STORE_LAZY_RECORDS_MAX: usize = 2_048;
+/// Rows of ended Sessions deleted in one transaction; the rest is for the next.
+pub const STORE_PURGE_ROWS_MAX: usize = 2_048;
+/// Fetches answered from one view of the store.
+pub const STORE_READS_PER_VIEW: usize = 64;
+/// A commit that failed is tried again after this time; meanwhile nothing is confirmed.
+pub const STORE_RETRY_MS: u64 = 500;
+/// Address space for the file at first (`--map-size`), ...
+pub const STORE_MAP_BYTES: usize = 1024 * 1024 * 1024;
+/// ... doubled when the file needs more, up to this; then the store is full, as a disk is.
+pub const STORE_MAP_BYTES_MAX: usize = 1 << 42;
+/// The file is kept this much longer than its used part, without taking space on disk for it.
+pub const STORE_FILE_AHEAD_BYTES: u64 = 64 * 1024 * 1024;
+/// A file up to this size is checked to its last page before it is opened; of a larger one, all but the rows of queues and
+/// retained messages: a start must not take longer for a larger backlog.
+pub const STORE_CHECK_BYTES_MAX: u64 = 512 * 1024 * 1024;
+/// Stop: the last commit has this long.
+pub const STORE_STOP_MS: u64 = 4_000;
+
+const _: () = assert!(STORE_COMMIT_BYTES_MAX <= STORE_BACKLOG_BYTES_MAX);
+const _: () = assert!(STORE_LAZY_RECORDS_MAX <= STORE_COMMIT_ROWS_MAX);
+const _: () = assert!(STORE_FILE_AHEAD_BYTES >= 4 * STORE_COMMIT_BYTES_MAX as u64);
+const _: () = assert!(STORE_MAP_BYTES < STORE_MAP_BYTES_MAX);
+const _: () = assert!(STORE_STOP_MS < STOP_TIMEOUT_MS);
 const _: () = assert!(CONNECT_BYTES_MAX <= PACKET_BYTES_MAX);
 const _: () = assert!(PACKET_BYTES_MAX <= REMAINING_LENGTH_MAX + 5);
 const _: () = assert!(OUTBOX_FLUSH_BYTES <= OUTBOX_BYTES_MAX);

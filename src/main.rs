@@ -1,13 +1,14 @@
 //! The command line: parse flags, start logging, run, turn an error into one sentence and an exit code.
 //!
 //! Exit codes: 0 a clean stop; 2 what the operator has to change (flags, settings, what a start found in its way);
-//! 1 anything else.
+//! 1 anything else, a store that `skein inspect` finds fault with among it.
 
 mod logging;
 
 use clap::{Args, Parser, Subcommand};
 use skein::config::{Config, DEFAULT_TOML, Raw};
 use skein::server;
+use skein::store::inspect::inspect;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +33,8 @@ enum Command {
     Serve(Serve),
     /// Print every setting with its default, as a file for --config
     Config,
+    /// Show what a data directory holds and check that it is whole, while a broker runs on it or not
+    Inspect(Inspect),
 }
 
 #[derive(Args)]
@@ -48,10 +51,28 @@ struct Serve {
     print_config: bool,
 }
 
+#[derive(Args)]
+struct Inspect {
+    /// Directory of the data, as the broker was given it
+    #[arg(
+        long,
+        env = "SKEIN_DATA_DIR",
+        value_name = "DIR",
+        hide_env = true,
+        default_value = "skein-data"
+    )]
+    data_dir: PathBuf,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     let command_line = CommandLine::parse();
     let serve = match command_line.command {
         Some(Command::Config) => return print_config(),
+        Some(Command::Inspect(inspect)) => return print_inspection(&inspect),
         Some(Command::Serve(serve)) => serve,
         None => command_line.serve,
     };
@@ -76,6 +97,24 @@ fn print_config() -> ExitCode {
     match out.write_all(DEFAULT_TOML.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Exit code 1 if something in it is wrong.
+fn print_inspection(wanted: &Inspect) -> ExitCode {
+    let inspection = match inspect(&wanted.data_dir) {
+        Ok(inspection) => inspection,
+        Err(error) => return refuse(&error),
+    };
+    let text = match wanted.json {
+        false => inspection.to_string(),
+        true => serde_json::to_string_pretty(&inspection).expect("it is made of texts and numbers") + "\n",
+    };
+    let mut out = std::io::stdout().lock();
+    let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match printed.is_ok() && inspection.findings_count == 0 {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
 }
 

@@ -1,10 +1,12 @@
 //! Layer 7: the one place that wires it all. Boot order and stop order.
 //!
 //! Called  by `main` with a checked [`Config`], on the main thread, which then waits for signals.
-//! Holds   - boot: descriptors allowed, ports bound, mesh and passages made, cores opened, tables parted, cores serving, and
-//!           only then the ready file and a word on stdout: who reads either can connect;
-//!         - stop (SIGTERM, SIGINT): listeners first, then what is on its way between cores, then connections, and exit
-//!           within [`STOP_TIMEOUT_MS`]; no will is published, since everybody who could receive it is leaving too;
+//! Holds   - boot: descriptors allowed, ports bound, the store opened and read, mesh and passages made, the shards given
+//!           what was stored, the store's threads, cores opened, tables parted, cores serving, and only then the ready
+//!           file and a word on stdout: who reads either can connect;
+//!         - stop (SIGTERM, SIGINT): listeners first, then what is on its way between cores, then connections, then the last
+//!           commit, and exit within [`STOP_TIMEOUT_MS`]; no will is published, since everybody who could receive it is
+//!           leaving too;
 //!         - what goes wrong on the way up is a [`StartError`]: one sentence that says what to change.
 
 use std::fmt::Write as _;
@@ -22,14 +24,17 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::config::{self, Config};
-use crate::limits::{MESH_RING_PARCELS, STOP_TIMEOUT_MS};
+use crate::limits::{MESH_RING_PARCELS, STOP_TIMEOUT_MS, STORE_MAP_BYTES_MAX, STORE_STOP_MS};
 use crate::mesh::Mesh;
 use crate::metrics::Counters;
 use crate::net::handoff::passages;
 use crate::net::listener::{Listener, listen_on};
 use crate::registry::access::Access;
+use crate::shard::restore::restore;
 use crate::shard::{Limits, PeerId, Shard, ShardConfig, UnixTime};
-use crate::store::Door;
+use crate::store::error::StoreError;
+use crate::store::lmdb::Durability;
+use crate::store::writer::{Ring, Store, StoreConfig, StoreReport};
 use crate::worker::turn::CoreParts;
 use crate::worker::{self, Control, Driver, Gate, Mailbox, Progress, WorkerConfig};
 
@@ -52,6 +57,10 @@ pub enum StartError {
          chooses by itself)"
     )]
     IoUring(io::Error),
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    #[error("cannot start the threads of the store: {0}; allow more threads (ulimit -u)")]
+    StoreThreads(io::Error),
     #[error("cannot set up {cores} cores: {error}; allow more open files (ulimit -n) or give fewer --cores")]
     Cores { cores: u16, error: io::Error },
     #[error("cannot write the ready file {path}: {error}; give --ready-file a path that can be written", path = path.display())]
@@ -74,13 +83,24 @@ pub fn run(config: Config) -> Result<(), StartError> {
     announce(&config, broker.port);
     for signal in signals.forever() {
         match signal {
-            SIGUSR1 => tracing::info!(counters = summary(&broker.report()), "counted so far"),
+            SIGUSR1 => {
+                let (counters, store) = broker.report();
+                tracing::info!(
+                    counters = summary(&counters),
+                    store = summary_of_store(&store),
+                    "counted so far"
+                );
+            }
             _ => break,
         }
     }
     tracing::info!("stopping");
-    let counters = broker.stop();
-    tracing::info!(counters = summary(&counters), "stopped");
+    let (counters, store) = broker.stop();
+    tracing::info!(
+        counters = summary(&counters),
+        store = summary_of_store(&store),
+        "stopped"
+    );
     if let Some(path) = &config.ready_file {
         remove_ready_file(path);
     }
@@ -91,11 +111,12 @@ pub fn run(config: Config) -> Result<(), StartError> {
 struct Broker {
     port: Option<u16>,
     cores: Vec<(Arc<Mailbox>, JoinHandle<Counters>)>,
+    store: Store,
 }
 
 impl Broker {
     /// The sum of all cores' counters; a core that does not answer in a second is left out.
-    fn report(&self) -> Counters {
+    fn report(&self) -> (Counters, StoreReport) {
         let (to, reports) = mpsc::channel();
         for (mailbox, _) in &self.cores {
             mailbox.send(Control::Report(to.clone()));
@@ -105,11 +126,11 @@ impl Broker {
         while let Ok(counters) = reports.recv_timeout(Duration::from_secs(1)) {
             sum.add(&counters);
         }
-        sum
+        (sum, self.store.report())
     }
 
-    fn stop(self) -> Counters {
-        let until = Instant::now() + Duration::from_millis(STOP_TIMEOUT_MS - EXIT_MARGIN_MS);
+    fn stop(self) -> (Counters, StoreReport) {
+        let until = Instant::now() + Duration::from_millis(STOP_TIMEOUT_MS - STORE_STOP_MS - EXIT_MARGIN_MS);
         for (mailbox, _) in &self.cores {
             mailbox.send(Control::Stop);
         }
@@ -123,7 +144,7 @@ impl Broker {
                 false => tracing::warn!("a core did not stop in time; its connections end with the process"),
             }
         }
-        sum
+        (sum, self.store.stop())
     }
 }
 
@@ -150,12 +171,23 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
         }
     }
 
+    let (mut store, stored) = Store::open(StoreConfig {
+        dir: config.data_dir.clone(),
+        durability: match config.durability {
+            config::Durability::Fsync => Durability::Fsync,
+            config::Durability::Process => Durability::Process,
+        },
+        map_bytes: config.map_bytes,
+        map_bytes_max: STORE_MAP_BYTES_MAX,
+        retained_bytes_max: config.retained_memory_bytes_max,
+    })?;
+
     let is_private = is_private(config, descriptors);
     let listener_fds: Vec<Vec<RawFd>> = listeners_of
         .iter()
         .map(|of| of.iter().map(AsRawFd::as_raw_fd).collect())
         .collect();
-    let mut passages = match is_private {
+    let passages = match is_private {
         true => passages(cores).map_err(no_cores)?.into_iter().map(Some).collect(),
         false => Vec::from_iter((0..cores).map(|_| None)),
     };
@@ -197,20 +229,38 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
     let (progress, heard) = mpsc::channel();
     let epoch = Instant::now();
 
+    let shard = |core: usize| {
+        Shard::new(ShardConfig {
+            core: PeerId(core as u16),
+            ..shard_config.clone()
+        })
+    };
+    let mut shards: Vec<Shard> = (0..cores).map(shard).collect();
+    let restored = (stored.sessions.len(), stored.retained.len());
+    restore(&mut shards, stored);
+
     // All that can fail, before the first thread waits at a gate.
+    let rings = endpoints.iter().map(|mesh| -> Ring {
+        let bell = Arc::clone(mesh.bell());
+        Box::new(move || bell.ring())
+    });
+    let doors = store.start(rings.collect()).map_err(StartError::StoreThreads)?;
     let mut parts_of = Vec::with_capacity(cores);
-    for (core, (mesh, listeners)) in endpoints.into_iter().zip(listeners_of).enumerate() {
+    let ends = endpoints
+        .into_iter()
+        .zip(listeners_of)
+        .zip(passages)
+        .zip(shards)
+        .zip(doors);
+    for ((((mesh, listeners), passage), shard), store) in ends {
         let listeners = listeners.into_iter().map(Listener::new).collect::<io::Result<_>>();
         let mailbox = Arc::new(Mailbox::new(Arc::clone(mesh.bell())));
         parts_of.push(CoreParts {
-            shard: Shard::new(ShardConfig {
-                core: PeerId(core as u16),
-                ..shard_config.clone()
-            }),
+            shard,
             listeners: listeners.map_err(no_cores)?,
             mesh,
-            passage: passages[core].take(),
-            store: Door::memory(),
+            passage,
+            store,
             mailbox,
             access: shard_config.access.clone(),
             client_id_bytes_max: config.client_id_bytes_max,
@@ -258,9 +308,16 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
         driver = if without_ring == 0 { "io_uring" } else { "epoll" },
         private_fds = is_private,
         descriptors = tables * descriptors,
+        data_dir = %config.data_dir.display(),
+        sessions = restored.0,
+        retained = restored.1,
         "started"
     );
-    Ok(Broker { port, cores: threads })
+    Ok(Broker {
+        port,
+        cores: threads,
+        store,
+    })
 }
 
 /// One word of every core; the drivers they use if all went well, else the first thing that did not.
@@ -356,6 +413,24 @@ fn announce(config: &Config, port: Option<u16>) {
     }
     // Whoever closed stdout does not want to know.
     let _ = io::stdout().write_all(words.as_bytes());
+}
+
+fn summary_of_store(report: &StoreReport) -> String {
+    let StoreReport {
+        commits,
+        records,
+        records_max,
+        bytes,
+        failed_commits,
+        map_bytes,
+        commit_us,
+        commit_us_max,
+        waiting_records,
+    } = report;
+    format!(
+        "commits={commits} records={records} records_max={records_max} bytes={bytes} failed_commits={failed_commits} \
+         map_bytes={map_bytes} commit_us={commit_us} commit_us_max={commit_us_max} waiting_records={waiting_records}"
+    )
 }
 
 /// The counters that are not 0.

@@ -1,6 +1,6 @@
-//! A publisher's unacknowledged messages at QoS 1 and 2: which Packet Identifier waits for what.
+//! A publisher's unacknowledged messages at QoS 1 and 2: which Packet Identifier waits for what, and since when.
 //!
-//! Called  by `throughput`, for each message sent and each PUBACK, PUBREC and PUBCOMP received.
+//! Called  by `throughput` and `senders`, for each message sent and each PUBACK, PUBREC and PUBCOMP received.
 //! Holds   - an identifier is used again only when its flow has ended [MQTT-2.3.1-4];
 //!         - identifiers are taken in a circle of `RING`, so that the order of the answers can be checked
 //!           ([MQTT-4.6.0-2] and [MQTT-4.6.0-3], which bind the client's side; a Server that answers out of order is
@@ -23,6 +23,8 @@ enum State {
 #[derive(Debug)]
 pub struct Unacknowledged {
     states: Vec<State>,
+    /// When the message of each identifier was sent, or was to be sent. Zeroed pages: memory goes to what is used.
+    sent_ns: Vec<u64>,
     qos: u8,
     taken: usize,
     answered: usize,
@@ -49,10 +51,24 @@ pub enum Answer {
     Fault,
 }
 
+impl AcknowledgementFaults {
+    pub fn add(&mut self, other: AcknowledgementFaults) {
+        self.unexpected += other.unexpected;
+        self.out_of_order += other.out_of_order;
+        self.missing += other.missing;
+    }
+
+    /// An answer out of order is told, not held against the Server.
+    pub fn is_broken(&self) -> bool {
+        self.unexpected > 0 || self.missing > 0
+    }
+}
+
 impl Unacknowledged {
     pub fn new(qos: u8) -> Unacknowledged {
         Unacknowledged {
             states: vec![State::Free; RING],
+            sent_ns: vec![0; RING],
             qos,
             taken: 0,
             answered: 0,
@@ -65,16 +81,24 @@ impl Unacknowledged {
         self.in_flight
     }
 
-    /// The identifier of the next message; `None` while the one whose turn it is has not ended.
-    pub fn take(&mut self) -> Option<u16> {
+    /// The identifier of the next message, of this time; `None` while the one whose turn it is has not ended.
+    #[inline]
+    pub fn take(&mut self, time_ns: u64) -> Option<u16> {
         let slot = self.taken % RING;
         if self.states[slot] != State::Free {
             return None;
         }
         self.states[slot] = State::First;
+        self.sent_ns[slot] = time_ns;
         self.taken += 1;
         self.in_flight += 1;
         Some(slot as u16 + 1)
+    }
+
+    /// The time given for the message an identifier was last taken for. Of use when an answer was no fault.
+    #[inline]
+    pub fn sent_ns(&self, packet_id: u16) -> u64 {
+        self.sent_ns[(packet_id as usize).wrapping_sub(1) % RING]
     }
 
     /// PUBACK at QoS 1, PUBREC at QoS 2.
@@ -134,19 +158,21 @@ mod tests {
     fn an_identifier_comes_again_only_after_its_flow_has_ended() {
         let mut unacked = Unacknowledged::new(2);
         for _ in 0..RING {
-            assert!(unacked.take().is_some());
+            assert!(unacked.take(0).is_some());
         }
-        assert_eq!(unacked.take(), None);
+        assert_eq!(unacked.take(0), None);
         assert_eq!(unacked.first(1), Answer::SendPubrel);
-        assert_eq!(unacked.take(), None, "PUBREC does not end a QoS 2 flow");
+        assert_eq!(unacked.take(0), None, "PUBREC does not end a QoS 2 flow");
         assert_eq!(unacked.complete(1), Answer::Ended);
-        assert_eq!(unacked.take(), Some(1));
+        assert_eq!(unacked.take(7), Some(1));
+        assert_eq!(unacked.sent_ns(1), 7);
     }
 
     #[test]
     fn a_second_a_foreign_and_a_missing_acknowledgement_are_counted() {
         let mut unacked = Unacknowledged::new(1);
-        assert_eq!((unacked.take(), unacked.take()), (Some(1), Some(2)));
+        assert_eq!((unacked.take(5), unacked.take(6)), (Some(1), Some(2)));
+        assert_eq!((unacked.sent_ns(1), unacked.sent_ns(2)), (5, 6));
         assert_eq!(unacked.first(1), Answer::Ended);
         for wrong in [1, 3, 0, 65_535] {
             assert_eq!(unacked.first(wrong), Answer::Fault);
@@ -163,7 +189,7 @@ mod tests {
     fn answers_out_of_order_are_counted() {
         let mut unacked = Unacknowledged::new(1);
         for _ in 0..3 {
-            unacked.take();
+            unacked.take(0);
         }
         for id in [2, 1, 3] {
             assert_eq!(unacked.first(id), Answer::Ended);

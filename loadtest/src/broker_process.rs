@@ -1,9 +1,14 @@
-//! What the broker's process costs, read from outside: CPU time and memory.
+//! What the broker's process costs, read from outside: CPU time, memory and what it writes.
 //!
 //! Called  by the scenarios at the start and the end of what they measure.
 //! Holds   - CPU time comes from the process's own CPU clock (nanoseconds, all threads, ended ones too); the split into
 //!           user and system comes from /proc/PID/stat, in ticks of 10 ms and sampled by the tick: an estimate;
-//!         - memory is Pss of /proc/PID/smaps_rollup: user pages, shared ones in proportion, no kernel socket memory.
+//!         - what it writes comes from /proc/PID/io: the kernel counts `write_bytes` when a page becomes dirty or goes to the
+//!           disk directly, whichever call did it; `wchar` and `syscw` see write(2) and its kin (sockets too, when they are
+//!           written that way), not sendmsg(2), mmap or io_uring;
+//!         - who flushes is not told per process: /proc/diskstats has it for the whole machine;
+//!         - memory is Pss of /proc/PID/smaps_rollup without mapped files: user pages, shared ones in proportion, no kernel
+//!           socket memory, nor the page cache behind a map, which the kernel takes back when it needs it.
 
 use std::fs;
 use std::time::Duration;
@@ -35,6 +40,32 @@ impl CpuTime {
     }
 }
 
+/// What the process has written since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Io {
+    /// Went to the block layer, or will.
+    pub write_bytes: u64,
+    /// Given to write(2) and its kin.
+    pub wchar: u64,
+    /// Calls of them.
+    pub syscw: u64,
+}
+
+impl Io {
+    pub fn since(self, before: Io) -> Io {
+        Io {
+            write_bytes: self.write_bytes.saturating_sub(before.write_bytes),
+            wchar: self.wchar.saturating_sub(before.wchar),
+            syscw: self.syscw.saturating_sub(before.syscw),
+        }
+    }
+}
+
+/// Flush requests that the disks of this machine have completed, whoever asked; absent where the kernel does not tell.
+pub fn machine_flushes() -> Option<u64> {
+    parse_flushes(&fs::read_to_string("/proc/diskstats").ok()?)
+}
+
 impl BrokerProcess {
     pub fn new(pid: u32) -> Result<BrokerProcess> {
         let stat = read(pid, "stat")?;
@@ -58,11 +89,16 @@ impl BrokerProcess {
         Ok(CpuTime { total, user, system })
     }
 
-    /// Pss in bytes.
+    /// Absent where it may not be read: the file is for the same user only, and not on every kernel.
+    pub fn io(&self) -> Option<Io> {
+        parse_io(&read(self.pid, "io").ok()?)
+    }
+
+    /// In bytes.
     pub fn memory_bytes(&self) -> Result<u64> {
         let pid = self.pid;
         let rollup = read(pid, "smaps_rollup")?;
-        parse_pss(&rollup).with_context(|| format!("no Pss line in /proc/{pid}/smaps_rollup"))
+        parse_memory(&rollup).with_context(|| format!("no Pss_Anon line in /proc/{pid}/smaps_rollup"))
     }
 }
 
@@ -99,15 +135,81 @@ fn parse_stat(line: &str) -> Result<Stat<'_>> {
     })
 }
 
-fn parse_pss(rollup: &str) -> Option<u64> {
-    let rest = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    let kib: u64 = rest.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+fn parse_memory(rollup: &str) -> Option<u64> {
+    let kib = |name: &str| -> Option<u64> {
+        let rest = rollup.lines().find_map(|line| line.strip_prefix(name))?;
+        rest.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    Some((kib("Pss_Anon:")? + kib("Pss_Shmem:").unwrap_or(0)) * 1024)
+}
+
+fn parse_io(text: &str) -> Option<Io> {
+    let value = |name: &str| {
+        let rest = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        rest.trim().parse().ok()
+    };
+    Some(Io {
+        write_bytes: value("write_bytes")?,
+        wchar: value("wchar")?,
+        syscw: value("syscw")?,
+    })
+}
+
+/// The disk that flushed most: one below another (device mapper) repeats the same flushes. Field 19 of a line is the count;
+/// kernels before 5.5 have no such field.
+fn parse_flushes(diskstats: &str) -> Option<u64> {
+    diskstats
+        .lines()
+        .filter_map(|line| line.split_ascii_whitespace().nth(18)?.parse().ok())
+        .max()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_written_is_not_taken_from_its_sister_lines() {
+        let text =
+            "rchar: 1\nwchar: 22\nsyscr: 3\nsyscw: 44\nread_bytes: 5\nwrite_bytes: 4096\ncancelled_write_bytes: 7\n";
+        let io = Io {
+            write_bytes: 4096,
+            wchar: 22,
+            syscw: 44,
+        };
+        assert_eq!(parse_io(text), Some(io));
+        assert_eq!(parse_io("wchar: 22\nsyscw: 44\ncancelled_write_bytes: 7\n"), None);
+        assert_eq!(parse_io("wchar: x\nsyscw: 44\nwrite_bytes: 7\n"), None);
+        assert_eq!(
+            io.since(Io {
+                write_bytes: 4000,
+                wchar: 22,
+                syscw: 40
+            })
+            .write_bytes,
+            96
+        );
+    }
+
+    #[test]
+    fn what_this_process_writes_is_seen_or_left_out() {
+        let process = BrokerProcess::new(std::process::id()).unwrap();
+        let Some(before) = process.io() else { return };
+        fs::write("/dev/null", [0; 5000]).unwrap();
+        let written = process.io().unwrap().since(before);
+        assert!(written.wchar >= 5000 && written.syscw >= 1, "{written:?}");
+    }
+
+    #[test]
+    fn flushes_are_those_of_the_disk_that_flushed_most() {
+        let text = "7 0 loop0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n\
+                    254 0 vda 178302 9575 11162298 227066 20807 60745 33085952 292595 0 39896 538866 15027 112 105 173 291 18\n\
+                    253 0 dm-0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 290 18\n";
+        assert_eq!(parse_flushes(text), Some(291));
+        assert_eq!(parse_flushes("8 0 sda 1 2 3 4 5 6 7 8 9 10 11\n"), None);
+    }
 
     #[test]
     fn fields_are_counted_from_the_last_parenthesis() {
@@ -119,11 +221,11 @@ mod tests {
     }
 
     #[test]
-    fn pss_is_not_taken_from_its_sister_lines() {
-        let rollup =
-            "55-7f ---p 00000000 00:00 0   [rollup]\nRss:  1840 kB\nPss_Dirty:  7 kB\nPss:    456 kB\nPss_Anon: 9 kB\n";
-        assert_eq!(parse_pss(rollup), Some(456 * 1024));
-        assert_eq!(parse_pss("Rss: 1 kB\n"), None);
+    fn memory_is_what_is_not_a_mapped_file() {
+        let rollup = "55-7f ---p 00000000 00:00 0   [rollup]\nRss:  1840 kB\nPss:    456 kB\nPss_Anon: 100 kB\nPss_File: 350 kB\n\
+                      Pss_Shmem: 6 kB\nAnonymous: 9 kB\n";
+        assert_eq!(parse_memory(rollup), Some(106 * 1024));
+        assert_eq!(parse_memory("Rss: 1 kB\n"), None);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! One client of the broker under test: the handshake, blocking and bounded in time, and the non-blocking connection after it.
 //!
 //! Owns    the socket, the piece of a frame a read ended in, and the bytes the socket did not take yet.
-//! Called  by `throughput`; `idle` has its own, smaller state for its many clients and shares the errors.
+//! Called  by `throughput`, `senders`, `receivers` and `visits`; `idle` has its own, smaller state for its many clients and
+//!         shares the errors.
 //! Holds   - bytes leave in the order they were given: while `pending` is not empty nothing else is written;
 //!         - every error is a sentence that names the address and the cause.
 
@@ -10,8 +11,10 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::event::epoll;
+use rustix::fd::OwnedFd;
 
-use crate::packet::{self, Credentials};
+use crate::packet::{self, Credentials, SessionKind};
 
 /// How long a TCP connect, a CONNACK or a SUBACK may take.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -57,10 +60,10 @@ pub fn connack_cause(code: u8) -> &'static str {
     }
 }
 
-/// The CONNACK of an accepted connection, or the refusal as an error.
-pub fn check_connack(address: SocketAddr, frame: packet::Frame<'_>) -> Result<()> {
+/// Session Present of the CONNACK of an accepted connection, or the refusal as an error.
+pub fn check_connack(address: SocketAddr, frame: packet::Frame<'_>) -> Result<bool> {
     match (frame.kind(), frame.body) {
-        (packet::CONNACK, [_, 0]) => Ok(()),
+        (packet::CONNACK, [flags, 0]) => Ok(flags & 1 == 1),
         (packet::CONNACK, [_, code]) => bail!("{address} refused CONNECT with code {code}: {}", connack_cause(*code)),
         _ => bail!("{address} answered CONNECT with a packet of type {}", frame.kind()),
     }
@@ -77,30 +80,49 @@ pub fn check_suback(address: SocketAddr, frame: packet::Frame<'_>, qos: u8) -> R
 }
 
 impl Connection {
-    /// Connects and waits for CONNACK.
+    /// Connects, without Keep Alive, and waits for CONNACK.
     pub fn open(
         address: SocketAddr,
         client_id: &str,
-        keep_alive_s: u16,
+        session: SessionKind,
         credentials: &Credentials,
     ) -> Result<Connection> {
+        let mut connection = Connection::dial(address)?;
+        let mut bytes = Vec::new();
+        packet::connect(&mut bytes, client_id, session, 0, credentials);
+        connection.request(&bytes, "CONNACK", packet::CONNACK, |frame| {
+            check_connack(address, frame).map(drop)
+        })?;
+        Ok(connection)
+    }
+
+    /// Connects and sends CONNECT, without Keep Alive; CONNACK is the first frame to be read. Non-blocking from here on.
+    pub fn begin(
+        address: SocketAddr,
+        client_id: &str,
+        session: SessionKind,
+        credentials: &Credentials,
+    ) -> Result<Connection> {
+        let mut connection = Connection::dial(address)?;
+        connection.set_nonblocking()?;
+        let mut bytes = Vec::new();
+        packet::connect(&mut bytes, client_id, session, 0, credentials);
+        connection.send(&[], &bytes)?;
+        Ok(connection)
+    }
+
+    fn dial(address: SocketAddr) -> Result<Connection> {
         let socket = TcpStream::connect_timeout(&address, HANDSHAKE_MAX)
             .map_err(|error| anyhow!("cannot connect to {address}: {error}"))?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(HANDSHAKE_MAX))?;
         socket.set_write_timeout(Some(HANDSHAKE_MAX))?;
-        let mut connection = Connection {
+        Ok(Connection {
             socket,
             address,
             leftover: Vec::new(),
             pending: Vec::new(),
-        };
-        let mut bytes = Vec::new();
-        packet::connect(&mut bytes, client_id, keep_alive_s, credentials);
-        connection.request(&bytes, "CONNACK", packet::CONNACK, |frame| {
-            check_connack(address, frame)
-        })?;
-        Ok(connection)
+        })
     }
 
     /// Subscribes to one filter and waits for SUBACK. Messages that come before it stay to be read.
@@ -210,6 +232,21 @@ impl Connection {
         self.pending.extend_from_slice(bytes);
     }
 
+    /// Asks for events, with or without those of a writable socket.
+    pub fn watch(&self, epoll: &OwnedFd, token: u64, writable: bool) -> Result<()> {
+        let flags = if writable {
+            epoll::EventFlags::IN | epoll::EventFlags::OUT
+        } else {
+            epoll::EventFlags::IN
+        };
+        Ok(epoll::modify(
+            epoll,
+            &self.socket,
+            epoll::EventData::new_u64(token),
+            flags,
+        )?)
+    }
+
     /// Writes what is pending.
     pub fn flush(&mut self) -> Result<()> {
         if !self.pending.is_empty() {
@@ -257,7 +294,7 @@ mod tests {
     }
 
     fn open(address: SocketAddr) -> Result<Connection> {
-        Connection::open(address, "c", 0, &Credentials::default())
+        Connection::open(address, "c", SessionKind::Clean, &Credentials::default())
     }
 
     #[test]

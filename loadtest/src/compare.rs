@@ -58,8 +58,9 @@ struct Cell {
 
 type Pick = fn(&Throughput) -> Option<f64>;
 
-const FIGURES: [(&str, Pick); 12] = [
+const FIGURES: [(&str, Pick); 22] = [
     ("delivered/s", |t| Some(t.delivered_per_s)),
+    ("acknowledged/s", |t| t.acknowledged_per_s),
     ("broker CPU µs/message", |t| t.broker_cpu_us),
     ("  user µs", |t| t.broker_user_us),
     ("  system µs", |t| t.broker_system_us),
@@ -69,6 +70,17 @@ const FIGURES: [(&str, Pick); 12] = [
     ("latency p99 µs", |t| Some(t.latency_us.p99)),
     ("latency p99.9 µs", |t| Some(t.latency_us.p999)),
     ("latency max µs", |t| Some(t.latency_us.max)),
+    ("ack p50 µs", |t| Some(t.acknowledgement_us.as_ref()?.p50)),
+    ("ack p90 µs", |t| Some(t.acknowledgement_us.as_ref()?.p90)),
+    ("ack p99 µs", |t| Some(t.acknowledgement_us.as_ref()?.p99)),
+    ("ack p99.9 µs", |t| Some(t.acknowledgement_us.as_ref()?.p999)),
+    ("ack max µs", |t| Some(t.acknowledgement_us.as_ref()?.max)),
+    ("written bytes/acked", |t| Some(t.broker_written?.bytes_per_message)),
+    ("  by write calls, bytes", |t| {
+        Some(t.broker_written?.call_bytes_per_message)
+    }),
+    ("  write calls", |t| Some(t.broker_written?.calls_per_message)),
+    ("machine's disk flushes/s", |t| t.broker_written?.machine_flushes_per_s),
     ("generator CPU µs/message", |t| Some(t.generator_cpu_us)),
     ("dropped", |t| Some(t.faults.missing as f64)),
 ];
@@ -159,7 +171,8 @@ impl Display for Comparison {
             write!(f, " {name:<56}")?;
         }
         writeln!(f)?;
-        for row in &self.rows {
+        // What no broker has (acknowledgements at QoS 0, say) is no line.
+        for row in self.rows.iter().filter(|row| row.cells.iter().any(Option::is_some)) {
             write!(f, "{:26}", row.what)?;
             for (broker, cell) in row.cells.iter().enumerate() {
                 let text = match cell {

@@ -23,7 +23,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use crate::broker_process::BrokerProcess;
 use crate::client::{check_connack, check_suback, resolve};
 use crate::pace::Pace;
-use crate::packet::{self, Credentials, run_tag};
+use crate::packet::{self, Credentials, SessionKind, run_tag};
 use crate::private_fds;
 use crate::progress::Progress;
 use crate::report::{Host, Idle, grouped};
@@ -460,6 +460,7 @@ impl Holder<'_> {
         packet::connect(
             &mut self.bytes,
             &id,
+            SessionKind::Clean,
             self.settings.keep_alive,
             &self.settings.credentials,
         );

@@ -1,26 +1,38 @@
 //! `skein-load`: a load generator for any MQTT 3.1.1 broker. Flags in, a scenario run, figures and an exit code out.
 //!
 //! `throughput` sends messages through a broker, `compare` does so against several brokers in turn, `idle` holds
-//! connections that do nothing; `relay` is the floor to compare with. What they share: `client` (one connection), `packet` (bytes), `sequence` and
-//! `acknowledgement` (was every rule kept), `pace` (open loop), `broker_process` (/proc), `stats` and `report`.
+//! connections that do nothing, `backlog` queues messages for sessions that are away, `retained` sets retained messages and
+//! reads them back; `relay` is the floor to compare with. What they share: `client` (one connection), `packet` (bytes),
+//! `sequence` and `acknowledgement` (was every rule kept), `pace` (open loop), `senders`, `receivers` and `visits` (clients
+//! with finite work), `broker_process` (/proc), `meter` and `memory_watch` (what a phase cost), `stats` and `report`.
 //!
 //! Exit codes: 0 done, 1 the broker broke a delivery rule, 2 it could not be measured (the sentence is on stderr).
 
 mod acknowledgement;
+mod backlog;
 mod broker_process;
 mod client;
 mod compare;
+#[cfg(test)]
+mod fake_broker;
 mod idle;
+mod memory_watch;
+mod meter;
 mod pace;
 mod packet;
+mod poller;
 mod private_fds;
 mod progress;
+mod receivers;
 mod relay;
 mod report;
+mod retained;
+mod senders;
 mod sequence;
 mod source_ports;
 mod stats;
 mod throughput;
+mod visits;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -57,7 +69,7 @@ enum Scenario {
         /// The broker, HOST:PORT
         #[arg(long, default_value = "127.0.0.1:1883")]
         addr: String,
-        /// Its process, to read CPU time and memory of
+        /// Its process, to read CPU time, memory and what it writes of
         #[arg(long)]
         broker_pid: Option<u32>,
         #[command(flatten)]
@@ -73,6 +85,36 @@ enum Scenario {
         #[command(flatten)]
         throughput: throughput::Settings,
         /// Write the figures of all rounds here as well
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Queue messages for sessions that are away; let them come back; check, count and time what they get
+    Backlog {
+        /// The broker, HOST:PORT
+        #[arg(long, default_value = "127.0.0.1:1883")]
+        addr: String,
+        /// Its process, to read CPU time, memory and what it writes of. Start it afresh: heap freed by an earlier run is used
+        /// again and makes messages look cheaper than they are
+        #[arg(long)]
+        broker_pid: Option<u32>,
+        #[command(flatten)]
+        settings: backlog::Settings,
+        /// Write the figures here as well
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Set retained messages; let subscribers read all of them; check, count and time what they get
+    Retained {
+        /// The broker, HOST:PORT
+        #[arg(long, default_value = "127.0.0.1:1883")]
+        addr: String,
+        /// Its process, to read CPU time, memory and what it writes of. Start it afresh: heap freed by an earlier run is used
+        /// again and makes messages look cheaper than they are
+        #[arg(long)]
+        broker_pid: Option<u32>,
+        #[command(flatten)]
+        settings: retained::Settings,
+        /// Write the figures here as well
         #[arg(long)]
         json: Option<PathBuf>,
     },
@@ -132,6 +174,32 @@ fn run(scenario: Scenario) -> Result<ExitCode> {
                 report::write_json(&path, &comparison)?;
             }
             comparison.is_good()
+        }
+        Scenario::Backlog {
+            addr,
+            broker_pid,
+            settings,
+            json,
+        } => {
+            let figures = backlog::run(&addr, broker_pid, &settings)?;
+            print!("{figures}");
+            if let Some(path) = json {
+                report::write_json(&path, &figures)?;
+            }
+            figures.verdict == report::Verdict::Good
+        }
+        Scenario::Retained {
+            addr,
+            broker_pid,
+            settings,
+            json,
+        } => {
+            let figures = retained::run(&addr, broker_pid, &settings)?;
+            print!("{figures}");
+            if let Some(path) = json {
+                report::write_json(&path, &figures)?;
+            }
+            figures.verdict == report::Verdict::Good
         }
         Scenario::Relay { settings } => {
             relay::run(&settings)?;

@@ -2,7 +2,7 @@
 //!
 //! Owns    encoding what a client sends once (CONNECT, SUBSCRIBE), the template of a PUBLISH that is copied and patched
 //!         for each message, and splitting what a broker sends into frames, in place.
-//! Called  by `client` (the handshake), `throughput` and `idle`.
+//! Called  by `client` (the handshake) and by every scenario.
 //! Holds   - a payload starts with a [`Stamp`]: which run, which publisher, which message, sent when;
 //!         - nothing here allocates per message.
 
@@ -68,8 +68,20 @@ pub struct Credentials {
     pub password: Option<String>,
 }
 
-pub fn connect(out: &mut Vec<u8>, client_id: &str, keep_alive_s: u16, credentials: &Credentials) {
-    let mut flags = 0b10; // Clean Session
+/// What becomes of a client's Session when its connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionKind {
+    /// Clean Session 1: it starts empty and ends with the connection.
+    Clean,
+    /// Clean Session 0: it outlives the connection.
+    Durable,
+}
+
+pub fn connect(out: &mut Vec<u8>, client_id: &str, session: SessionKind, keep_alive_s: u16, credentials: &Credentials) {
+    let mut flags = match session {
+        SessionKind::Clean => 0b10,
+        SessionKind::Durable => 0,
+    };
     let mut length = 10 + 2 + client_id.len();
     if let Some(name) = &credentials.username {
         flags |= 0x80;
@@ -178,6 +190,8 @@ pub fn next_frame(bytes: &[u8]) -> Result<Option<Frame<'_>>> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Publish<'a> {
     pub qos: u8,
+    pub retain: bool,
+    pub topic: &'a [u8],
     /// 0 at QoS 0.
     pub packet_id: u16,
     pub payload: &'a [u8],
@@ -186,12 +200,15 @@ pub struct Publish<'a> {
 #[inline]
 pub fn publish<'a>(frame: Frame<'a>) -> Result<Publish<'a>> {
     let qos = frame.first_byte >> 1 & 3;
+    let retain = frame.first_byte & 1 == 1;
     if let Some((topic_bytes, rest)) = frame.body.split_first_chunk::<2>()
-        && let Some(rest) = rest.get(u16::from_be_bytes(*topic_bytes) as usize..)
+        && let Some((topic, rest)) = rest.split_at_checked(u16::from_be_bytes(*topic_bytes) as usize)
     {
         if qos == 0 {
             return Ok(Publish {
                 qos,
+                retain,
+                topic,
                 packet_id: 0,
                 payload: rest,
             });
@@ -199,6 +216,8 @@ pub fn publish<'a>(frame: Frame<'a>) -> Result<Publish<'a>> {
         if let Some((id, payload)) = rest.split_first_chunk::<2>() {
             return Ok(Publish {
                 qos,
+                retain,
+                topic,
                 packet_id: u16::from_be_bytes(*id),
                 payload,
             });
@@ -254,6 +273,7 @@ mod tests {
             assert_eq!((frame.kind(), frame.len), (PUBLISH, template.bytes.len()));
             let publish = publish(frame).unwrap();
             assert_eq!((publish.qos, publish.payload.len()), (qos, size));
+            assert_eq!((publish.topic, publish.retain), (&b"bench/7"[..], false));
             assert_eq!(publish.packet_id, if qos > 0 { 513 } else { 0 });
             assert_eq!(Stamp::read(publish.payload), Some(stamp));
         }
@@ -274,14 +294,17 @@ mod tests {
     #[test]
     fn connect_and_subscribe_are_the_bytes_of_the_specification() {
         let mut out = Vec::new();
-        connect(&mut out, "a", 60, &Credentials::default());
+        connect(&mut out, "a", SessionKind::Clean, 60, &Credentials::default());
         assert_eq!(out, b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01a");
+        out.clear();
+        connect(&mut out, "a", SessionKind::Durable, 60, &Credentials::default());
+        assert_eq!(out, b"\x10\x0d\x00\x04MQTT\x04\x00\x00\x3c\x00\x01a");
         out.clear();
         let with = Credentials {
             username: Some("u".into()),
             password: Some("pw".into()),
         };
-        connect(&mut out, "a", 0, &with);
+        connect(&mut out, "a", SessionKind::Clean, 0, &with);
         assert_eq!(out, b"\x10\x14\x00\x04MQTT\x04\xc2\x00\x00\x00\x01a\x00\x01u\x00\x02pw");
         out.clear();
         subscribe(&mut out, "b/#", 1);

@@ -1,4 +1,4 @@
-//! The figures of a run, for a reader and as JSON.
+//! The figures of a run, for a reader and as JSON; `backlog` and `retained` have theirs beside them.
 //!
 //! Called  by `main` with what a scenario gives back.
 //! Holds   - a figure that was not measured (no --broker-pid) is absent, not 0.
@@ -12,6 +12,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::acknowledgement::AcknowledgementFaults;
+use crate::meter::Written;
 use crate::sequence::Faults;
 
 /// What a throughput run measured.
@@ -28,6 +29,11 @@ pub struct Throughput {
     pub delivered_in_time: u64,
     pub delivered_per_s: f64,
     pub latency_us: Latency,
+    /// PUBACKs at QoS 1, PUBRECs at QoS 2; absent at QoS 0.
+    pub acknowledged_in_time: Option<u64>,
+    pub acknowledged_per_s: Option<f64>,
+    /// From PUBLISH (open loop: its intended time) to PUBACK or PUBREC.
+    pub acknowledgement_us: Option<Latency>,
     pub broker_cpu_us: Option<f64>,
     pub broker_user_us: Option<f64>,
     pub broker_system_us: Option<f64>,
@@ -36,6 +42,8 @@ pub struct Throughput {
     pub generator_cpu_us: f64,
     pub generator_cpus: f64,
     pub broker_memory_bytes: Option<u64>,
+    /// In the measured time, per acknowledged message; absent at QoS 0 and where /proc/PID/io cannot be read.
+    pub broker_written: Option<Written>,
     /// Over the whole run, warm-up and drain included.
     pub sent: u64,
     pub received: u64,
@@ -109,6 +117,20 @@ impl Latency {
     }
 }
 
+impl Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "p50 {}  p90 {}  p99 {}  p99.9 {}  max {}",
+            figure(self.p50),
+            figure(self.p90),
+            figure(self.p99),
+            figure(self.p999),
+            figure(self.max)
+        )
+    }
+}
+
 impl Display for Throughput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let broker = self.broker.as_deref().unwrap_or("broker");
@@ -121,15 +143,18 @@ impl Display for Throughput {
             grouped(self.delivered_in_time),
             self.seconds
         )?;
-        let l = &self.latency_us;
-        write!(
-            f,
-            "latency µs   p50 {}  p90 {}  p99 {}",
-            figure(l.p50),
-            figure(l.p90),
-            figure(l.p99)
-        )?;
-        writeln!(f, "  p99.9 {}  max {}", figure(l.p999), figure(l.max))?;
+        if let (Some(count), Some(rate)) = (self.acknowledged_in_time, self.acknowledged_per_s) {
+            writeln!(
+                f,
+                "acknowledged {}/s ({})",
+                grouped(rate.round() as u64),
+                grouped(count)
+            )?;
+        }
+        writeln!(f, "latency µs   {}", self.latency_us)?;
+        if let Some(latency) = &self.acknowledgement_us {
+            writeln!(f, "ack µs       {latency}")?;
+        }
         if let (Some(total), Some(user), Some(system), Some(cpus)) = (
             self.broker_cpu_us,
             self.broker_user_us,
@@ -148,6 +173,9 @@ impl Display for Throughput {
             "generator    {own} µs CPU per delivered message, {:.2} CPUs",
             self.generator_cpus
         )?;
+        if let Some(written) = self.broker_written {
+            writeln!(f, "written      {written}")?;
+        }
         if let Some(bytes) = self.broker_memory_bytes {
             writeln!(
                 f,

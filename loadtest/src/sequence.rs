@@ -1,7 +1,7 @@
 //! Checks that one subscriber gets one publisher's messages all, once, and in order.
 //!
 //! Owns    the next sequence number each (publisher, subscriber) pair expects, and the gaps seen so far.
-//! Called  by `throughput` for every message received.
+//! Called  by `throughput` and `backlog` for every message received.
 //! Holds   - the common case (the expected number) is one comparison and one addition;
 //!         - `missing` counts what has not come yet: a message that comes late is taken off it and counted as out of order.
 

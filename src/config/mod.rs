@@ -146,7 +146,7 @@ impl Default for Config {
             mqtt_port: Some(1883),
             data_dir: PathBuf::from("skein-data"),
             durability: Durability::Fsync,
-            map_bytes: limits::MAP_BYTES,
+            map_bytes: limits::STORE_MAP_BYTES,
             session_expiry: None,
             retained_memory_bytes_max: limits::RETAINED_MEMORY_BYTES_MAX,
             packet_bytes_max: limits::PACKET_BYTES_MAX,
@@ -229,7 +229,7 @@ impl Config {
                 "map-size",
                 raw.map_size,
                 default.map_bytes,
-                KIB * KIB..=limits::MAP_BYTES_MAX as u64,
+                KIB * KIB..=limits::STORE_MAP_BYTES_MAX as u64,
             )?,
             session_expiry: match raw.session_expiry {
                 None => default.session_expiry,

@@ -25,7 +25,10 @@ pub struct SharedMessage {
 impl SharedMessage {
     pub fn new(message: &Message<'_>) -> SharedMessage {
         let topic = message.topic.as_str();
-        let bytes = topic.bytes().chain(message.payload.iter().copied()).collect();
+        let mut bytes = Vec::with_capacity(topic.len() + message.payload.len());
+        bytes.extend_from_slice(topic.as_bytes());
+        bytes.extend_from_slice(message.payload);
+        let bytes = bytes.into();
         let topic_len = u16::try_from(topic.len()).expect("a Topic Name has at most 65,535 bytes");
         SharedMessage { bytes, topic_len }
     }

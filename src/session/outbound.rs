@@ -148,7 +148,13 @@ pub struct Outbound {
     sent_to: u64,
     /// Sequences below this may have been sent in an earlier run.
     doubtful_to: u64,
-    /// `next` when the store was asked; None while it is not.
+    /// The record that the disk must have before everything below `next` can be read as it is.
+    record: u64,
+    /// A record that is being waited for, `next` as it was then, and what that was when the last such record was committed:
+    /// below it the disk can be read at once, however fast new messages come.
+    awaited: (u64, u64),
+    readable_to: u64,
+    /// One past the last sequence that the store was asked for; None while it is not.
     asked: Option<u64>,
     /// Answers on their way to a connection that has ended.
     stale_answers: u32,
@@ -285,6 +291,7 @@ impl Outbound {
                     self.next += 1;
                     self.stored_bytes += len;
                     self.stored_unsent += 1;
+                    self.record = record;
                     return queued;
                 }
                 if qos == QoS::ExactlyOnce { record } else { 0 }
@@ -366,15 +373,29 @@ impl Outbound {
         }
     }
 
-    /// What to ask the store for: the first sequence that is on disk only, when there is room for it in memory. The answer
-    /// goes to [`returned`](Outbound::returned).
-    pub fn wants_stored(&mut self) -> Option<u64> {
+    /// What to ask the store for when there is room for it in memory: the first sequence that is on disk only, and the
+    /// record that must be committed before it is read. The answer goes to [`returned`](Outbound::returned).
+    pub fn wants_stored(&mut self, committed: u64) -> Option<(u64, u64)> {
         let has_room = self.queue.len() < QUEUE_WINDOW_MESSAGES / 2 && self.queued_bytes < QUEUE_WINDOW_BYTES / 2;
         if !self.has_stored() || !has_room || self.asked.is_some() {
             return None;
         }
-        self.asked = Some(self.next);
-        Some(self.fetched_to)
+        if self.awaited.0 <= committed {
+            self.readable_to = self.readable_to.max(self.awaited.1);
+            self.awaited = (self.record, self.next);
+        }
+        if self.record <= committed {
+            self.readable_to = self.next;
+        }
+        let (asked_to, after) = if self.readable_to > self.fetched_to {
+            (self.readable_to, 0)
+        } else if self.awaited.1 > self.fetched_to {
+            (self.awaited.1, self.awaited.0)
+        } else {
+            (self.next, self.record)
+        };
+        self.asked = Some(asked_to);
+        Some((self.fetched_to, after))
     }
 
     /// The store's answer: entries in ascending order, the last of all if `is_end`. Returns how many messages that were
@@ -446,9 +467,12 @@ impl Outbound {
         self.ended(packet_id, Flow::AwaitsPubComp)
     }
 
-    /// The connection of a durable Session is gone: from now on everything is on disk only. Returns how many QoS 0
-    /// messages go with it.
-    pub fn disconnected(&mut self) -> usize {
+    /// The connection of a durable Session is gone: from now on everything is on disk only, as it is once `record`, the last
+    /// of this core, is committed. Returns how many QoS 0 messages go with it.
+    pub fn disconnected(&mut self, record: u64) -> usize {
+        self.record = record;
+        self.awaited = (record, self.next);
+        self.readable_to = 0;
         self.stored_unsent += (self.queue.len() - self.queued_qos0 - self.queued_sent) as u64;
         let inflight = self.inflight.iter().filter(|entry| entry.flow != Flow::Ended);
         self.stored_bytes += inflight.map(|entry| entry.len as usize).sum::<usize>();
@@ -654,11 +678,18 @@ mod tests {
 
         /// Reads back at most `max` entries, if any are wanted.
         fn fetch(&mut self, max: usize) {
-            let Some(from) = self.outbound.wants_stored() else {
+            let Some((from, _)) = self.outbound.wants_stored(7) else {
                 return;
             };
             let entries: Vec<Returned> = self.disk.range(from..).take(max).map(returned).collect();
             let is_end = entries.len() == self.disk.range(from..).count();
+            self.outbound.returned(entries.into_iter(), is_end);
+        }
+
+        /// The store answers with at most `max` entries.
+        fn fetch_answer(&mut self, max: usize, is_end: bool) {
+            let from = self.outbound.fetched_to;
+            let entries: Vec<Returned> = self.disk.range(from..).take(max).map(returned).collect();
             self.outbound.returned(entries.into_iter(), is_end);
         }
 
@@ -822,7 +853,7 @@ mod tests {
         assert_eq!(session.written(), ["65534 a", "65535 b", "1 c", "2 d"]);
         session.puback(1);
         session.puback(65_534);
-        session.outbound.disconnected();
+        session.outbound.disconnected(7);
         session.fetch(10);
         session.refill();
         assert_eq!(session.written(), ["65535 b+", "2 d+"]);
@@ -860,7 +891,7 @@ mod tests {
         session.pubrec(2);
         session.puback(4);
         assert_eq!(session.written(), ["1 a", "2 b", "3 c", "4 d"]);
-        session.outbound.disconnected();
+        session.outbound.disconnected(7);
         assert_eq!(session.offer_to("f", QOS1, false), Offered::Queued);
         let kept = session.outbound.queue.len();
         assert_eq!(kept, 0, "whoever is away costs no memory");
@@ -903,11 +934,11 @@ mod tests {
         for payload in ["a", "b", "c"] {
             session.offer_to(payload, QOS1, false);
         }
-        assert_eq!(session.outbound.wants_stored(), Some(0));
+        assert_eq!(session.outbound.wants_stored(7), Some((0, 0)));
         let of_before: Vec<Returned> = session.disk.iter().take(1).map(returned).collect();
-        session.outbound.disconnected();
+        session.outbound.disconnected(7);
         assert!(!session.outbound.is_idle());
-        assert_eq!(session.outbound.wants_stored(), Some(0));
+        assert_eq!(session.outbound.wants_stored(7), Some((0, 0)));
         session.outbound.returned(of_before.into_iter(), false);
         session.refill();
         assert!(session.written().is_empty());
@@ -915,6 +946,41 @@ mod tests {
         session.outbound.returned(all.into_iter(), true);
         session.refill();
         assert_eq!(session.written(), ["1 a", "2 b", "3 c"]);
+    }
+
+    #[test]
+    fn what_is_on_disk_is_read_at_once_while_new_messages_are_on_their_way_there() {
+        let mut session = Session::new(4, true);
+        session.limits.queued_max = 100;
+        for _ in 0..20 {
+            session.offer_to("a", QOS1, false);
+        }
+        session.outbound.record = 1;
+        assert_eq!(session.outbound.wants_stored(0), Some((0, 1)), "it is not there yet");
+        session.fetch_answer(3, false);
+        for round in 1..6 {
+            // One more is pushed each time, with the record after the committed ones.
+            session.offer_to("m", QOS1, false);
+            session.outbound.record = round + 1;
+            assert_eq!(session.outbound.wants_stored(round), Some((3 * round, 0)));
+            session.fetch_answer(3, false);
+            session.refill();
+        }
+        // What is left is not on disk yet, but for a part of it.
+        session.offer_to("m", QOS1, false);
+        session.outbound.record = 20;
+        assert_eq!(session.outbound.wants_stored(5), Some((18, 0)));
+        session.fetch_answer(100, false);
+        session.offer_to("m", QOS1, false);
+        session.outbound.record = 21;
+        assert_eq!(session.outbound.wants_stored(5), Some((26, 21)));
+        session.fetch_answer(100, true);
+        session.outbound.disconnected(9);
+        assert_eq!(
+            session.outbound.wants_stored(8),
+            Some((0, 9)),
+            "acknowledgements are on their way"
+        );
     }
 
     #[test]
@@ -944,7 +1010,7 @@ mod tests {
         let mut session = Session::new(2, true);
         session.offer("a", QOS2);
         session.refill();
-        session.outbound.disconnected();
+        session.outbound.disconnected(7);
         assert_eq!(session.outbound.pubrec(id(1)), Ok(PubRec::TooEarly));
         session.fetch(10);
         assert_eq!(session.outbound.pubrec(id(1)), Ok(PubRec::TooEarly));

@@ -136,7 +136,7 @@ impl Shard {
         } else {
             if let Some(outbound) = &mut client.outbound {
                 // QoS 0 waits for nobody who is away.
-                self.counters.dropped_away += outbound.disconnected() as u64;
+                self.counters.dropped_away += outbound.disconnected(self.last_record.0) as u64;
             }
             if let Some(received) = &mut client.received {
                 received.disconnected();

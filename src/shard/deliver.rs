@@ -290,7 +290,7 @@ impl Shard {
             };
             let (pool, limits) = (&mut self.pool, &self.delivery_limits);
             outbound.refill(&mut connection.outbox, pool, level, self.committed.0, limits, wrote);
-            if let Some(from) = outbound.wants_stored() {
+            if let Some((from, after)) = outbound.wants_stored(self.committed.0) {
                 let session = SessionKey {
                     index: connection.client,
                     number: client.number,
@@ -298,6 +298,7 @@ impl Shard {
                 self.fetches += 1;
                 self.outputs.push_back(Output::Fetch(Fetch::Queue(QueueFetch {
                     session,
+                    after: RecordNumber(after),
                     from,
                     entries_max: QUEUE_WINDOW_MESSAGES / 2,
                     bytes_max: QUEUE_WINDOW_BYTES / 2,

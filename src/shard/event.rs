@@ -90,7 +90,7 @@ pub enum Output {
     Forward(PeerId, Lane),
     /// Hand this to the store, in order; the store answers with `Input::Committed`.
     Persist(RecordNumber, Box<Record>),
-    /// Ask the store for a part of a Session's queue, after all records before; it answers with `Input::Fetched`.
+    /// Ask the store for what is on disk only; it answers with `Input::Fetched`.
     Fetch(Fetch),
 }
 

@@ -1,6 +1,7 @@
 //! What the disk keeps: plain data that leaves a core for the store in order, and what the store reads back.
 //!
-//! Holds   - a record of one core takes effect after all that the core pushed before it, and so does a [`Fetch`];
+//! Holds   - a record of one core takes effect after all that the core pushed before it;
+//!         - the fetches of one Session are answered in order, and name ever later records to wait for;
 //!         - every record may be applied again: a transaction that failed is tried whole;
 //!         - a record [`is_lazy`](Record::is_lazy) when nothing waits for its commit: losing it repeats work, never a message
 //!           at QoS 2.
@@ -10,6 +11,8 @@ use std::sync::Arc;
 use crate::mqtt::packet::{PacketId, QoS};
 use crate::registry::access::AccountId;
 use crate::session::message::SharedMessage;
+
+use super::event::RecordNumber;
 
 /// A Session, for ever: no other gets the same number, on any core, in any later run that still knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -118,6 +121,14 @@ impl Record {
         )
     }
 
+    /// How many rows of the store it changes.
+    pub fn rows(&self) -> usize {
+        match self {
+            Record::Queued { entries, .. } => entries.len(),
+            _ => 1,
+        }
+    }
+
     /// About how many bytes it holds while it waits.
     pub fn len(&self) -> usize {
         let variable = match self {
@@ -153,7 +164,7 @@ pub struct Origin {
     pub packet_id: PacketId,
 }
 
-/// A wish to read, answered once all records before it are committed.
+/// A wish to read what is committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fetch {
     Queue(QueueFetch),
@@ -164,6 +175,8 @@ pub enum Fetch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueFetch {
     pub session: SessionKey,
+    /// Only once this record of the core's is committed, and so every one before it.
+    pub after: RecordNumber,
     /// The first sequence wanted.
     pub from: u64,
     /// At most so many entries, and no more once these bytes are passed.
@@ -202,6 +215,17 @@ pub struct RetainedPayloads {
     pub payloads: Vec<Option<Arc<[u8]>>>,
 }
 
+impl Fetch {
+    /// The record that must be committed before it is read.
+    pub fn after(&self) -> RecordNumber {
+        match self {
+            Fetch::Queue(fetch) => fetch.after,
+            // What is asked for is on disk already.
+            Fetch::Retained(_) => RecordNumber(0),
+        }
+    }
+}
+
 /// One entry of a queue, read back.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredEntry {
@@ -219,6 +243,8 @@ pub struct Stored {
     /// In ascending order of their numbers.
     pub sessions: Vec<StoredSession>,
     pub retained: Vec<StoredRetained>,
+    /// The greatest number that any Session ever had; 0 before the first.
+    pub newest_session: u64,
     /// Messages that were queued for these Sessions while their PUBLISH was not yet acknowledged.
     pub in_doubt: Vec<(Origin, Vec<SessionNumber>)>,
 }

@@ -2,7 +2,7 @@
 //!
 //! Called  by `server` before the first core serves, and by the simulation after a crash.
 //! Holds   - every Session goes to its home core, every filter and retained message to its owners, as this run divides them;
-//!         - a new Session's number is greater than any that the store knew, and no two cores give the same.
+//!         - a new Session's number is greater than any that was ever on disk, and no two cores give the same.
 
 use crate::mqtt::packet::PacketId;
 use crate::mqtt::topic::{TopicFilter, TopicName};
@@ -18,14 +18,11 @@ pub fn restore(shards: &mut [Shard], stored: Stored) {
     let Stored {
         sessions,
         retained,
+        newest_session,
         in_doubt,
     } = stored;
     let cores = shards.len() as u64;
-    let newest = sessions.iter().map(|session| session.session.0);
-    let doubted = in_doubt
-        .iter()
-        .flat_map(|(origin, held)| held.iter().map(|session| session.0).chain([origin.session.0]));
-    let first = newest.chain(doubted).max().map_or(1, |newest| newest + 1);
+    let first = newest_session + 1;
     for (core, shard) in shards.iter_mut().enumerate() {
         assert!(
             usize::from(shard.core.0) == core && u64::from(shard.cores) == cores,

@@ -23,6 +23,7 @@ pub struct Tables {
     sessions: BTreeMap<SessionNumber, Session>,
     retained: BTreeMap<Box<str>, (Arc<[u8]>, QoS)>,
     in_doubt: BTreeMap<Origin, BTreeSet<SessionNumber>>,
+    newest_session: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -57,6 +58,8 @@ impl Tables {
                     ..Session::default()
                 };
                 self.sessions.insert(*session, started);
+                self.newest_session = self.newest_session.max(session.0);
+                self.in_doubt.retain(|origin, _| origin.session != *session);
             }
             Record::SessionEnded { session } => {
                 self.sessions.remove(session);
@@ -188,9 +191,12 @@ impl Tables {
         Stored {
             sessions: sessions.collect(),
             retained: retained.collect(),
+            newest_session: self.newest_session,
+            // A publisher that is gone never sends its PUBLISH again.
             in_doubt: self
                 .in_doubt
                 .iter()
+                .filter(|(origin, _)| self.sessions.contains_key(&origin.session))
                 .map(|(origin, held)| (*origin, held.iter().copied().collect()))
                 .collect(),
         }
@@ -222,5 +228,9 @@ impl Memory {
 
     pub fn fetched(&mut self) -> Option<Fetched> {
         self.fetched.pop_front()
+    }
+
+    pub fn has_news(&self) -> bool {
+        self.pushed.is_some() || !self.fetched.is_empty()
     }
 }

@@ -5,7 +5,15 @@
 //! Holds   - records are confirmed in the order they were pushed, none before it is as safe as the store makes it;
 //!         - what one core pushes between two flushes is one unit: it is in one transaction, or in none.
 
+pub mod error;
+pub mod inspect;
+pub mod lmdb;
 pub mod memory;
+pub mod pages;
+pub mod schema;
+#[cfg(test)]
+mod tests;
+pub mod writer;
 
 use crate::shard::RecordNumber;
 use crate::shard::record::{Fetch, Fetched, Record};
@@ -13,6 +21,7 @@ use crate::shard::record::{Fetch, Fetched, Record};
 /// One core's door to the store.
 pub enum Door {
     Memory(memory::Memory),
+    Disk(Box<writer::DiskDoor>),
 }
 
 impl Door {
@@ -23,12 +32,14 @@ impl Door {
     pub fn push(&mut self, number: RecordNumber, record: Box<Record>) {
         match self {
             Door::Memory(memory) => memory.push(number, record),
+            Door::Disk(disk) => disk.push(number, record),
         }
     }
 
     pub fn fetch(&mut self, fetch: Fetch) {
         match self {
             Door::Memory(memory) => memory.fetch(fetch),
+            Door::Disk(disk) => disk.fetch(fetch),
         }
     }
 
@@ -36,6 +47,7 @@ impl Door {
     pub fn flush(&mut self) {
         match self {
             Door::Memory(_) => {}
+            Door::Disk(disk) => disk.flush(),
         }
     }
 
@@ -43,6 +55,7 @@ impl Door {
     pub fn committed(&mut self) -> Option<RecordNumber> {
         match self {
             Door::Memory(memory) => memory.committed(),
+            Door::Disk(disk) => disk.committed(),
         }
     }
 
@@ -50,6 +63,16 @@ impl Door {
     pub fn fetched(&mut self) -> Option<Fetched> {
         match self {
             Door::Memory(memory) => memory.fetched(),
+            Door::Disk(disk) => disk.fetched(),
+        }
+    }
+
+    /// Whether [`committed`](Door::committed) or [`fetched`](Door::fetched) have something to say: for the last look before a
+    /// sleep, which the bell of the core ends when there is news.
+    pub fn has_news(&self) -> bool {
+        match self {
+            Door::Memory(memory) => memory.has_news(),
+            Door::Disk(disk) => disk.has_news(),
         }
     }
 }

@@ -180,7 +180,7 @@ fn run(config: WorkerConfig, parts: CoreParts, gates: &[Gate; 2], progress: &mps
     }
     let mut core = Core::new(parts, sockets);
     runtime.block_on(serve(&mut core, epoll));
-    let counters = core.counters().clone();
+    let counters = core.report();
     // The process is about to exit; a runtime is not taken down before that, with operations of its own in flight.
     std::mem::forget(runtime);
     counters

@@ -89,7 +89,7 @@ pub struct Core {
 impl Core {
     pub fn new(parts: CoreParts, sockets: Sockets) -> Core {
         let lanes = usize::from(parts.mesh.cores()) * Lane::ALL.len();
-        Core {
+        let mut core = Core {
             parts,
             sockets,
             now: Millis::default(),
@@ -108,7 +108,10 @@ impl Core {
             listener_rests: None,
             stopping: None,
             is_done: false,
-        }
+        };
+        // What the shard had to say when it was restored.
+        core.settle();
+        core
     }
 
     /// Readable when a batch has something to do.
@@ -168,7 +171,7 @@ impl Core {
         if !self.parts.mesh.prepare_sleep(lanes) {
             return None;
         }
-        if self.parts.mailbox.has_mail() {
+        if self.parts.mailbox.has_mail() || self.parts.store.has_news() {
             self.bell().cancel_sleep();
             return None;
         }
@@ -534,7 +537,7 @@ impl Core {
                     self.stopping.get_or_insert(self.now);
                 }
                 // Whoever asked may be gone.
-                Control::Report(to) => drop(to.send(self.parts.shard.counters().clone())),
+                Control::Report(to) => drop(to.send(self.parts.shard.report())),
             }
         }
         true
@@ -559,11 +562,14 @@ impl Core {
         for connection in open {
             self.close_served(connection, CloseReason::Stopping);
         }
+        // What was on its way is handed to the store, which commits it after the last core.
+        self.parts.store.flush();
         self.is_done = true;
     }
 
-    pub fn counters(&self) -> &Counters {
-        self.parts.shard.counters()
+    /// What it has counted, and what waits in it.
+    pub fn report(&self) -> Counters {
+        self.parts.shard.report()
     }
 }
 

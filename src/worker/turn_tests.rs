@@ -107,7 +107,7 @@ impl World {
 
     fn counters(&self) -> Counters {
         let mut sum = Counters::default();
-        self.cores.iter().for_each(|core| sum.add(core.counters()));
+        self.cores.iter().for_each(|core| sum.add(&core.report()));
         sum
     }
 }

@@ -8,7 +8,7 @@
 //!         - a transaction takes the oldest units, of whatever cores; if it fails, nothing of it is there, and it is tried
 //!           again;
 //!         - between what is on disk and what a core has been told there may be a crash;
-//!         - a wish to read is answered after everything its core pushed before is committed and confirmed.
+//!         - a wish to read is answered after the record it names is committed and confirmed, in the order of the wishes.
 
 use std::collections::VecDeque;
 
@@ -29,7 +29,7 @@ struct Unit {
 }
 
 struct Wish {
-    /// The last record pushed before.
+    /// The record that must be committed, and confirmed, before.
     after: RecordNumber,
     fetch: Fetch,
     answer: Option<Fetched>,
@@ -96,7 +96,8 @@ impl Disk {
             *entries_max = self.entries_max.min(*entries_max);
         }
         let door = &mut self.doors[core];
-        let (after, answer) = (door.pushed, None);
+        let (after, answer) = (fetch.after(), None);
+        assert!(after <= door.pushed, "nothing is waited for that was not pushed");
         door.wishes.push_back(Wish { after, fetch, answer });
     }
 

@@ -1,17 +1,21 @@
-//! One run of the real binary: started on a free port in a directory of its own, stopped by SIGTERM, killed on drop.
+//! One run of the real binary: started in a directory of its own, or on a [`Site`] that several runs have one after
+//! another; stopped by SIGTERM, or killed, at the latest on drop.
 //!
 //! Called by every theme of the system tests.
 //! Holds  - no other process is ever signalled, only the one started here;
 //!        - [`Broker::stop`] fails unless the broker ends with exit code 0 within 10 s;
+//!        - [`Broker::kill`] fails if the broker had ended by itself;
 //!        - when a test fails, what the broker wrote is printed with the settings it ran with.
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{available_parallelism, panicking, sleep};
 use std::time::{Duration, Instant};
 
@@ -54,7 +58,7 @@ pub const FOUR_CORES: [Setting; 2] = [setting(4, "io_uring", "on"), setting(4, "
 pub fn io_uring() -> &'static str {
     static DRIVER: OnceLock<&str> = OnceLock::new();
     DRIVER.get_or_init(|| {
-        let mut probe = Broker::spawn(&["--cores", "1", "--driver", "io_uring"], None);
+        let mut probe = Site::any_port().spawn(&["--cores", "1", "--driver", "io_uring"], None);
         if probe.await_ready().is_ok() {
             return "io_uring";
         }
@@ -63,9 +67,144 @@ pub fn io_uring() -> &'static str {
     })
 }
 
+/// Where brokers run one after another: a directory, and a port that is the same for all of them.
+#[derive(Clone)]
+pub struct Site {
+    directory: Arc<tempfile::TempDir>,
+    /// 0: any free port, another one for each run.
+    port: u16,
+    environment: Vec<(String, OsString)>,
+    runs: Arc<AtomicUsize>,
+}
+
+impl Site {
+    pub fn new() -> Site {
+        Site {
+            port: unused_port(),
+            ..Site::any_port()
+        }
+    }
+
+    fn any_port() -> Site {
+        Site {
+            directory: Arc::new(tempfile::tempdir().unwrap()),
+            port: 0,
+            environment: Vec::new(),
+            runs: Arc::default(),
+        }
+    }
+
+    /// Variables for the runs to come.
+    pub fn set_environment<N: Into<String>>(&mut self, variables: impl IntoIterator<Item = (N, OsString)>) {
+        self.environment = variables
+            .into_iter()
+            .map(|(name, value)| (name.into(), value))
+            .collect();
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Where a broker that is given no --data-dir keeps what must outlive it.
+    pub fn data_dir(&self) -> PathBuf {
+        self.directory().join("skein-data")
+    }
+
+    pub fn data_file(&self) -> PathBuf {
+        self.data_dir().join("data.mdb")
+    }
+
+    /// Runs and listens.
+    pub fn start(&self, cores: u16, further: &[&str]) -> Broker {
+        let mut broker = self.launch(cores, further);
+        broker.listens().unwrap_or_else(|problem| panic!("{problem}"));
+        broker
+    }
+
+    /// Has been started; whether it listens is not waited for.
+    pub fn launch(&self, cores: u16, further: &[&str]) -> Broker {
+        let cores = cores.to_string();
+        self.spawn(&[&["--cores", &cores], further].concat(), None)
+    }
+
+    /// The one sentence, whatever the log has said before it, of a start that is refused with exit code 2.
+    pub fn refusal(&self, further: &[&str]) -> String {
+        self.launch(1, further).refusal()
+    }
+
+    fn spawn(&self, arguments: &[&str], open_files: Option<u32>) -> Broker {
+        let run = self.runs.fetch_add(1, Ordering::Relaxed);
+        let in_directory = |name: &str| self.directory().join(format!("{name}.{run}"));
+        let (stdout, stderr, ready_file) = (
+            in_directory("stdout"),
+            in_directory("stderr"),
+            in_directory("ready.json"),
+        );
+        let mut arguments: Vec<String> = arguments.iter().map(|argument| argument.to_string()).collect();
+        if !arguments.iter().any(|argument| argument == "--mqtt-port") {
+            arguments.extend(["--mqtt-port".into(), self.port.to_string()]);
+        }
+        arguments.extend(["--ready-file".into(), ready_file.display().to_string()]);
+        let process = match open_files {
+            None => Command::new(env!("CARGO_BIN_EXE_skein")),
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {limit} && exec \"$@\""), "sh"]);
+                shell.arg(env!("CARGO_BIN_EXE_skein"));
+                shell
+            }
+        }
+        .args(&arguments)
+        .envs(self.environment.iter().map(|(name, value)| (name, value)))
+        .current_dir(self.directory())
+        .stdin(std::process::Stdio::null())
+        .stdout(File::create(&stdout).unwrap())
+        .stderr(File::create(&stderr).unwrap())
+        .spawn()
+        .unwrap();
+        Broker {
+            process,
+            _directory: Arc::clone(&self.directory),
+            outputs: [stdout, stderr],
+            ready_file,
+            arguments,
+            port: self.port,
+        }
+    }
+}
+
+/// A port that nobody listens on and that the kernel gives to nobody who asks for any port: between two runs no other test
+/// can come by it.
+fn unused_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const PORTS: std::ops::Range<u16> = 12_000..32_000;
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let ephemeral: Vec<u16> = range.split_whitespace().map(|port| port.parse().unwrap()).collect();
+    let first = std::process::id() as u16;
+    for _ in PORTS {
+        let offset = first
+            .wrapping_mul(37)
+            .wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = PORTS.start + offset % (PORTS.end - PORTS.start);
+        if !(ephemeral[0]..=ephemeral[1]).contains(&port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port from {PORTS:?} is free outside of {ephemeral:?}");
+}
+
 pub struct Broker {
     process: Child,
-    directory: tempfile::TempDir,
+    /// Goes when the last that needs it does.
+    _directory: Arc<tempfile::TempDir>,
+    /// Standard output and standard error.
+    outputs: [PathBuf; 2],
+    ready_file: PathBuf,
     arguments: Vec<String>,
     pub port: u16,
 }
@@ -93,56 +232,26 @@ impl Broker {
 
     /// The same with any arguments, and a limit of open files.
     pub fn start_with(arguments: &[&str], open_files: Option<u32>) -> Broker {
-        let mut broker = Broker::spawn(arguments, open_files);
-        match broker.await_ready() {
-            Ok(ready) => {
-                assert_eq!(
-                    ready["pid"],
-                    broker.process.id(),
-                    "the ready file names another process: {ready}"
-                );
-                broker.port = ready["mqtt"].as_u64().expect("the ready file names the MQTT port") as u16;
-            }
-            Err(problem) => panic!("{problem}"),
-        }
+        let mut broker = Site::any_port().spawn(arguments, open_files);
+        broker.listens().unwrap_or_else(|problem| panic!("{problem}"));
         broker
     }
 
-    fn spawn(arguments: &[&str], open_files: Option<u32>) -> Broker {
-        let directory = tempfile::tempdir().unwrap();
-        let ready_file = directory.path().join("ready.json");
-        let mut arguments: Vec<String> = arguments.iter().map(|argument| argument.to_string()).collect();
-        if !arguments.iter().any(|argument| argument == "--mqtt-port") {
-            arguments.extend(["--mqtt-port".into(), "0".into()]);
-        }
-        arguments.extend(["--ready-file".into(), ready_file.display().to_string()]);
-        let process = match open_files {
-            None => Command::new(env!("CARGO_BIN_EXE_skein")),
-            Some(limit) => {
-                let mut shell = Command::new("sh");
-                shell.args(["-c", &format!("ulimit -n {limit} && exec \"$@\""), "sh"]);
-                shell.arg(env!("CARGO_BIN_EXE_skein"));
-                shell
-            }
-        }
-        .args(&arguments)
-        .current_dir(directory.path())
-        .stdin(std::process::Stdio::null())
-        .stdout(File::create(directory.path().join("stdout")).unwrap())
-        .stderr(File::create(directory.path().join("stderr")).unwrap())
-        .spawn()
-        .unwrap();
-        Broker {
-            process,
-            directory,
-            arguments,
-            port: 0,
-        }
+    /// Waits until it listens, and says why it does not.
+    pub fn listens(&mut self) -> Result<(), String> {
+        let ready = self.await_ready()?;
+        assert_eq!(
+            ready["pid"],
+            self.process.id(),
+            "the ready file names another process: {ready}"
+        );
+        self.port = ready["mqtt"].as_u64().expect("the ready file names the MQTT port") as u16;
+        Ok(())
     }
 
     fn await_ready(&mut self) -> Result<Value, String> {
         let started = Instant::now();
-        while started.elapsed() < Duration::from_secs(20) {
+        while started.elapsed() < patience(Duration::from_secs(20)) {
             if let Ok(text) = fs::read_to_string(self.ready_file()) {
                 return serde_json::from_str(&text)
                     .map_err(|error| format!("the ready file is no JSON: {error}: {text}"));
@@ -155,8 +264,23 @@ impl Broker {
         Err(format!("no ready file after 20 s: {}", self.written()))
     }
 
+    /// Ends by itself with exit code 2 and one sentence, which is returned.
+    pub fn refusal(mut self) -> String {
+        let status = self.await_end(patience(Duration::from_secs(20)));
+        let status = status.expect("a start that is refused ends by itself");
+        let written = self.written();
+        assert_eq!(status.code(), Some(2), "{status}: {written}");
+        let sentences: Vec<_> = written.lines().filter(|line| line.starts_with("skein: ")).collect();
+        let [sentence] = sentences[..] else {
+            panic!("not one sentence: {written}")
+        };
+        assert!(written.ends_with(&format!("{sentence}\n")), "{written}");
+        assert!(!written.contains("panicked"), "{written}");
+        sentence.to_owned()
+    }
+
     pub fn ready_file(&self) -> PathBuf {
-        self.directory.path().join("ready.json")
+        self.ready_file.clone()
     }
 
     pub fn pid(&self) -> u32 {
@@ -178,9 +302,10 @@ impl Broker {
 
     /// Standard output, then standard error, so far.
     pub fn written(&self) -> String {
-        ["stdout", "stderr"]
-            .map(|stream| fs::read_to_string(self.directory.path().join(stream)).unwrap_or_default())
-            .concat()
+        let outputs = self.outputs.iter();
+        outputs
+            .map(|path| fs::read_to_string(path).unwrap_or_default())
+            .collect()
     }
 
     /// Resident memory now.
@@ -218,6 +343,18 @@ impl Broker {
             .await_end(Duration::from_secs(10))
             .expect("the broker ends within 10 s of SIGTERM");
         assert_eq!(status.code(), Some(0), "{status}");
+        let written = self.written();
+        assert!(!written.contains("panicked"), "a thread panicked");
+        written
+    }
+
+    /// SIGKILL, wherever it is. Returns what was written.
+    pub fn kill(mut self) -> String {
+        if let Some(status) = self.process.try_wait().unwrap() {
+            panic!("the broker ended by itself, {status}");
+        }
+        self.signal(Signal::KILL);
+        self.process.wait().unwrap();
         let written = self.written();
         assert!(!written.contains("panicked"), "a thread panicked");
         written

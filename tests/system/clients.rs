@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const INSTALL: &str = "run tests/setup, which installs what the tests need";
+pub const INSTALL: &str = "run tests/setup, which installs what the tests need";
 
 /// A message as a client saw it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -369,6 +369,27 @@ pub struct MosquittoSub {
     lines: Receiver<String>,
     /// Came before the SUBACK was reported.
     early: VecDeque<String>,
+    /// All that was printed, with the time since the start, without payloads.
+    log: Vec<String>,
+    began: Instant,
+    /// QoS 2 messages it has received and not released: by Packet Identifier, the topic.
+    unreleased: HashMap<String, String>,
+    /// The topic of one that it has just released: it prints the message next.
+    released: Option<String>,
+    /// Identifiers it has released, in order.
+    finished: Vec<String>,
+    topics: HashMap<String, Flows>,
+}
+
+/// QoS 2 messages to one topic, as packets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Flows {
+    /// Begun with a PUBLISH under an identifier that was not in use.
+    pub count: usize,
+    /// Of those, begun again soon after it was released.
+    pub repeated: usize,
+    /// Released, and not printed.
+    pub dropped: usize,
 }
 
 /// Stands before the line of a message; what else is printed is what `-d` adds.
@@ -400,7 +421,17 @@ impl MosquittoSub {
             }
         });
         let early = VecDeque::new();
-        let mut sub = MosquittoSub { process, lines, early };
+        let mut sub = MosquittoSub {
+            process,
+            lines,
+            early,
+            log: Vec::new(),
+            began: Instant::now(),
+            unreleased: HashMap::new(),
+            released: None,
+            finished: Vec::new(),
+            topics: HashMap::new(),
+        };
         loop {
             let line = sub.line();
             match line.starts_with(MARK) {
@@ -435,6 +466,59 @@ impl MosquittoSub {
 
     pub fn messages(&mut self, count: usize) -> Vec<Message> {
         (0..count).map(|_| self.message()).collect()
+    }
+
+    /// What has come so far and was not taken yet.
+    pub fn arrived(&mut self) -> Vec<Message> {
+        while let Ok(line) = self.lines.try_recv() {
+            let at = self.began.elapsed().as_secs_f32();
+            let clipped = String::from_utf8_lossy(&line.as_bytes()[..line.len().min(160)]);
+            self.log.push(format!("{at:9.3} {clipped}"));
+            self.follow(&line);
+            self.early.push_back(line);
+        }
+        self.early.retain(|line| line.starts_with(MARK));
+        (0..self.early.len()).map(|_| self.message()).collect()
+    }
+
+    /// What it prints at QoS 2 is not what it received (seen in 2.0.11): a message is dropped when its PUBREL has come and
+    /// PUBCOMP cannot be sent any more, and one that came twice before its PUBREL is printed for every PUBREL. So the flow
+    /// of packets is what tells whether the broker has done its part.
+    fn follow(&mut self, line: &str) {
+        if let Some(topic) = self.released.take()
+            && !line.starts_with(MARK)
+        {
+            self.topics.entry(topic).or_default().dropped += 1;
+        }
+        let between = |before: &str, after: char| {
+            let from = line.find(before)? + before.len();
+            let to = from + line[from..].find(after)?;
+            Some(line[from..to].to_owned())
+        };
+        if line.contains("received PUBLISH") && line.contains(", q2, ") {
+            let id = between(", m", ',').unwrap();
+            let topic = between(", '", '\'').unwrap();
+            if self.unreleased.insert(id.clone(), topic.clone()).is_none() {
+                let flows = self.topics.entry(topic).or_default();
+                flows.count += 1;
+                // Identifiers come round.
+                let latest = self.finished.iter().rev().take(10_000);
+                flows.repeated += latest.filter(|finished| **finished == id).count();
+            }
+        } else if let Some(id) = between("sending PUBCOMP (m", ')') {
+            self.released = self.unreleased.remove(&id);
+            self.finished.push(id);
+        }
+    }
+
+    /// What [`MosquittoSub::arrived`] has seen of the QoS 2 messages to this topic.
+    pub fn flows(&self, topic: &str) -> Flows {
+        self.topics.get(topic).copied().unwrap_or_default()
+    }
+
+    /// What [`MosquittoSub::arrived`] has passed over and returned, for the report of a failure.
+    pub fn log(&self) -> &[String] {
+        &self.log
     }
 
     /// kill -9: no DISCONNECT is sent.

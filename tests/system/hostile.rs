@@ -4,36 +4,14 @@
 
 use crate::broker::{Broker, FOUR_CORES, SETTINGS, patience};
 use crate::clients::{Agent, Library, Message, hello};
+use crate::raw::{connect, hex, subscribe};
 use rustix::net::sockopt::set_socket_linger;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-fn hex(text: &str) -> Vec<u8> {
-    hex::decode(text.replace(' ', "")).unwrap()
-}
-
-/// CONNECT, level 4, Clean Session, keep alive 0, with this Client Identifier.
-fn connect(id: &str) -> Vec<u8> {
-    let mut packet = hex("10 00 0004 4d515454 04 02 0000 00");
-    packet.push(id.len() as u8);
-    packet.extend(id.as_bytes());
-    packet[1] = packet.len() as u8 - 2;
-    packet
-}
-
 const CONNACK: [u8; 4] = [0x20, 0x02, 0x00, 0x00];
-
-/// SUBSCRIBE, packet identifier 1, to one filter.
-fn subscribe(filter: &str, qos: u8) -> Vec<u8> {
-    let mut packet = hex("82 00 0001 00");
-    packet.push(filter.len() as u8);
-    packet.extend(filter.as_bytes());
-    packet.push(qos);
-    packet[1] = packet.len() as u8 - 2;
-    packet
-}
 
 fn expect(socket: &mut TcpStream, expected: &[u8]) {
     let mut got = vec![0; expected.len()];

@@ -6,8 +6,12 @@
 
 mod broker;
 mod clients;
+mod disk_faults;
+mod power_cut;
+mod raw;
 
 mod descriptors;
+mod durability;
 mod exchange;
 mod hostile;
 mod operator;

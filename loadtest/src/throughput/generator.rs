@@ -6,7 +6,7 @@
 //!           subscribers; open loop: messages leave when `pace` says so and latency counts from then;
 //!         - every message is checked (`sequence`), every acknowledgement too (`acknowledgement`);
 //!         - no allocation, hash or clock read per message: packets are patched copies in a reused buffer, the clock is read
-//!           once per read and once per write, equal latencies are recorded together.
+//!           once per read and once per write, equal latencies (of deliveries, of acknowledgements) are recorded together.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -15,14 +15,15 @@ use anyhow::{Context, Result, bail};
 use hdrhistogram::Histogram;
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
-use rustix::time::{ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 
 use super::{Plan, Settings, Topics};
 use crate::acknowledgement::{AcknowledgementFaults, Answer, Unacknowledged};
-use crate::broker_process::{BrokerProcess, CpuTime};
+use crate::broker_process::BrokerProcess;
 use crate::client::{Connection, Received};
+use crate::meter::Reading;
 use crate::pace::Pace;
-use crate::packet::{self, PublishTemplate, Stamp, run_tag};
+use crate::packet::{self, PublishTemplate, SessionKind, Stamp};
 use crate::progress::Progress;
 use crate::report::{Host, Latency, Throughput, Verdict, grouped};
 use crate::sequence::Streams;
@@ -73,13 +74,13 @@ enum Phase {
 }
 
 /// All counters at one moment.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Snapshot {
     now_ns: u64,
     sent: u64,
     received: u64,
-    own_cpu: Duration,
-    broker_cpu: Option<CpuTime>,
+    acknowledged: u64,
+    reading: Reading,
 }
 
 /// Consecutive messages of one publisher with one time stamp: they are accounted for together.
@@ -112,7 +113,11 @@ pub struct Generator<'a> {
     /// Latencies count for messages stamped in this span.
     measured_ns: std::ops::Range<u64>,
     histogram: Histogram<u64>,
+    /// From PUBLISH to its PUBACK or PUBREC.
+    acknowledgement_histogram: Histogram<u64>,
     sent: u64,
+    /// PUBACKs or PUBRECs that were waited for.
+    acknowledged: u64,
     received: u64,
     /// Deliveries sent for, less those credited.
     outstanding: u64,
@@ -122,8 +127,7 @@ pub struct Generator<'a> {
 }
 
 impl<'a> Generator<'a> {
-    pub fn connect(target: SocketAddr, plan: &'a Plan, settings: &'a Settings) -> Result<Generator<'a>> {
-        let run = run_tag();
+    pub fn connect(target: SocketAddr, plan: &'a Plan, settings: &'a Settings, run: u32) -> Result<Generator<'a>> {
         let prefix = &settings.topic_prefix;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let timer = rustix::time::timerfd_create(
@@ -135,7 +139,12 @@ impl<'a> Generator<'a> {
         let mut subscribers = Vec::with_capacity(plan.subscribers);
         for i in 0..plan.subscribers {
             let context = || format!("subscriber {i} of {}", plan.subscribers);
-            let mut connection = Connection::open(target, &format!("sl{run:08x}s{i}"), 0, &settings.credentials)
+            let session = if settings.durable {
+                SessionKind::Durable
+            } else {
+                SessionKind::Clean
+            };
+            let mut connection = Connection::open(target, &subscriber_id(run, i), session, &settings.credentials)
                 .with_context(context)?;
             connection
                 .subscribe(&plan.filter(prefix, i), settings.qos)
@@ -151,8 +160,9 @@ impl<'a> Generator<'a> {
         let mut publishers = Vec::with_capacity(plan.publishers);
         for i in 0..plan.publishers {
             let context = || format!("publisher {i} of {}", plan.publishers);
-            let mut connection = Connection::open(target, &format!("sl{run:08x}p{i}"), 0, &settings.credentials)
-                .with_context(context)?;
+            let id = format!("sl{run:08x}p{i}");
+            let mut connection =
+                Connection::open(target, &id, SessionKind::Clean, &settings.credentials).with_context(context)?;
             connection.set_nonblocking()?;
             epoll::add(
                 &epoll,
@@ -207,7 +217,9 @@ impl<'a> Generator<'a> {
             paced_until_ns: u64::MAX,
             measured_ns: 0..0,
             histogram: Histogram::new_with_bounds(100, 3_600_000_000_000, 3)?,
+            acknowledgement_histogram: Histogram::new_with_bounds(100, 3_600_000_000_000, 3)?,
             sent: 0,
+            acknowledged: 0,
             received: 0,
             outstanding: 0,
             unacknowledged: 0,
@@ -228,13 +240,12 @@ impl<'a> Generator<'a> {
     }
 
     fn snapshot(&self, broker: Option<&BrokerProcess>) -> Result<Snapshot> {
-        let own = rustix::time::clock_gettime(ClockId::ThreadCPUTime);
         Ok(Snapshot {
-            broker_cpu: broker.map(BrokerProcess::cpu_time).transpose()?,
-            own_cpu: Duration::new(own.tv_sec as u64, own.tv_nsec as u32),
+            reading: Reading::take(broker)?,
             now_ns: self.now_ns(),
             sent: self.sent,
             received: self.received,
+            acknowledged: self.acknowledged,
         })
     }
 
@@ -251,7 +262,8 @@ impl<'a> Generator<'a> {
         let mut measure_until = warm_until + seconds(self.settings.seconds);
         let mut drain_until = u64::MAX;
         self.measured_ns = warm_until..measure_until;
-        let (mut begin, mut end) = (Snapshot::default(), Snapshot::default());
+        let mut begin = self.snapshot(broker)?;
+        let mut end = begin;
         let mut phase = Phase::WarmUp;
         let mut heard_ns = 0;
         let mut heard_count = 0;
@@ -430,12 +442,12 @@ impl<'a> Generator<'a> {
             let mut filled = 0;
             while filled < count {
                 let message = &mut p.batch[filled * stride..(filled + 1) * stride];
-                if let Some(unacknowledged) = &mut p.unacknowledged {
-                    let Some(id) = unacknowledged.take() else { break };
-                    message[stamp_at - 2..stamp_at].copy_from_slice(&id.to_be_bytes());
-                }
                 let sequence = p.sent + filled as u64;
                 let time_ns = pace.map_or(now, |pace| pace.due_ns(publisher as u64, sequence));
+                if let Some(unacknowledged) = &mut p.unacknowledged {
+                    let Some(id) = unacknowledged.take(time_ns) else { break };
+                    message[stamp_at - 2..stamp_at].copy_from_slice(&id.to_be_bytes());
+                }
                 message[stamp_at + 8..stamp_at + 16].copy_from_slice(&sequence.to_le_bytes());
                 message[stamp_at + 16..stamp_at + 24].copy_from_slice(&time_ns.to_le_bytes());
                 filled += 1;
@@ -457,7 +469,7 @@ impl<'a> Generator<'a> {
         }
         if p.connection.wants_write() != p.waits_writable {
             p.waits_writable = p.connection.wants_write();
-            watch(&self.epoll, &p.connection, publisher as u64, p.waits_writable)?;
+            p.connection.watch(&self.epoll, publisher as u64, p.waits_writable)?;
         }
         Ok(())
     }
@@ -483,6 +495,8 @@ impl<'a> Generator<'a> {
         if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::ERR | epoll::EventFlags::HUP) {
             let address = p.connection.address;
             if let Received::Bytes { len, .. } = p.connection.receive(buffer).with_context(context)? {
+                let now = self.start.elapsed().as_nanos() as u64;
+                let (mut time_ns, mut equal) = (0, 0);
                 let mut at = 0;
                 while let Some(frame) =
                     packet::next_frame(&buffer[at..len]).with_context(|| format!("{address} sent"))?
@@ -492,7 +506,23 @@ impl<'a> Generator<'a> {
                         bail!("{address} sent publisher {index} a packet of type {}", frame.kind());
                     };
                     let answer = match (frame.kind(), self.settings.qos) {
-                        (packet::PUBACK, 1) | (packet::PUBREC, 2) => unacknowledged.first(frame.packet_id()?),
+                        (packet::PUBACK, 1) | (packet::PUBREC, 2) => {
+                            let id = frame.packet_id()?;
+                            let answer = unacknowledged.first(id);
+                            if answer != Answer::Fault {
+                                let sent_ns = unacknowledged.sent_ns(id);
+                                if sent_ns != time_ns {
+                                    if equal > 0 && self.measured_ns.contains(&time_ns) {
+                                        self.acknowledgement_histogram
+                                            .saturating_record_n(now.saturating_sub(time_ns), equal);
+                                    }
+                                    (time_ns, equal) = (sent_ns, 0);
+                                }
+                                equal += 1;
+                                self.acknowledged += 1;
+                            }
+                            answer
+                        }
                         (packet::PUBCOMP, 2) => unacknowledged.complete(frame.packet_id()?),
                         (kind, _) => bail!("{address} sent publisher {index} a packet of type {kind}"),
                     };
@@ -505,6 +535,10 @@ impl<'a> Generator<'a> {
                     }
                 }
                 p.connection.keep(&buffer[at..len]);
+                if equal > 0 && self.measured_ns.contains(&time_ns) {
+                    self.acknowledgement_histogram
+                        .saturating_record_n(now.saturating_sub(time_ns), equal);
+                }
             }
         }
         self.enqueue(index);
@@ -544,12 +578,8 @@ impl<'a> Generator<'a> {
         }
         if s.connection.wants_write() != s.waits_writable {
             s.waits_writable = s.connection.wants_write();
-            watch(
-                &self.epoll,
-                &s.connection,
-                (self.publishers.len() + index) as u64,
-                s.waits_writable,
-            )?;
+            s.connection
+                .watch(&self.epoll, (self.publishers.len() + index) as u64, s.waits_writable)?;
         }
         Ok(())
     }
@@ -654,14 +684,7 @@ impl<'a> Generator<'a> {
         let faults = self.streams.faults();
         let mut acknowledgements = AcknowledgementFaults::default();
         for unacknowledged in self.publishers.iter().filter_map(|p| p.unacknowledged.as_ref()) {
-            let AcknowledgementFaults {
-                unexpected,
-                out_of_order,
-                missing,
-            } = unacknowledged.faults();
-            acknowledgements.unexpected += unexpected;
-            acknowledgements.out_of_order += out_of_order;
-            acknowledgements.missing += missing;
+            acknowledgements.add(unacknowledged.faults());
         }
         let seconds = (end.now_ns - begin.now_ns) as f64 / 1e9;
         let delivered = end.received - begin.received;
@@ -672,17 +695,15 @@ impl<'a> Generator<'a> {
                 f64::NAN
             }
         };
-        let own_cpu = end.own_cpu.saturating_sub(begin.own_cpu);
-        let broker_cpu = end
-            .broker_cpu
-            .zip(begin.broker_cpu)
-            .map(|(end, begin)| end.since(begin));
+        let span = end.reading.since(&begin.reading);
+        let (own_cpu, broker_cpu) = (span.own_cpu, span.broker_cpu);
+        let acknowledged = end.acknowledged - begin.acknowledged;
+        let is_acknowledged = self.settings.qos > 0;
         // Loss is a fault above QoS 0 only [MQTT-4.3.1]; order and single delivery hold at QoS 0 as well.
         let is_broken = faults.doubled > 0
             || faults.out_of_order > 0
             || (self.settings.qos > 0 && faults.missing > 0)
-            || acknowledgements.unexpected > 0
-            || acknowledgements.missing > 0;
+            || acknowledgements.is_broken();
         Ok(Throughput {
             address: address.to_string(),
             broker: broker.map(|b| b.name.clone()),
@@ -693,6 +714,10 @@ impl<'a> Generator<'a> {
             delivered_in_time: delivered,
             delivered_per_s: delivered as f64 / seconds,
             latency_us: Latency::of(&self.histogram),
+            acknowledged_in_time: is_acknowledged.then_some(acknowledged),
+            acknowledged_per_s: is_acknowledged.then_some(acknowledged as f64 / seconds),
+            acknowledgement_us: is_acknowledged.then(|| Latency::of(&self.acknowledgement_histogram)),
+            broker_written: span.written(acknowledged),
             broker_cpu_us: broker_cpu.map(|cpu| per_message_us(cpu.total)),
             broker_user_us: broker_cpu.map(|cpu| per_message_us(cpu.user)),
             broker_system_us: broker_cpu.map(|cpu| per_message_us(cpu.system)),
@@ -715,16 +740,6 @@ impl<'a> Generator<'a> {
     }
 }
 
-fn watch(epoll: &OwnedFd, connection: &Connection, token: u64, writable: bool) -> Result<()> {
-    let flags = if writable {
-        epoll::EventFlags::IN | epoll::EventFlags::OUT
-    } else {
-        epoll::EventFlags::IN
-    };
-    Ok(epoll::modify(
-        epoll,
-        connection.socket(),
-        epoll::EventData::new_u64(token),
-        flags,
-    )?)
+pub fn subscriber_id(run: u32, subscriber: usize) -> String {
+    format!("sl{run:08x}s{subscriber}")
 }

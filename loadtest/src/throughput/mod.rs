@@ -3,11 +3,14 @@
 //! Owns    the flags of the scenario and what they come to.
 //! Called  by `main` for one run and by `compare` for many.
 //! Holds   - settings that cannot be measured are refused with a sentence before anything is connected;
-//!         - everything is bounded in time: the handshakes, silence while messages are outstanding, the drain.
+//!         - everything is bounded in time: the handshakes, silence while messages are outstanding, the drain;
+//!         - Sessions that outlive their connection are ended after the run, after a failed one too.
 
 mod generator;
 #[cfg(test)]
 mod tests;
+
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -17,8 +20,9 @@ use self::generator::Generator;
 use crate::acknowledgement::UNACKED_MAX;
 use crate::broker_process::BrokerProcess;
 use crate::client::resolve;
-use crate::packet::{Credentials, STAMP_BYTES};
+use crate::packet::{Credentials, STAMP_BYTES, run_tag};
 use crate::report::{Throughput, grouped};
+use crate::visits::Visits;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Topics {
@@ -54,6 +58,9 @@ pub struct Settings {
     /// Above QoS 0: messages of one publisher without their acknowledgement [default: 20, with --rate 8192]
     #[arg(long)]
     pub unacked: Option<usize>,
+    /// Subscribers keep a Session (Clean Session off), which is ended after the run
+    #[arg(long)]
+    pub durable: bool,
     /// Open loop: messages a second over all publishers, sent on a schedule; latency counts from the scheduled time
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     pub rate: Option<u64>,
@@ -159,8 +166,9 @@ impl Settings {
         } else {
             String::new()
         };
+        let durable = if self.durable { ", durable Sessions" } else { "" };
         format!(
-            "{topics} {} -> {}, QoS {}, {} bytes, {loop_}{unacked}, warm-up {} s",
+            "{topics} {} -> {}{durable}, QoS {}, {} bytes, {loop_}{unacked}, warm-up {} s",
             plan.publishers, plan.subscribers, self.qos, self.size, self.warmup
         )
     }
@@ -204,9 +212,35 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
         set.set(cpu);
         sched_setaffinity(None, &set).with_context(|| format!("cannot pin to CPU {cpu}"))?;
     }
-    let mut generator = Generator::connect(target, &plan, settings)?;
-    let (begin, end) = generator.drive(broker.as_ref())?;
-    let report = generator.report(address, broker.as_ref(), begin, end)?;
+    let run = run_tag();
+    let result = measure(address, target, broker.as_ref(), &plan, settings, run);
+    if settings.durable {
+        let ended = Visits {
+            address: target,
+            credentials: &settings.credentials,
+            count: plan.subscribers,
+            client_id: Box::new(move |i| generator::subscriber_id(run, i)),
+        }
+        .end_sessions();
+        // What made the run fail is told, not what came of it.
+        if result.is_ok() {
+            ended.context("the run is done, its Sessions could not be ended")?;
+        }
+    }
+    result
+}
+
+fn measure(
+    address: &str,
+    target: SocketAddr,
+    broker: Option<&BrokerProcess>,
+    plan: &Plan,
+    settings: &Settings,
+    run: u32,
+) -> Result<Throughput> {
+    let mut generator = Generator::connect(target, plan, settings, run)?;
+    let (begin, end) = generator.drive(broker)?;
+    let report = generator.report(address, broker, begin, end)?;
     generator.close();
     Ok(report)
 }

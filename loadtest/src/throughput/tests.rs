@@ -7,6 +7,7 @@ use crate::packet;
 use crate::report::Verdict;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc;
 use std::thread;
 
 /// What a broker under test does with the n-th PUBLISH: writes to the subscriber, then to the publisher.
@@ -28,14 +29,24 @@ fn honest(_: u64, frame: &[u8], subscriber: &mut Vec<u8>, publisher: &mut Vec<u8
     true
 }
 
-/// A broker for one subscriber and, after it, one publisher.
 fn broker(behaviour: Behaviour) -> String {
+    broker_with_visitors(behaviour).0
+}
+
+/// A broker for one subscriber and, after it, one publisher; then for whoever comes. Gives its address and what CONNECT
+/// packets came.
+fn broker_with_visitors(behaviour: Behaviour) -> (String, mpsc::Receiver<Vec<u8>>) {
+    let (connects, came) = mpsc::channel();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     thread::spawn(move || {
         let greet = || {
             let (mut socket, _) = listener.accept().unwrap();
-            assert!(socket.read(&mut [0; 256]).unwrap() > 14);
+            let mut connect = [0; 256];
+            let n = socket.read(&mut connect).unwrap();
+            assert!(n > 14);
+            // Nobody may want to know.
+            let _ = connects.send(connect[..n].to_vec());
             socket.write_all(&[0x20, 2, 0, 0]).unwrap();
             socket
         };
@@ -45,8 +56,11 @@ fn broker(behaviour: Behaviour) -> String {
         subscriber.write_all(&[0x90, 3, 0, 1, request[n - 1]]).unwrap();
         let publisher = greet();
         serve(subscriber, publisher, behaviour);
+        loop {
+            greet();
+        }
     });
-    address
+    (address, came)
 }
 
 fn serve(mut subscriber: TcpStream, mut publisher: TcpStream, behaviour: Behaviour) {
@@ -102,6 +116,7 @@ fn settings(qos: u8) -> Settings {
         qos,
         window: Some(10),
         unacked: None,
+        durable: false,
         rate: None,
         warmup: 0.05,
         seconds: 0.2,
@@ -127,6 +142,38 @@ fn an_honest_broker_passes_at_every_qos() {
             "{figures}"
         );
         assert!(figures.latency_us.count >= figures.delivered_in_time - 10, "{figures}");
+        // What is acknowledged in time was sent at most a window before it, what was sent in time answered soon after it.
+        assert_eq!(figures.acknowledgement_us.is_some(), qos > 0);
+        if let (Some(latency), Some(acknowledged)) = (&figures.acknowledgement_us, figures.acknowledged_in_time) {
+            assert!(
+                acknowledged > 10 && latency.count.abs_diff(acknowledged) <= 20,
+                "{figures}"
+            );
+        }
+    }
+}
+
+/// Of a CONNECT without user name: its flags and its client id.
+fn flags_and_id(connect: &[u8]) -> (u8, &str) {
+    (connect[9], std::str::from_utf8(&connect[14..]).unwrap())
+}
+
+#[test]
+fn durable_subscribers_leave_no_session_behind_even_when_the_run_fails() {
+    let closing: Behaviour = |n, frame, subscriber, publisher| n < 50 && honest(n, frame, subscriber, publisher);
+    for (behaviour, is_good) in [(honest as Behaviour, true), (closing, false)] {
+        let mut durable = settings(1);
+        durable.durable = true;
+        let (address, came) = broker_with_visitors(behaviour);
+        let result = run(&address, None, &durable);
+        assert_eq!(result.is_ok(), is_good, "{result:?}");
+        assert!(result.map_or(true, |figures| figures.settings.contains("durable Sessions")));
+        let came: Vec<_> = came.try_iter().collect();
+        let came: Vec<_> = came.iter().map(|connect| flags_and_id(connect)).collect();
+        let [(0, subscriber), (2, publisher), (2, visitor)] = came[..] else {
+            panic!("{came:?}")
+        };
+        assert!(subscriber == visitor && subscriber != publisher, "{came:?}");
     }
 }
 
@@ -263,14 +310,15 @@ fn an_open_loop_keeps_its_rate_and_counts_a_stall_of_the_broker_in_full() {
     // All that was due, plus what fell due while the first turn waited for a CPU.
     assert!((500..=600).contains(&figures.sent), "{figures}");
     // Some 250 messages fell due during the stall: a closed loop would have seen a window of late ones.
-    let latency = &figures.latency_us;
-    let late = latency.count
-        - latency
-            .histogram
-            .iter()
-            .rfind(|(us, _)| *us < 50_000.0)
-            .map_or(0, |(_, up_to)| *up_to);
-    assert!(late >= 150 && latency.max >= 200_000.0, "{late} late, {figures}");
+    for latency in [&figures.latency_us, figures.acknowledgement_us.as_ref().unwrap()] {
+        let late = latency.count
+            - latency
+                .histogram
+                .iter()
+                .rfind(|(us, _)| *us < 50_000.0)
+                .map_or(0, |(_, up_to)| *up_to);
+        assert!(late >= 150 && latency.max >= 200_000.0, "{late} late, {figures}");
+    }
 }
 
 #[test]

@@ -1,0 +1,207 @@
+//! What a record costs: encoding, a commit of few and many, a queue read back, and all of it through the threads.
+//!
+//! `cargo bench --bench store`. Commits wait for the disk of the directory for temporary files (TMPDIR).
+//! Queues stay as long as they are: what one batch queues, the next delivers, as for a client that keeps up.
+
+use std::hint::black_box;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use skein::mqtt::packet::QoS;
+use skein::mqtt::topic::TopicName;
+use skein::registry::access::AccountId;
+use skein::session::message::{Message, SharedMessage};
+use skein::shard::RecordNumber;
+use skein::shard::record::{QueueEntry, QueueFetch, Record, SessionKey, SessionNumber};
+use skein::store::Door;
+use skein::store::lmdb::{Applier, Durability, Lmdb, LmdbConfig};
+use skein::store::schema::{self, Entry, EntryMessage, StoredMessage};
+use skein::store::writer::{Store, StoreConfig};
+
+const SESSION: SessionNumber = SessionNumber(1);
+const PAYLOAD: [u8; 64] = [7; 64];
+const TOPIC: &str = "plant/line/pump";
+
+fn started() -> Record {
+    Record::SessionStarted {
+        session: SESSION,
+        account: AccountId(0),
+        client_id: "pump".into(),
+    }
+}
+
+fn queued(sequence: u64) -> Record {
+    let message = Message {
+        topic: TopicName::new(TOPIC).expect("a topic"),
+        payload: &PAYLOAD,
+        qos: QoS::AtLeastOnce,
+    };
+    Record::Queued {
+        message: SharedMessage::new(&message),
+        entries: vec![QueueEntry {
+            session: SESSION,
+            sequence,
+            qos: QoS::AtLeastOnce,
+            retain: false,
+        }],
+        origin: None,
+    }
+}
+
+fn delivered(sequence: u64) -> Record {
+    let session = SESSION;
+    Record::Delivered { session, sequence }
+}
+
+/// `count` records: half of them queue, half deliver what the call before queued.
+struct Flow {
+    next: u64,
+    waiting: std::ops::Range<u64>,
+}
+
+impl Flow {
+    fn new() -> Flow {
+        Flow { next: 1, waiting: 1..1 }
+    }
+
+    fn records(&mut self, count: u64) -> Vec<Record> {
+        // One record alone queues in one call and delivers in the next.
+        let queues = if count == 1 {
+            self.waiting.is_empty().into()
+        } else {
+            count / 2
+        };
+        let delivers = std::mem::replace(&mut self.waiting, self.next..self.next + queues);
+        self.next += queues;
+        self.waiting
+            .clone()
+            .map(queued)
+            .chain(delivers.map(delivered))
+            .collect()
+    }
+}
+
+fn open(dir: &Path, durability: Durability) -> (Lmdb, Applier) {
+    let lmdb = Lmdb::open(LmdbConfig {
+        dir: dir.to_owned(),
+        durability,
+        map_bytes: 1 << 30,
+        map_bytes_max: 1 << 30,
+    })
+    .expect("a temporary directory can be written");
+    let (_, applier) = lmdb.load(0).expect("it is new");
+    (lmdb, applier)
+}
+
+fn encode(criterion: &mut Criterion) {
+    let key = schema::queue_key(SESSION, 7);
+    let entry = Entry {
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        released: false,
+        message: EntryMessage::Inline(StoredMessage {
+            topic: TOPIC,
+            payload: &PAYLOAD,
+        }),
+    };
+    let mut value = Vec::new();
+    criterion.bench_function("encode/queue entry", |bencher| {
+        bencher.iter(|| schema::encode_entry(black_box(&key), black_box(&entry), &mut value));
+    });
+    criterion.bench_function("decode/queue entry", |bencher| {
+        bencher.iter(|| schema::decode_entry(black_box(&key), black_box(&value)));
+    });
+}
+
+fn commit(criterion: &mut Criterion) {
+    for (name, durability) in [("fsync", Durability::Fsync), ("process", Durability::Process)] {
+        let mut group = criterion.benchmark_group(format!("commit/{name}"));
+        group.sample_size(20).measurement_time(Duration::from_secs(4));
+        for count in [1, 100, 1_000, 10_000] {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let (lmdb, mut applier) = open(dir.path(), durability);
+            lmdb.commit(&mut applier, [started()].iter()).expect("a commit");
+            let mut flow = Flow::new();
+            group.throughput(Throughput::Elements(count));
+            group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
+                bencher.iter_batched(
+                    || flow.records(count),
+                    |records| lmdb.commit(&mut applier, records.iter()).expect("a commit"),
+                    BatchSize::PerIteration,
+                );
+            });
+        }
+    }
+}
+
+fn read(criterion: &mut Criterion) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (lmdb, mut applier) = open(dir.path(), Durability::Process);
+    let records: Vec<Record> = [started()].into_iter().chain((1..=100_000).map(queued)).collect();
+    lmdb.commit(&mut applier, records.iter()).expect("a commit");
+    let fetch = QueueFetch {
+        after: RecordNumber(0),
+        session: SessionKey {
+            index: 0,
+            number: SESSION,
+        },
+        from: 50_000,
+        entries_max: 512,
+        bytes_max: usize::MAX,
+    };
+    let mut group = criterion.benchmark_group("read");
+    group.throughput(Throughput::Elements(512));
+    group.bench_function("window of 512 from a queue of 100,000", |bencher| {
+        bencher.iter(|| lmdb.view(|view| view.window(&fetch)).expect("a view"));
+    });
+}
+
+/// One core that hands over units and waits for the commit of the one before the last: as a busy core does.
+fn threads(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("through the storage thread, fsync");
+    group.sample_size(10).measurement_time(Duration::from_secs(5));
+    for count in [100, 1_000, 4_000] {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (mut store, _) = Store::open(StoreConfig::new(dir.path())).expect("a temporary directory can be written");
+        let mut door = store.start(vec![Box::new(|| {})]).expect("threads").remove(0);
+        let mut flow = Flow::new();
+        let mut number = 1;
+        door.push(RecordNumber(number), Box::new(started()));
+        let mut committed = 0;
+        group.throughput(Throughput::Elements(count));
+        group.bench_function(BenchmarkId::new("records per unit", count), |bencher| {
+            bencher.iter_custom(|rounds| {
+                let mut took = Duration::ZERO;
+                for round in 0..rounds {
+                    let records: Vec<Box<Record>> = flow.records(count).into_iter().map(Box::new).collect();
+                    let began = Instant::now();
+                    let before = number;
+                    for record in records {
+                        number += 1;
+                        door.push(RecordNumber(number), record);
+                    }
+                    door.flush();
+                    let awaited = if round + 1 == rounds { number } else { before };
+                    wait(&mut door, &mut committed, awaited);
+                    took += began.elapsed();
+                }
+                took
+            });
+        });
+        let report = store.stop();
+        eprintln!("{report:?}");
+    }
+}
+
+fn wait(door: &mut Door, committed: &mut u64, number: u64) {
+    while *committed < number {
+        match door.committed() {
+            Some(up_to) => *committed = up_to.0,
+            None => std::thread::sleep(Duration::from_micros(50)),
+        }
+    }
+}
+
+criterion_group!(benches, encode, commit, read, threads);
+criterion_main!(benches);

@@ -1,0 +1,172 @@
+//! A broker of a hundred lines for tests of `backlog` and `retained`: QoS 1, sessions, retained messages, one lock.
+//!
+//! Called  by their tests, which give it a rule to break.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use crate::packet;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    None,
+    /// The third delivery of a session, or of a subscription to retained messages.
+    Loses,
+    Doubles,
+    /// The third and the fourth.
+    Swaps,
+    /// Sessions are not kept.
+    Forgets,
+    /// Retained messages are what was set first.
+    KeepsTheFirst,
+    /// Nothing is acknowledged after the fifth PUBLISH.
+    FallsSilent,
+}
+
+#[derive(Default)]
+struct State {
+    sessions: HashMap<String, Session>,
+    retained: HashMap<Vec<u8>, Vec<u8>>,
+    published: u64,
+}
+
+#[derive(Default)]
+struct Session {
+    filter: Vec<u8>,
+    /// PUBLISH packets that wait; the socket of a client that is there takes them at once.
+    queue: Vec<Vec<u8>>,
+    socket: Option<TcpStream>,
+}
+
+#[derive(Clone)]
+pub struct FakeBroker {
+    state: Arc<Mutex<State>>,
+    fault: Fault,
+    pub address: String,
+}
+
+impl FakeBroker {
+    pub fn start(fault: Fault) -> FakeBroker {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let broker = FakeBroker {
+            state: Arc::default(),
+            fault,
+            address: listener.local_addr().unwrap().to_string(),
+        };
+        let server = broker.clone();
+        thread::spawn(move || {
+            for socket in listener.incoming() {
+                let (server, socket) = (server.clone(), socket.unwrap());
+                // A client that goes ends its thread.
+                thread::spawn(move || server.serve(socket));
+            }
+        });
+        broker
+    }
+
+    pub fn session_count(&self) -> usize {
+        self.state.lock().unwrap().sessions.len()
+    }
+
+    pub fn retained_count(&self) -> usize {
+        self.state.lock().unwrap().retained.len()
+    }
+
+    fn serve(&self, mut socket: TcpStream) -> Option<()> {
+        let (mut bytes, mut buffer, mut id) = (Vec::new(), [0; 65_536], String::new());
+        while let Ok(n @ 1..) = socket.read(&mut buffer) {
+            bytes.extend_from_slice(&buffer[..n]);
+            let mut at = 0;
+            while let Some(frame) = packet::next_frame(&bytes[at..]).unwrap() {
+                let whole = &bytes[at..at + frame.len];
+                at += frame.len;
+                let mut state = self.state.lock().unwrap();
+                match frame.kind() {
+                    1 => {
+                        id = String::from_utf8_lossy(&frame.body[12..]).into_owned();
+                        self.connect(&mut state, &id, frame.body[7] & 2 == 2, &socket)?;
+                    }
+                    8 => {
+                        let filter = &frame.body[4..frame.body.len() - 1];
+                        socket
+                            .write_all(&[0x90, 3, 0, 1, frame.body[frame.body.len() - 1]])
+                            .ok()?;
+                        if let Some(levels) = filter.strip_suffix(b"#") {
+                            let retained = state.retained.iter().filter(|(topic, _)| topic.starts_with(levels));
+                            let packets: Vec<_> = retained.map(|(_, packet)| packet.clone()).collect();
+                            socket.write_all(&self.spoil(packets).concat()).ok()?;
+                        }
+                        state.sessions.get_mut(&id)?.filter = filter.to_vec();
+                    }
+                    packet::PUBLISH => {
+                        let publish = packet::publish(frame).unwrap();
+                        state.published += 1;
+                        if self.fault == Fault::FallsSilent && state.published > 5 {
+                            continue;
+                        }
+                        if publish.retain {
+                            self.retain(&mut state, publish, whole);
+                        }
+                        for session in state.sessions.values_mut().filter(|s| s.filter == publish.topic) {
+                            match &mut session.socket {
+                                Some(socket) => socket.write_all(whole).ok()?,
+                                None => session.queue.push(whole.to_vec()),
+                            }
+                        }
+                        let mut ack = Vec::new();
+                        packet::acknowledgement(&mut ack, packet::PUBACK, publish.packet_id);
+                        socket.write_all(&ack).ok()?;
+                    }
+                    14 => {
+                        state.sessions.get_mut(&id)?.socket = None;
+                        return None;
+                    }
+                    _ => {}
+                }
+            }
+            bytes.drain(..at);
+        }
+        None
+    }
+
+    fn connect(&self, state: &mut State, id: &str, is_clean: bool, socket: &TcpStream) -> Option<()> {
+        let mut socket = socket.try_clone().ok()?;
+        if is_clean || self.fault == Fault::Forgets {
+            state.sessions.remove(id);
+        }
+        let is_present = state.sessions.contains_key(id);
+        socket.write_all(&[0x20, 2, u8::from(is_present), 0]).ok()?;
+        let is_publisher = is_clean && id[10..].starts_with('p');
+        if is_clean && !is_publisher && !id[10..].starts_with('r') {
+            return Some(());
+        }
+        let session = state.sessions.entry(id.to_string()).or_default();
+        let queue = self.spoil(std::mem::take(&mut session.queue));
+        socket.write_all(&queue.concat()).ok()?;
+        session.socket = Some(socket);
+        Some(())
+    }
+
+    fn retain(&self, state: &mut State, publish: packet::Publish<'_>, whole: &[u8]) {
+        if publish.payload.is_empty() {
+            state.retained.remove(publish.topic);
+        } else if self.fault != Fault::KeepsTheFirst || !state.retained.contains_key(publish.topic) {
+            state.retained.insert(publish.topic.to_vec(), whole.to_vec());
+        }
+    }
+
+    fn spoil(&self, mut packets: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+        if packets.len() > 4 {
+            match self.fault {
+                Fault::Loses => drop(packets.remove(2)),
+                Fault::Doubles => packets.insert(2, packets[2].clone()),
+                Fault::Swaps => packets.swap(2, 3),
+                _ => {}
+            }
+        }
+        packets
+    }
+}

@@ -1,0 +1,463 @@
+//! Publishers with a set number of messages to send, each within its bound of unacknowledged ones.
+//!
+//! Owns    the publishers' connections, what each has sent, and what became of it.
+//! Called  by `backlog` and `retained`, whose thread drives it with a `Poller`.
+//! Holds   - a publisher sends the messages of its `Share` in order and never has more than `unacked` of them without the end
+//!           of their flow; at QoS 0 a PINGRESP tells that the broker has read them all;
+//!         - no allocation, hash or clock read per message: one topic length for all, so that topic, Packet Identifier and
+//!           stamp are patched in copies of one packet.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use hdrhistogram::Histogram;
+use rustix::event::epoll;
+
+use crate::acknowledgement::{AcknowledgementFaults, Answer, UNACKED_MAX, Unacknowledged};
+use crate::client::{Connection, Received};
+use crate::packet::{self, Credentials, PINGREQ_BYTES, PublishTemplate, STAMP_BYTES, SessionKind, Stamp};
+use crate::poller::Poller;
+use crate::progress::Progress;
+use crate::report::grouped;
+
+/// A numbered topic ends in this many digits.
+pub const NUMBER_DIGITS: usize = 7;
+pub const NUMBER_MAX: u64 = 10_000_000 - 1;
+
+const READ_BYTES: usize = 64 * 1024;
+const BATCH_MESSAGES_MAX: usize = 256;
+const BATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// The flags that scenarios with a set number of messages share.
+#[derive(Clone, Debug, Args)]
+pub struct Settings {
+    /// Connections that publish
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub publishers: u32,
+    /// Payload bytes, at least 24
+    #[arg(long, default_value_t = 64)]
+    pub size: usize,
+    /// Above QoS 0: messages of one publisher whose flow has not ended. Some brokers close on more than they allow
+    #[arg(long, default_value_t = 20)]
+    pub unacked: usize,
+    /// Seconds without any sign of the broker, while it owes one, that end a run
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub silence: u64,
+    #[command(flatten)]
+    pub credentials: Credentials,
+}
+
+impl Settings {
+    pub fn check(&self) -> Result<()> {
+        if !(STAMP_BYTES..=200_000_000).contains(&self.size) {
+            bail!(
+                "--size {} is outside {STAMP_BYTES}..=200000000: a payload starts with {STAMP_BYTES} bytes of bookkeeping",
+                self.size
+            );
+        }
+        if !(1..=UNACKED_MAX).contains(&self.unacked) {
+            bail!("--unacked {} is outside 1..={UNACKED_MAX}", self.unacked);
+        }
+        Ok(())
+    }
+
+    pub fn silence(&self) -> Duration {
+        Duration::from_secs(self.silence)
+    }
+}
+
+/// `count` shared out among `publishers`: how much publisher `publisher` gets.
+pub fn share_of(count: u64, publisher: u64, publishers: u64) -> u64 {
+    count / publishers + u64::from(publisher < count % publishers)
+}
+
+/// The topics of one publisher, one after the other and round again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rota {
+    pub first: u64,
+    pub step: u64,
+    pub width: u64,
+}
+
+impl Rota {
+    /// One topic, whatever its number.
+    pub const ONE: Rota = Rota {
+        first: 0,
+        step: 1,
+        width: 1,
+    };
+
+    /// Topic number and sequence number on that topic of a publisher's message `message`.
+    #[inline]
+    pub fn at(&self, message: u64) -> (u64, u64) {
+        (self.first + self.step * (message % self.width), message / self.width)
+    }
+
+    /// How many of a publisher's first `sent` messages went to its topic `position`, counted from 0.
+    pub fn count(&self, position: u64, sent: u64) -> u64 {
+        share_of(sent, position, self.width)
+    }
+}
+
+/// What one publisher sends: messages `from..until` of its rota.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    pub rota: Rota,
+    pub from: u64,
+    pub until: u64,
+}
+
+/// What all publishers have in common.
+#[derive(Clone, Debug)]
+pub struct Job<'a> {
+    pub settings: &'a Settings,
+    pub run: u32,
+    pub qos: u8,
+    pub retain: bool,
+    /// False: the payload is empty, which clears a retained message.
+    pub has_payload: bool,
+    pub topic: String,
+    /// The last `NUMBER_DIGITS` bytes of the topic are the number.
+    pub is_numbered: bool,
+}
+
+struct Publisher {
+    connection: Connection,
+    share: Share,
+    /// Next message.
+    next: u64,
+    batch: Vec<u8>,
+    batch_messages: usize,
+    unacknowledged: Option<Unacknowledged>,
+    /// PUBRELs to send.
+    control: Vec<u8>,
+    ping: Ping,
+    waits_writable: bool,
+}
+
+/// At QoS 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ping {
+    NotSent,
+    Awaited,
+    Answered,
+}
+
+pub struct Senders<'a> {
+    job: Job<'a>,
+    first_token: u64,
+    publishers: Vec<Publisher>,
+    buffer: Vec<u8>,
+    start: Instant,
+    pub sent: u64,
+    /// PUBACKs or PUBRECs that were waited for; at QoS 0 what was sent.
+    pub acknowledged: u64,
+    /// From PUBLISH to its PUBACK or PUBREC, in nanoseconds.
+    pub histogram: Histogram<u64>,
+    /// Packets that came: a sign of life.
+    pub frames: u64,
+}
+
+impl<'a> Senders<'a> {
+    /// Connects a publisher for each share; their tokens are `first_token` and up.
+    pub fn connect(
+        target: SocketAddr,
+        poller: &Poller,
+        first_token: u64,
+        job: Job<'a>,
+        shares: &[Share],
+    ) -> Result<Senders<'a>> {
+        let payload_bytes = if job.has_payload { job.settings.size } else { 0 };
+        let mut publishers = Vec::with_capacity(shares.len());
+        for (i, &share) in shares.iter().enumerate() {
+            let context = || format!("publisher {i} of {}", shares.len());
+            let id = format!("sl{:08x}p{i}", job.run);
+            let mut connection =
+                Connection::open(target, &id, SessionKind::Clean, &job.settings.credentials).with_context(context)?;
+            connection.set_nonblocking()?;
+            poller.add(connection.socket(), first_token + i as u64)?;
+            let mut template = PublishTemplate::new(&job.topic, job.qos, payload_bytes);
+            template.bytes[0] |= u8::from(job.retain);
+            if job.has_payload {
+                Stamp {
+                    run: job.run,
+                    publisher: i as u32,
+                    sequence: 0,
+                    time_ns: 0,
+                }
+                .write(&mut template.bytes[template.stamp_at..]);
+            }
+            let batch_messages = (BATCH_BYTES_MAX / template.bytes.len())
+                .min(BATCH_MESSAGES_MAX)
+                .min(job.settings.unacked)
+                .max(1);
+            publishers.push(Publisher {
+                connection,
+                share,
+                next: share.from,
+                batch: template.bytes.repeat(batch_messages),
+                batch_messages,
+                unacknowledged: (job.qos > 0).then(|| Unacknowledged::new(job.qos)),
+                control: Vec::new(),
+                ping: Ping::NotSent,
+                waits_writable: false,
+            });
+        }
+        Ok(Senders {
+            job,
+            first_token,
+            publishers,
+            buffer: vec![0; READ_BYTES],
+            start: Instant::now(),
+            sent: 0,
+            acknowledged: 0,
+            histogram: Histogram::new_with_bounds(100, 3_600_000_000_000, 3)?,
+            frames: 0,
+        })
+    }
+
+    /// How many messages publisher `publisher` has sent, those before its share included.
+    pub fn sent_by(&self, publisher: usize) -> u64 {
+        self.publishers[publisher].next
+    }
+
+    /// Messages up to `until` of publisher `publisher` may be sent; what is sent already stays sent.
+    pub fn allow(&mut self, publisher: usize, until: u64) {
+        let p = &mut self.publishers[publisher];
+        p.share.until = until.max(p.next);
+    }
+
+    pub fn send_all(&mut self, poller: &Poller) -> Result<()> {
+        (0..self.publishers.len()).try_for_each(|i| self.send(i, poller))
+    }
+
+    /// All is sent and every flow has ended.
+    pub fn is_done(&self) -> bool {
+        self.publishers.iter().all(|p| {
+            let is_ended = match &p.unacknowledged {
+                Some(unacknowledged) => unacknowledged.in_flight() == 0 && p.control.is_empty(),
+                None => p.ping == Ping::Answered || p.share.from == p.share.until,
+            };
+            p.next == p.share.until && is_ended && !p.connection.wants_write()
+        })
+    }
+
+    /// Sends until all is done. A broker that answers nobody for the time of `--silence` is an error.
+    pub fn run(&mut self, poller: &mut Poller, what: &str) -> Result<()> {
+        let mut progress = Progress::new();
+        let (mut heard, mut heard_signs) = (Instant::now(), 0);
+        self.send_all(poller)?;
+        while !self.is_done() {
+            poller.wait(Duration::from_millis(20))?;
+            for at in 0..poller.events().len() {
+                let (token, flags) = poller.event(at);
+                self.ready(token, flags, poller)?;
+            }
+            // At QoS 0 a broker that takes bytes is alive.
+            let signs = self.frames + self.sent;
+            if signs != heard_signs {
+                (heard, heard_signs) = (Instant::now(), signs);
+            } else if heard.elapsed() > self.job.settings.silence() {
+                bail!(
+                    "{} answered no publisher for {} s; {} sent, {} acknowledged (has it a bound on what it queues?)",
+                    self.publishers[0].connection.address,
+                    self.job.settings.silence,
+                    self.sent,
+                    self.acknowledged
+                );
+            }
+            let now_ns = self.start.elapsed().as_nanos() as u64;
+            if let Some((then, before)) = progress.is_due(now_ns, self.acknowledged) {
+                let rate = (self.acknowledged - before) as f64 * 1e9 / (now_ns - then) as f64;
+                progress.show(&format!(
+                    "{what} {}, {}/s",
+                    grouped(self.acknowledged),
+                    grouped(rate as u64)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, publisher: usize, poller: &Poller) -> Result<()> {
+        let job = &self.job;
+        let now = self.start.elapsed().as_nanos() as u64;
+        let p = &mut self.publishers[publisher];
+        let stride = p.batch.len() / p.batch_messages;
+        let stamp_at = stride - if job.has_payload { job.settings.size } else { 0 };
+        let topic_end = stamp_at - if job.qos > 0 { 2 } else { 0 };
+        let context = || format!("publisher {publisher}");
+        while !p.connection.wants_write() {
+            let mut count = (p.share.until - p.next).min(p.batch_messages as u64) as usize;
+            if let Some(unacknowledged) = &p.unacknowledged {
+                count = count.min(job.settings.unacked.saturating_sub(unacknowledged.in_flight()));
+            }
+            let mut filled = 0;
+            while filled < count {
+                let message = &mut p.batch[filled * stride..(filled + 1) * stride];
+                if let Some(unacknowledged) = &mut p.unacknowledged {
+                    let Some(id) = unacknowledged.take(now) else { break };
+                    message[topic_end..stamp_at].copy_from_slice(&id.to_be_bytes());
+                }
+                let (number, sequence) = p.share.rota.at(p.next + filled as u64);
+                if job.is_numbered {
+                    write_number(&mut message[topic_end - NUMBER_DIGITS..topic_end], number);
+                }
+                if job.has_payload {
+                    message[stamp_at + 8..stamp_at + 16].copy_from_slice(&sequence.to_le_bytes());
+                    message[stamp_at + 16..stamp_at + 24].copy_from_slice(&now.to_le_bytes());
+                }
+                filled += 1;
+            }
+            if filled == 0 && p.control.is_empty() {
+                break;
+            }
+            p.next += filled as u64;
+            self.sent += filled as u64;
+            if job.qos == 0 {
+                self.acknowledged += filled as u64;
+            }
+            p.connection
+                .send(&p.control, &p.batch[..filled * stride])
+                .with_context(context)?;
+            p.control.clear();
+        }
+        if job.qos == 0 && p.ping == Ping::NotSent && p.next == p.share.until && !p.connection.wants_write() {
+            p.connection.send(&[], &PINGREQ_BYTES).with_context(context)?;
+            p.ping = Ping::Awaited;
+        }
+        if p.connection.wants_write() != p.waits_writable {
+            p.waits_writable = p.connection.wants_write();
+            p.connection
+                .watch(poller.fd(), self.first_token + publisher as u64, p.waits_writable)?;
+        }
+        Ok(())
+    }
+
+    /// Takes an event of one of the publishers' tokens.
+    pub fn ready(&mut self, token: u64, flags: epoll::EventFlags, poller: &Poller) -> Result<()> {
+        let index = (token - self.first_token) as usize;
+        let context = || format!("publisher {index}");
+        let p = &mut self.publishers[index];
+        if flags.contains(epoll::EventFlags::OUT) {
+            p.connection.flush().with_context(context)?;
+        }
+        if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::ERR | epoll::EventFlags::HUP) {
+            let address = p.connection.address;
+            if let Received::Bytes { len, .. } = p.connection.receive(&mut self.buffer).with_context(context)? {
+                let now = self.start.elapsed().as_nanos() as u64;
+                let (mut time_ns, mut equal) = (0, 0);
+                let mut at = 0;
+                while let Some(frame) =
+                    packet::next_frame(&self.buffer[at..len]).with_context(|| format!("{address} sent"))?
+                {
+                    at += frame.len;
+                    self.frames += 1;
+                    match (frame.kind(), self.job.qos, &mut p.unacknowledged) {
+                        (packet::PUBACK, 1, Some(unacknowledged)) | (packet::PUBREC, 2, Some(unacknowledged)) => {
+                            let id = frame.packet_id()?;
+                            let answer = unacknowledged.first(id);
+                            if answer == Answer::Fault {
+                                continue;
+                            }
+                            let sent_ns = unacknowledged.sent_ns(id);
+                            if sent_ns != time_ns {
+                                if equal > 0 {
+                                    self.histogram.saturating_record_n(now.saturating_sub(time_ns), equal);
+                                }
+                                (time_ns, equal) = (sent_ns, 0);
+                            }
+                            equal += 1;
+                            self.acknowledged += 1;
+                            if answer == Answer::SendPubrel {
+                                packet::acknowledgement(&mut p.control, packet::PUBREL, id);
+                            }
+                        }
+                        (packet::PUBCOMP, 2, Some(unacknowledged)) => {
+                            unacknowledged.complete(frame.packet_id()?);
+                        }
+                        (packet::PINGRESP, 0, _) => p.ping = Ping::Answered,
+                        (kind, ..) => bail!("{address} sent publisher {index} a packet of type {kind}"),
+                    }
+                }
+                if equal > 0 {
+                    self.histogram.saturating_record_n(now.saturating_sub(time_ns), equal);
+                }
+                p.connection.keep(&self.buffer[at..len]);
+            }
+        }
+        self.send(index, poller)
+    }
+
+    pub fn faults(&self) -> AcknowledgementFaults {
+        let mut faults = AcknowledgementFaults::default();
+        for unacknowledged in self.publishers.iter().filter_map(|p| p.unacknowledged.as_ref()) {
+            faults.add(unacknowledged.faults());
+        }
+        faults
+    }
+
+    /// DISCONNECT for everybody.
+    pub fn close(self) {
+        self.publishers.into_iter().for_each(|p| p.connection.close());
+    }
+}
+
+/// Seven digits, zeros in front.
+fn write_number(digits: &mut [u8], mut number: u64) {
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+}
+
+/// The number a numbered topic ends in.
+pub fn read_number(topic: &[u8]) -> Option<u64> {
+    topic
+        .last_chunk::<NUMBER_DIGITS>()?
+        .iter()
+        .try_fold(0, |number, digit| {
+            digit.is_ascii_digit().then(|| number * 10 + u64::from(digit - b'0'))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_sum_to_the_whole() {
+        for (count, publishers) in [(0, 1), (1, 3), (10, 3), (1_000_000, 7), (3, 10)] {
+            let shares = (0..publishers).map(|i| share_of(count, i, publishers));
+            assert_eq!(shares.sum::<u64>(), count);
+        }
+    }
+
+    #[test]
+    fn a_rota_goes_round_its_topics_and_numbers_each_on_its_own() {
+        let rota = Rota {
+            first: 2,
+            step: 4,
+            width: 3,
+        };
+        let messages: Vec<_> = (0..5).map(|message| rota.at(message)).collect();
+        assert_eq!(messages, [(2, 0), (6, 0), (10, 0), (2, 1), (6, 1)]);
+        assert_eq!([0, 1, 2].map(|position| rota.count(position, 5)), [2, 2, 1]);
+        assert_eq!(
+            (0..3).map(|message| Rota::ONE.at(message).1).collect::<Vec<_>>(),
+            [0, 1, 2]
+        );
+    }
+
+    #[test]
+    fn a_number_reads_back_from_the_end_of_its_topic() {
+        let mut topic = *b"a/bc/0000000";
+        for number in [0, 7, 1_234_567, NUMBER_MAX] {
+            write_number(&mut topic[5..], number);
+            assert_eq!(read_number(&topic), Some(number));
+        }
+        assert_eq!([read_number(b"a/all"), read_number(b"a/bc/00x0000")], [None, None]);
+    }
+}
