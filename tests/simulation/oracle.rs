@@ -54,7 +54,8 @@ struct Inflight {
     /// PUBREL was written.
     is_completing: bool,
     link: usize,
-    place: u64,
+    /// In the line of what was sent; `None` where nobody but the disk knows.
+    place: Option<u64>,
 }
 
 /// A Session that its records tell of.
@@ -365,7 +366,8 @@ impl Oracle {
         // The older connection is closed by the same input; its Session is gone with it if it was clean.
         let resumed = session.exists && session.is_durable && !clean_session;
         if resumed {
-            let mut pending: Vec<(u64, u16)> = session.inflight.iter().map(|(id, flow)| (flow.place, *id)).collect();
+            let places = session.inflight.iter();
+            let mut pending: Vec<(u64, u16)> = places.filter_map(|(id, flow)| Some((flow.place?, *id))).collect();
             pending.sort_unstable();
             session.to_send_again = pending.into_iter().map(|(_, id)| id).collect();
         } else {
@@ -594,7 +596,7 @@ impl World {
                     assert_eq!(flow.message, message, "identifier {id} sends another message again");
                     assert_ne!(flow.link, link, "sent again on the same connection");
                     assert!(!flow.is_released, "sent again after PUBREC");
-                    self.met.sent_again += u64::from(flow.place < self.oracle.crashed_place);
+                    self.met.sent_again += u64::from(flow.place < Some(self.oracle.crashed_place));
                     flow.link = link;
                     session.sends_again(id);
                 } else {
@@ -608,8 +610,13 @@ impl World {
                         publish.dup || publish.retain || !message.is_some_and(must_be_dup),
                         "message {message:?} was sent as {id} before the crash: DUP is missing [MQTT-3.3.1-1]"
                     );
-                    // Again, it keeps its place in the line.
-                    let place = before.filter(|_| publish.dup).map_or(place, |(flow, _)| flow.place);
+                    // Again, it keeps its place in the line. One that was published twice may have been another then.
+                    let is_once = |message: usize| self.oracle.messages[message].attempts <= 1 && !publish.retain;
+                    let place = match before {
+                        _ if !publish.dup => Some(place),
+                        Some((flow, _)) if message.is_some_and(is_once) => flow.place,
+                        _ => None,
+                    };
                     let flow = Inflight {
                         message,
                         qos: publish.qos,
@@ -750,7 +757,8 @@ impl World {
         );
         if oracle.ample_queue {
             let sent_at = message.sent_at.expect("it was sent");
-            let due = |client: usize| self.clients[client].is_due(oracle, client, message, sent_at) == Some(true);
+            let due =
+                |client: usize| self.clients[client].is_due(oracle, client, message, sent_at) > Some(QoS::AtMostOnce);
             for (client, session) in oracle.sessions.iter().enumerate() {
                 if !session.exists || !session.is_durable || !due(client) {
                     continue;

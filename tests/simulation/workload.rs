@@ -159,14 +159,14 @@ impl Client {
         )
     }
 
-    /// Whether this Session must get a message that was sent then; `Some(true)`: at QoS 1 or 2.
-    pub fn is_due(&self, oracle: &Oracle, client: usize, message: &Message, sent_at: u64) -> Option<bool> {
+    /// The QoS, at least, at which this Session must get a message that was sent then.
+    pub fn is_due(&self, oracle: &Oracle, client: usize, message: &Message, sent_at: u64) -> Option<QoS> {
         if self.epoch != oracle.sessions[client].epoch {
             return None;
         }
         let wants = |(filter, subscription): (&usize, &Subscription)| {
             (subscription.since < sent_at && oracle.matches(*filter, message.topic))
-                .then(|| message.qos.min(subscription.qos) > QoS::AtMostOnce)
+                .then(|| message.qos.min(subscription.qos))
         };
         self.subscriptions.iter().filter_map(wants).max()
     }
@@ -851,7 +851,7 @@ impl World {
             copies.fresh
         );
         let due = c.is_due(oracle, client, message, sent_at);
-        assert!(due != Some(true) || qos > QoS::AtMostOnce, "message {number} lost QoS");
+        assert!(due.is_none_or(|due| qos >= due), "message {number} lost QoS: {due:?}");
         let c = &mut self.clients[client];
         let order = c.seen.entry(topic).or_default();
         if !order.contains(&number) {
@@ -931,11 +931,11 @@ impl World {
                     continue;
                 }
                 match c.is_due(&self.oracle, client, message, sent_at) {
-                    Some(true) => {
+                    Some(QoS::AtLeastOnce | QoS::ExactlyOnce) => {
                         missing += 1;
                         assert!(!self.oracle.ample(), "message {number} did not reach client {client}");
                     }
-                    Some(false) => {
+                    Some(QoS::AtMostOnce) => {
                         let here = |(filter, subscription): (&usize, &Subscription)| {
                             subscription.link == link
                                 && subscription.since < sent_at
@@ -968,7 +968,11 @@ impl World {
         for (client, c) in self.clients.iter().enumerate() {
             let Some(link) = c.link else { continue };
             for (topic, message) in &retained {
-                let qos = self.oracle.messages[*message].qos;
+                let Message { qos, runs, .. } = self.oracle.messages[*message];
+                if runs > 1 {
+                    // Who got it before a crash does not get it again at QoS 2, though it is retained anew.
+                    continue;
+                }
                 // Behind what is read back first, QoS 0 gives way.
                 let wants = c.subscriptions.iter().any(|(filter, subscription)| {
                     subscription.link == link
