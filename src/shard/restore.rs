@@ -83,13 +83,7 @@ impl Shard {
         let client = &mut self.clients.sessions[index as usize];
         if let Some(backlog) = stored.backlog {
             let bytes = usize::try_from(backlog.bytes).unwrap_or(usize::MAX);
-            let outbound = Outbound::stored(
-                backlog.first,
-                backlog.end,
-                backlog.entries,
-                bytes,
-                &self.delivery_limits,
-            );
+            let outbound = Outbound::stored(backlog.first, backlog.end, backlog.entries, bytes);
             client.outbound = Some(Box::new(outbound));
             self.counters.queued_restored += backlog.entries;
         }

@@ -8,13 +8,16 @@
 //!         - a transaction takes the oldest units, of whatever cores; if it fails, nothing of it is there, and it is tried
 //!           again;
 //!         - between what is on disk and what a core has been told there may be a crash;
-//!         - a wish to read is answered after the record it names is committed and confirmed, in the order of the wishes.
+//!         - a wish to read is read after the commit of the record that it names, those of one Session in order, and
+//!           answered after its core has been told of all that the answer may show.
 
 use std::collections::VecDeque;
 
 use skein::shard::RecordNumber;
 use skein::shard::record::{Fetch, Fetched, QueueFetch, Record, Stored};
 use skein::store::memory::Tables;
+
+use crate::random::Random;
 
 /// A record on its way: its place among all records of a run of the simulation, and among those of its core.
 struct Pushed {
@@ -29,10 +32,9 @@ struct Unit {
 }
 
 struct Wish {
-    /// The record that must be committed, and confirmed, before.
-    after: RecordNumber,
     fetch: Fetch,
-    answer: Option<Fetched>,
+    /// What was read, and the last record of the core that was on disk then.
+    answer: Option<(Fetched, RecordNumber)>,
 }
 
 /// One core's end.
@@ -96,9 +98,11 @@ impl Disk {
             *entries_max = self.entries_max.min(*entries_max);
         }
         let door = &mut self.doors[core];
-        let (after, answer) = (fetch.after(), None);
-        assert!(after <= door.pushed, "nothing is waited for that was not pushed");
-        door.wishes.push_back(Wish { after, fetch, answer });
+        assert!(
+            fetch.after() <= door.pushed,
+            "nothing is waited for that was not pushed"
+        );
+        door.wishes.push_back(Wish { fetch, answer: None });
     }
 
     /// A core hands over what it has pushed.
@@ -159,32 +163,51 @@ impl Disk {
         door.confirmed
     }
 
-    /// Reads what a core wished for first among what has not been read.
-    pub fn read(&mut self, core: usize) -> bool {
+    /// Reads for one wish of a core's, if what it waits for is there. Wishes of one Session are read in order.
+    pub fn read(&mut self, core: usize, random: &mut Random) -> bool {
         let door = &mut self.doors[core];
-        let Some(wish) = door.wishes.iter_mut().find(|wish| wish.answer.is_none()) else {
-            return false;
-        };
-        if wish.after > door.on_disk {
+        let waits = |place: &usize| door.wishes[*place].answer.is_none() && !door.has_earlier(*place);
+        let waiting: Vec<usize> = (0..door.wishes.len()).filter(waits).collect();
+        if waiting.is_empty() {
             return false;
         }
-        wish.answer = Some(self.tables.read(&wish.fetch));
+        let on_disk = door.on_disk;
+        let wish = &mut door.wishes[random.pick(&waiting)];
+        if wish.fetch.after() > on_disk {
+            return false;
+        }
         match wish.fetch {
             Fetch::Queue(_) => self.fetches += 1,
             Fetch::Retained(_) => self.fetches_retained += 1,
         }
+        wish.answer = Some((self.tables.read(&wish.fetch), on_disk));
         true
     }
 
-    /// The next answer to a core.
-    pub fn answer(&mut self, core: usize) -> Option<Fetched> {
+    /// An answer to a core, which has been told of everything that it may show.
+    pub fn answer(&mut self, core: usize, random: &mut Random) -> Option<Fetched> {
         let door = &mut self.doors[core];
-        let front = door.wishes.front_mut()?;
-        if front.after > door.confirmed {
+        let is_ready = |place: &usize| {
+            let answer = door.wishes[*place].answer.as_ref();
+            answer.is_some_and(|(_, on_disk)| *on_disk <= door.confirmed) && !door.has_earlier(*place)
+        };
+        let ready: Vec<usize> = (0..door.wishes.len()).filter(is_ready).collect();
+        if ready.is_empty() {
             return None;
         }
-        let answer = front.answer.take()?;
-        door.wishes.pop_front();
-        Some(answer)
+        let wish = door.wishes.remove(random.pick(&ready))?;
+        wish.answer.map(|(fetched, _)| fetched)
+    }
+}
+
+impl Door {
+    /// Whether a wish of the same Session stands before this one.
+    fn has_earlier(&self, place: usize) -> bool {
+        let session = |wish: &Wish| match &wish.fetch {
+            Fetch::Queue(fetch) => Some(fetch.session.number),
+            Fetch::Retained(_) => None,
+        };
+        let of = session(&self.wishes[place]);
+        of.is_some() && self.wishes.range(..place).any(|wish| session(wish) == of)
     }
 }

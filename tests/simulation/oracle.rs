@@ -482,7 +482,11 @@ impl Oracle {
 
     /// By what publishers know alone: what is kept of a topic is not older than a retained message that was acknowledged.
     pub fn check_retained_is_newest(&self, kept: &BTreeMap<usize, usize>) {
-        let is_over_before = |message: &Message, moment: u64| message.acknowledged_at.is_some_and(|at| at < moment);
+        // What a publisher has sent again at QoS 1 may have its place twice, one after its acknowledgement.
+        let is_over_before = |message: &Message, moment: u64| {
+            let is_once = message.attempts <= 1 || message.qos == QoS::ExactlyOnce;
+            is_once && message.acknowledged_at.is_some_and(|at| at < moment)
+        };
         for message in self.messages.iter().filter(|message| message.retain) {
             let (Some(sent_at), Some(_)) = (message.sent_at, message.acknowledged_at) else {
                 continue;

@@ -76,6 +76,8 @@ pub struct Client {
     rx: Vec<u8>,
     last_sent_ms: u64,
     next_id: u16,
+    /// It takes the smallest identifier that is free, not the next.
+    reuses_ids: bool,
     pub outgoing: Vec<Outgoing>,
     /// What this connection must acknowledge, in order.
     expected: VecDeque<(u16, QoS)>,
@@ -115,6 +117,7 @@ impl Client {
             rx: Vec::new(),
             last_sent_ms: 0,
             next_id: if random.percent(20) { 65_530 } else { 1 },
+            reuses_ids: random.percent(50),
             outgoing: Vec::new(),
             expected: VecDeque::new(),
             replies: VecDeque::new(),
@@ -192,6 +195,9 @@ impl Client {
     }
 
     fn fresh_id(&mut self) -> u16 {
+        if self.reuses_ids {
+            self.next_id = 1;
+        }
         loop {
             let id = self.next_id;
             self.next_id = if id == u16::MAX { 1 } else { id + 1 };

@@ -750,7 +750,7 @@ impl World {
                 self.confirm(core, count);
             }
             4 => {
-                self.disk.read(core);
+                self.disk.read(core, &mut self.random);
             }
             5 => {
                 self.answer(core);
@@ -774,7 +774,9 @@ impl World {
         }
         for core in 0..self.shards.len() {
             moved |= self.confirm(core, self.disk.unconfirmed(core));
-            moved |= self.disk.read(core);
+            while self.disk.read(core, &mut self.random) {
+                moved = true;
+            }
             while self.answer(core) {
                 moved = true;
             }
@@ -809,7 +811,7 @@ impl World {
     }
 
     fn answer(&mut self, core: usize) -> bool {
-        let Some(fetched) = self.disk.answer(core) else {
+        let Some(fetched) = self.disk.answer(core, &mut self.random) else {
             return false;
         };
         self.event(17, core as u64, || format!("core {core}: {}", brief_fetched(&fetched)));
