@@ -1,1 +1,359 @@
-//! x
+//! Disks that are full, that fail, and whose power is cut, under the real binary.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::crowd::{Crowd, Part, Publishing};
+use super::seed;
+use crate::broker::{Broker, Site, patience};
+use crate::clients::{Agent, INSTALL, Library, Message, hello};
+use crate::disk_faults::DiskLayer;
+use crate::power_cut::{Pending, Random};
+use crate::raw::{PUBACK, PUBREC, PUBREL, Packet, Raw, acknowledgement, publish};
+
+/// The file may not grow past this many bytes, or as far as it wants.
+fn limit_file_size(broker: &Broker, bytes: Option<u64>) {
+    let limit = bytes.map_or("unlimited".into(), |bytes| bytes.to_string());
+    // The hard limit stays: what is lowered there cannot be raised again.
+    let status = Command::new("prlimit")
+        .args(["--pid", &broker.pid().to_string(), &format!("--fsize={limit}:")])
+        .status();
+    let status = status.unwrap_or_else(|error| panic!("prlimit cannot be started ({error}): {INSTALL}"));
+    assert!(status.success());
+}
+
+/// Publishes one message after another, each with its number, and says which were acknowledged.
+struct Writer {
+    raw: Raw,
+    acknowledged: u16,
+    sent: u16,
+}
+
+impl Writer {
+    fn start(site: &Site) -> Writer {
+        Writer {
+            raw: Raw::clean(site.port(), "writer"),
+            acknowledged: 0,
+            sent: 0,
+        }
+    }
+
+    /// Sends the next unless one waits, and waits so long for the acknowledgement.
+    fn write(&mut self, within: Duration) -> bool {
+        if self.sent == self.acknowledged {
+            self.sent += 1;
+            let payload = format!("{} {:1500}", self.sent, "");
+            self.raw.send(&publish("disk/x", 1, self.sent, payload.as_bytes()));
+        }
+        let Some(packet) = self.raw.packet_within(within) else {
+            return false;
+        };
+        self.acknowledged += 1;
+        let expected = Packet::Acknowledgement {
+            kind: PUBACK,
+            id: self.acknowledged,
+        };
+        assert_eq!(packet, expected);
+        true
+    }
+
+    fn write_some(&mut self) {
+        for _ in 0..100 {
+            assert!(
+                self.write(patience(Duration::from_secs(20))),
+                "no PUBACK on a disk that works"
+            );
+        }
+    }
+}
+
+/// What happens to a disk, and how it is undone.
+struct Outage<'a> {
+    name: &'a str,
+    begin: &'a dyn Fn(&Broker),
+    end: &'a dyn Fn(&Broker),
+}
+
+/// Acknowledgements stop, everything else goes on; when the disk works again so do they, and a kill finds it all.
+fn ride_out(site: &Site, outages: &[Outage<'_>]) {
+    let mut broker = site.start(4, &["--max-queued", "100000", "--max-queued-bytes", "1 GiB"]);
+    Raw::durable(site.port(), "absent").subscribe("disk/#", 1);
+    let mut paho = Agent::start(Library::Paho);
+    let mut writer = Writer::start(site);
+    let mut cores = [1, 4].into_iter().cycle();
+    for outage in outages {
+        let name = outage.name;
+        paho.connect("w", &broker, hello("witness"));
+        paho.subscribe("w", &[("witness/+", 1)]);
+        // Pages to be written beyond those that are free in between.
+        for _ in 0..5 {
+            writer.write_some();
+        }
+        let complaints = |broker: &Broker| broker.written().matches("the store cannot commit").count();
+        assert_eq!(complaints(&broker), 0, "{name}: before it");
+        (outage.begin)(&broker);
+        let began = Instant::now();
+        while writer.write(Duration::from_secs(2)) {
+            assert!(
+                began.elapsed() < patience(Duration::from_secs(60)),
+                "{name}: acknowledged all the time"
+            );
+        }
+        let before = writer.acknowledged;
+        while complaints(&broker) == 0 {
+            assert!(
+                began.elapsed() < patience(Duration::from_secs(60)),
+                "{name}: nothing in the log"
+            );
+            sleep(Duration::from_millis(50));
+        }
+        // Nobody who wants nothing of the disk is kept waiting, nobody at all is closed.
+        for n in 0..20 {
+            let message = Message::new(&format!("witness/{n}"), "all is well", (n % 2) as u8, false);
+            paho.publish("w", &message);
+            assert_eq!(paho.message("w"), message, "{name}");
+        }
+        assert!(!writer.write(Duration::from_secs(1)), "{name}: acknowledged meanwhile");
+        assert_eq!(writer.acknowledged, before);
+        (outage.end)(&broker);
+        writer.write_some();
+        assert!(
+            broker.written().contains("the store works again"),
+            "{name}: {}",
+            broker.written()
+        );
+        paho.publish("w", &Message::new("witness/end", "end", 1, false));
+        assert_eq!(paho.message("w").payload, b"end", "{name}");
+
+        broker.kill();
+        broker = site.start(
+            cores.next().unwrap(),
+            &["--max-queued", "100000", "--max-queued-bytes", "1 GiB"],
+        );
+        let acknowledged = writer.acknowledged;
+        writer = Writer {
+            acknowledged,
+            sent: acknowledged,
+            ..Writer::start(site)
+        };
+    }
+    let mut absent = Raw::durable(site.port(), "absent");
+    assert!(absent.session_present);
+    for expected in 1..=writer.acknowledged {
+        let (_, payload, _) = absent.message();
+        let number = String::from_utf8(payload).unwrap();
+        assert_eq!(number.split(' ').next().unwrap(), expected.to_string());
+    }
+    drop(absent);
+    broker.stop();
+    let inspected = Command::new(env!("CARGO_BIN_EXE_skein"))
+        .args(["inspect", "--data-dir"])
+        .arg(site.data_dir())
+        .output()
+        .unwrap();
+    assert!(inspected.status.success(), "{inspected:?}");
+}
+
+#[test]
+fn a_file_that_may_not_grow_stops_acknowledgements_and_nothing_else() {
+    let site = Site::new();
+    ride_out(
+        &site,
+        &[Outage {
+            name: "EFBIG",
+            begin: &|broker| limit_file_size(broker, Some(512 * 1024)),
+            end: &|broker| limit_file_size(broker, None),
+        }],
+    );
+}
+
+fn site_over_layer() -> (Site, DiskLayer) {
+    let mut site = Site::new();
+    make_data_dir(&site);
+    let layer = DiskLayer::over(&site.data_file());
+    site.set_environment(layer.environment());
+    (site, layer)
+}
+
+fn make_data_dir(site: &Site) {
+    fs::DirBuilder::new().mode(0o700).create(site.data_dir()).unwrap();
+}
+
+#[test]
+fn a_disk_that_is_full_or_fails_stops_acknowledgements_and_nothing_else() {
+    for faults in [
+        "write ENOSPC",
+        "write EIO",
+        "write SHORT",
+        "sync EIO",
+        "meta EIO",
+        "meta ENOSPC",
+    ] {
+        let (site, layer) = site_over_layer();
+        ride_out(
+            &site,
+            &[Outage {
+                name: faults,
+                begin: &|_| layer.set_faults(faults),
+                end: &|_| layer.set_faults(""),
+            }],
+        );
+    }
+}
+
+const CUTS: u64 = 25;
+
+/// Method: real clients publish to a durable Session that is away, and rewrite retained messages, while the broker is killed
+///         and started again; every acknowledgement is noted in the log of what reached the disk. Then the log is cut at
+///         random points, a broker is started on what a power cut there could have left, and must have all that was
+///         acknowledged before the cut. `SKEIN_CUT_SEED` repeats the cuts' choices, `SKEIN_CUTS` sets their number.
+#[test]
+fn a_power_cut_leaves_everything_that_was_acknowledged_before_it() {
+    let seed = seed("SKEIN_CUT_SEED");
+    let cuts = std::env::var("SKEIN_CUTS").map_or(CUTS, |cuts| cuts.parse().unwrap());
+    eprintln!("SKEIN_CUT_SEED={seed}");
+    let mut random = Random::new(seed);
+    let (mut site, layer) = site_over_layer();
+    let mut broker = site.start(1, &[]);
+    for qos in [1, 2] {
+        Raw::durable(site.port(), &format!("absent {qos}")).subscribe("load/#", qos);
+    }
+    layer.mark("subscribed");
+    let mut crowd = Crowd::start(site.port(), seed);
+    for (name, qos, retain) in [("one", 1, false), ("two", 2, false), ("kept", 1, true)] {
+        let prefix = if retain { "kept" } else { "load" };
+        crowd.join(Part::new(name).publishes(Publishing {
+            topics: (0..3).map(|n| format!("{prefix}/{name}/{n}")).collect(),
+            qos,
+            retain,
+            window: 8,
+            per_second: 100,
+            padding: vec![0, 200, 5000],
+            clear_every: 0,
+        }));
+    }
+    crowd.resume();
+    for life in 0..4 {
+        let until = Instant::now() + Duration::from_millis(500 + random.below(1000) as u64);
+        while Instant::now() < until {
+            crowd.watch(Duration::from_millis(5));
+            for (topic, number) in crowd.take_acknowledged() {
+                layer.mark(&format!("{topic} {number}"));
+            }
+        }
+        if life < 3 {
+            broker.kill();
+            site.set_environment(layer.environment());
+            broker = site.start([4, 1][life % 2], &[]);
+        } else {
+            crowd.pause();
+            for (topic, number) in crowd.take_acknowledged() {
+                layer.mark(&format!("{topic} {number}"));
+            }
+            broker.stop();
+            break;
+        }
+    }
+    let log = layer.log();
+    let first = (0..log.cut_max())
+        .find(|cut| log.marks(*cut).next().is_some())
+        .expect("the first mark is in the log");
+    for number in 0..cuts {
+        let cut = first + random.below(log.cut_max() - first + 1);
+        let pending = match number % 8 {
+            0 => Pending::Lost,
+            1 => Pending::Written,
+            _ => Pending::Random(random.next()),
+        };
+        let what = format!("cut {cut} of {}, {pending:?}, SKEIN_CUT_SEED={seed}", log.cut_max());
+        let mut required: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+        for mark in log.marks(cut) {
+            if let Some((topic, number)) = mark.split_once(' ') {
+                required.entry(topic).or_default().push(number.parse().unwrap());
+            }
+        }
+        verify(&log.image(cut, pending), &required, [1, 4][number as usize % 2], &what);
+    }
+}
+
+/// The image serves what is required: by topic, numbers.
+fn verify(image: &[u8], required: &BTreeMap<&str, Vec<u32>>, cores: u16, what: &str) {
+    let site = Site::new();
+    make_data_dir(&site);
+    write_sparse(&site.data_file(), image);
+    let broker = site.start(cores, &[]);
+    for qos in [1, 2] {
+        let mut raw = Raw::durable(site.port(), &format!("absent {qos}"));
+        assert!(raw.session_present, "{what}: the Session at QoS {qos} is gone");
+        let got = drain(&mut raw);
+        for (topic, numbers) in required.iter().filter(|(topic, _)| topic.starts_with("load/")) {
+            let of_topic = got.get(*topic).map_or(&[][..], Vec::as_slice);
+            let missing: Vec<_> = numbers.iter().filter(|number| !of_topic.contains(number)).collect();
+            assert!(
+                missing.is_empty(),
+                "{what}: QoS {qos}: {topic}: {missing:?} are missing, there are {of_topic:?}"
+            );
+            let mut once = of_topic.to_vec();
+            once.dedup();
+            assert!(
+                once.is_sorted_by(|one, other| one < other),
+                "{what}: {topic}: {of_topic:?}"
+            );
+        }
+    }
+    let mut raw = Raw::clean(site.port(), "onlooker");
+    raw.subscribe("kept/#", 1);
+    let got = drain(&mut raw);
+    for (topic, numbers) in required.iter().filter(|(topic, _)| topic.starts_with("kept/")) {
+        let newest = numbers.iter().max().unwrap();
+        let kept = got.get(*topic).map_or(&[][..], Vec::as_slice);
+        assert!(
+            kept.len() == 1 && kept[0] >= *newest,
+            "{what}: {topic}: {kept:?} is kept, {newest} was acknowledged"
+        );
+    }
+    broker.stop();
+}
+
+/// Everything that comes, by topic, with its number.
+fn drain(raw: &mut Raw) -> BTreeMap<String, Vec<u32>> {
+    let mut got: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+    let quiet = Duration::from_secs(1);
+    while let Some(packet) = raw.packet_within(quiet) {
+        match packet {
+            Packet::Publish {
+                topic,
+                payload,
+                qos,
+                id,
+                ..
+            } => {
+                let label = payload.split(|&byte| byte == b' ').next().unwrap();
+                let number = std::str::from_utf8(label).unwrap().parse().unwrap();
+                got.entry(topic).or_default().push(number);
+                raw.send(&acknowledgement(if qos == 2 { PUBREC } else { PUBACK }, id));
+            }
+            Packet::Acknowledgement { kind: PUBREL, id } => raw.send(&acknowledgement(0x70, id)),
+            other => panic!("{other:?}"),
+        }
+    }
+    got
+}
+
+/// Most of it is zeros, which take no space.
+fn write_sparse(path: &Path, image: &[u8]) {
+    let mut file = File::create(path).unwrap();
+    for (index, block) in image.chunks(1 << 16).enumerate() {
+        if block.iter().any(|byte| *byte != 0) {
+            file.seek(SeekFrom::Start((index as u64) << 16)).unwrap();
+            file.write_all(block).unwrap();
+        }
+    }
+    file.set_len(image.len() as u64).unwrap();
+}
