@@ -15,7 +15,7 @@ use crate::broker::{Broker, Site, patience};
 use crate::clients::{Agent, INSTALL, Library, Message, hello};
 use crate::disk_faults::DiskLayer;
 use crate::power_cut::{Pending, Random};
-use crate::raw::{PUBACK, PUBREC, PUBREL, Packet, Raw, acknowledgement, publish};
+use crate::raw::{PUBACK, PUBCOMP, PUBREC, PUBREL, Packet, Raw, acknowledgement, publish};
 
 /// The file may not grow past this many bytes, or as far as it wants.
 fn limit_file_size(broker: &Broker, bytes: Option<u64>) {
@@ -207,20 +207,36 @@ fn a_disk_that_is_full_or_fails_stops_acknowledgements_and_nothing_else() {
     }
 }
 
-const CUTS: u64 = 25;
+const CUTS: u64 = 20;
+/// After all that must come has come: time for what must not.
+const SETTLE: Duration = Duration::from_millis(200);
 
-/// Method: real clients publish to a durable Session that is away, and rewrite retained messages, while the broker is killed
+/// Method: real clients publish to durable Sessions that are away, and rewrite retained messages, while the broker is killed
 ///         and started again; every acknowledgement is noted in the log of what reached the disk. Then the log is cut at
 ///         random points, a broker is started on what a power cut there could have left, and must have all that was
 ///         acknowledged before the cut. `SKEIN_CUT_SEED` repeats the cuts' choices, `SKEIN_CUTS` sets their number.
 #[test]
 fn a_power_cut_leaves_everything_that_was_acknowledged_before_it() {
+    let wrong = cut_at_random("fsync", 4, CUTS);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The test above would notice a broker that does not sync.
+#[test]
+fn a_power_cut_tells_a_broker_that_does_not_sync() {
+    let wrong = cut_at_random("process", 1, 6);
+    assert!(!wrong.is_empty(), "nothing was lost without a sync");
+}
+
+/// What was wrong at each cut.
+fn cut_at_random(durability: &str, lives: usize, cuts: u64) -> Vec<String> {
     let seed = seed("SKEIN_CUT_SEED");
-    let cuts = std::env::var("SKEIN_CUTS").map_or(CUTS, |cuts| cuts.parse().unwrap());
-    eprintln!("SKEIN_CUT_SEED={seed}");
+    let cuts = std::env::var("SKEIN_CUTS").map_or(cuts, |cuts| cuts.parse().unwrap());
+    eprintln!("--durability {durability}, SKEIN_CUT_SEED={seed}");
     let mut random = Random::new(seed);
     let (mut site, layer) = site_over_layer();
-    let mut broker = site.start(1, &[]);
+    let arguments = ["--durability", durability];
+    let mut broker = site.start(1, &arguments);
     for qos in [1, 2] {
         Raw::durable(site.port(), &format!("absent {qos}")).subscribe("load/#", qos);
     }
@@ -239,31 +255,34 @@ fn a_power_cut_leaves_everything_that_was_acknowledged_before_it() {
         }));
     }
     crowd.resume();
-    for life in 0..4 {
+    let note = |crowd: &mut Crowd| {
+        for (topic, number) in crowd.take_acknowledged() {
+            layer.mark(&format!("{topic} {number}"));
+        }
+    };
+    for life in 1.. {
         let until = Instant::now() + Duration::from_millis(500 + random.below(1000) as u64);
         while Instant::now() < until {
             crowd.watch(Duration::from_millis(5));
-            for (topic, number) in crowd.take_acknowledged() {
-                layer.mark(&format!("{topic} {number}"));
-            }
+            note(&mut crowd);
         }
-        if life < 3 {
-            broker.kill();
-            site.set_environment(layer.environment());
-            broker = site.start([4, 1][life % 2], &[]);
-        } else {
-            crowd.pause();
-            for (topic, number) in crowd.take_acknowledged() {
-                layer.mark(&format!("{topic} {number}"));
-            }
-            broker.stop();
+        if life == lives {
             break;
         }
+        broker.kill();
+        note(&mut crowd);
+        site.set_environment(layer.environment());
+        broker = site.start([1, 4][life % 2], &arguments);
     }
+    crowd.pause();
+    note(&mut crowd);
+    broker.stop();
+
     let log = layer.log();
     let first = (0..log.cut_max())
         .find(|cut| log.marks(*cut).next().is_some())
         .expect("the first mark is in the log");
+    let mut wrong = Vec::new();
     for number in 0..cuts {
         let cut = first + random.below(log.cut_max() - first + 1);
         let pending = match number % 8 {
@@ -271,61 +290,80 @@ fn a_power_cut_leaves_everything_that_was_acknowledged_before_it() {
             1 => Pending::Written,
             _ => Pending::Random(random.next()),
         };
-        let what = format!("cut {cut} of {}, {pending:?}, SKEIN_CUT_SEED={seed}", log.cut_max());
         let mut required: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
         for mark in log.marks(cut) {
             if let Some((topic, number)) = mark.split_once(' ') {
                 required.entry(topic).or_default().push(number.parse().unwrap());
             }
         }
-        verify(&log.image(cut, pending), &required, [1, 4][number as usize % 2], &what);
+        let verified = verify(&log.image(cut, pending), &required, [1, 4][number as usize % 2]);
+        wrong.extend(verified.err().map(|problem| {
+            let of = log.cut_max();
+            format!("cut {cut} of {of}, {pending:?}, SKEIN_CUT_SEED={seed}: {problem}")
+        }));
     }
+    wrong
 }
 
 /// The image serves what is required: by topic, numbers.
-fn verify(image: &[u8], required: &BTreeMap<&str, Vec<u32>>, cores: u16, what: &str) {
+fn verify(image: &[u8], required: &BTreeMap<&str, Vec<u32>>, cores: u16) -> Result<(), String> {
     let site = Site::new();
     make_data_dir(&site);
     write_sparse(&site.data_file(), image);
-    let broker = site.start(cores, &[]);
+    let mut broker = site.launch(cores, &[]);
+    broker.listens()?;
     for qos in [1, 2] {
         let mut raw = Raw::durable(site.port(), &format!("absent {qos}"));
-        assert!(raw.session_present, "{what}: the Session at QoS {qos} is gone");
-        let got = drain(&mut raw);
-        for (topic, numbers) in required.iter().filter(|(topic, _)| topic.starts_with("load/")) {
-            let of_topic = got.get(*topic).map_or(&[][..], Vec::as_slice);
-            let missing: Vec<_> = numbers.iter().filter(|number| !of_topic.contains(number)).collect();
-            assert!(
-                missing.is_empty(),
-                "{what}: QoS {qos}: {topic}: {missing:?} are missing, there are {of_topic:?}"
-            );
-            let mut once = of_topic.to_vec();
-            once.dedup();
-            assert!(
-                once.is_sorted_by(|one, other| one < other),
-                "{what}: {topic}: {of_topic:?}"
-            );
+        if !raw.session_present {
+            return Err(format!("the Session at QoS {qos} is gone"));
+        }
+        let queued = required.iter().filter(|(topic, _)| topic.starts_with("load/"));
+        let got = drain(&mut raw, |got| {
+            let mut all = queued
+                .clone()
+                .flat_map(|(topic, numbers)| numbers.iter().map(|number| (*topic, *number)));
+            all.find(|(topic, number)| !got.get(*topic).is_some_and(|got| got.contains(number)))
+                .map(|(topic, number)| format!("QoS {qos}: {topic} number {number} is missing"))
+        })?;
+        for (topic, numbers) in got {
+            if !numbers.is_sorted_by(|one, other| one < other) {
+                return Err(format!("QoS {qos}: {topic}: out of order or doubled: {numbers:?}"));
+            }
         }
     }
     let mut raw = Raw::clean(site.port(), "onlooker");
     raw.subscribe("kept/#", 1);
-    let got = drain(&mut raw);
-    for (topic, numbers) in required.iter().filter(|(topic, _)| topic.starts_with("kept/")) {
-        let newest = numbers.iter().max().unwrap();
-        let kept = got.get(*topic).map_or(&[][..], Vec::as_slice);
-        assert!(
-            kept.len() == 1 && kept[0] >= *newest,
-            "{what}: {topic}: {kept:?} is kept, {newest} was acknowledged"
-        );
-    }
+    drain(&mut raw, |got| {
+        let mut kept = required.iter().filter(|(topic, _)| topic.starts_with("kept/"));
+        kept.find_map(|(topic, numbers)| {
+            let newest = numbers.iter().max().unwrap();
+            let kept = got.get(*topic).map_or(&[][..], Vec::as_slice);
+            (kept.len() != 1 || kept[0] < *newest)
+                .then(|| format!("{topic}: {kept:?} is kept, {newest} was acknowledged"))
+        })
+    })?;
     broker.stop();
+    Ok(())
 }
 
-/// Everything that comes, by topic, with its number.
-fn drain(raw: &mut Raw) -> BTreeMap<String, Vec<u32>> {
-    let mut got: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-    let quiet = Duration::from_secs(1);
-    while let Some(packet) = raw.packet_within(quiet) {
+/// By topic, the numbers that came.
+type Got = BTreeMap<String, Vec<u32>>;
+
+/// Takes what comes until nothing lacks any more, and then nothing comes any more.
+fn drain(raw: &mut Raw, lacks: impl Fn(&Got) -> Option<String>) -> Result<Got, String> {
+    let mut got = Got::new();
+    let mut latest = Instant::now();
+    loop {
+        let Some(packet) = raw.packet_within(SETTLE) else {
+            let Some(problem) = lacks(&got) else {
+                return Ok(got);
+            };
+            if latest.elapsed() > patience(Duration::from_secs(5)) {
+                return Err(problem);
+            }
+            continue;
+        };
+        latest = Instant::now();
         match packet {
             Packet::Publish {
                 topic,
@@ -339,11 +377,10 @@ fn drain(raw: &mut Raw) -> BTreeMap<String, Vec<u32>> {
                 got.entry(topic).or_default().push(number);
                 raw.send(&acknowledgement(if qos == 2 { PUBREC } else { PUBACK }, id));
             }
-            Packet::Acknowledgement { kind: PUBREL, id } => raw.send(&acknowledgement(0x70, id)),
-            other => panic!("{other:?}"),
+            Packet::Acknowledgement { kind: PUBREL, id } => raw.send(&acknowledgement(PUBCOMP, id)),
+            other => return Err(format!("{other:?} came")),
         }
     }
-    got
 }
 
 /// Most of it is zeros, which take no space.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::{assert_balanced, count, counted, counters};
 use crate::broker::{Broker, Site, patience};
 use crate::clients::{Agent, Library, Message, MosquittoSub, hello, mosquitto_pub};
-use crate::raw::{PUBACK, PUBREC, PUBREL, Packet, Raw, acknowledgement, publish};
+use crate::raw::{PUBACK, PUBCOMP, PUBREC, PUBREL, Packet, Raw, acknowledgement, publish};
 
 /// How a run ends, and the cores of the one after it.
 const ENDS: [(End, u16); 4] = [(End::Stop, 4), (End::Stop, 1), (End::Kill, 4), (End::Kill, 1)];
@@ -135,7 +135,7 @@ fn a_restart_keeps_queues_in_order_and_what_is_in_flight_under_its_identifiers()
                 }
                 Packet::Acknowledgement { kind: PUBREL, id } => {
                     seen.1 |= id == received;
-                    raw.send(&acknowledgement(0x70, id));
+                    raw.send(&acknowledgement(PUBCOMP, id));
                 }
                 other => panic!("{other:?}"),
             }
@@ -159,7 +159,7 @@ fn two_in_flight(raw: &mut Raw, numbers: &mut BTreeMap<u8, Vec<usize>>) -> (u16,
                 let unreceived = loop {
                     match raw.packet() {
                         Packet::Publish { id, .. } => break id,
-                        Packet::Acknowledgement { id, .. } => raw.send(&acknowledgement(0x70, id)),
+                        Packet::Acknowledgement { id, .. } => raw.send(&acknowledgement(PUBCOMP, id)),
                     }
                 };
                 // PUBREL: the broker has PUBREC on disk.
@@ -171,12 +171,12 @@ fn two_in_flight(raw: &mut Raw, numbers: &mut BTreeMap<u8, Vec<usize>>) -> (u16,
                         } if released == id => {
                             return (unreceived, id);
                         }
-                        Packet::Acknowledgement { id, .. } => raw.send(&acknowledgement(0x70, id)),
+                        Packet::Acknowledgement { id, .. } => raw.send(&acknowledgement(PUBCOMP, id)),
                         Packet::Publish { .. } => {}
                     }
                 }
             }
-            Packet::Acknowledgement { id, .. } => raw.send(&acknowledgement(0x70, id)),
+            Packet::Acknowledgement { id, .. } => raw.send(&acknowledgement(PUBCOMP, id)),
         }
     }
 }
