@@ -72,9 +72,9 @@ pub const STOP_TIMEOUT_MS: u64 = 10_000;
 
 // The store on disk.
 
-/// Records, and their bytes, in one transaction; the rest waits for the next, in order. What one core hands over at once
-/// is never divided and may overshoot.
-pub const STORE_COMMIT_RECORDS_MAX: usize = 16_384;
+/// Rows written by one transaction, and the bytes of its records; the rest waits for the next, in order. It bounds for how
+/// long one commit makes everybody wait. What one core hands over at once is never divided and may overshoot.
+pub const STORE_COMMIT_ROWS_MAX: usize = 32_768;
 pub const STORE_COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Records that nobody waits for are committed after this time, or when so many of them wait.
 pub const STORE_LAZY_MS: u64 = 200;
@@ -91,13 +91,14 @@ pub const STORE_MAP_BYTES: usize = 1024 * 1024 * 1024;
 pub const STORE_MAP_BYTES_MAX: usize = 1 << 42;
 /// The file is kept this much longer than its used part, without taking space on disk for it.
 pub const STORE_FILE_AHEAD_BYTES: u64 = 64 * 1024 * 1024;
-/// Payloads of retained messages that a start reads into memory: all, for the shards hold them there.
-pub const STORE_RETAINED_BYTES_MAX: usize = usize::MAX;
+/// A file up to this size is checked to its last page before it is opened; of a larger one, all but the rows of queues and
+/// retained messages: a start must not take longer for a larger backlog.
+pub const STORE_CHECK_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// Stop: the last commit has this long.
 pub const STORE_STOP_MS: u64 = 4_000;
 
 const _: () = assert!(STORE_COMMIT_BYTES_MAX <= STORE_BACKLOG_BYTES_MAX);
-const _: () = assert!(STORE_LAZY_RECORDS_MAX <= STORE_COMMIT_RECORDS_MAX);
+const _: () = assert!(STORE_LAZY_RECORDS_MAX <= STORE_COMMIT_ROWS_MAX);
 const _: () = assert!(STORE_FILE_AHEAD_BYTES >= 4 * STORE_COMMIT_BYTES_MAX as u64);
 const _: () = assert!(STORE_MAP_BYTES < STORE_MAP_BYTES_MAX);
 const _: () = assert!(STORE_STOP_MS < STOP_TIMEOUT_MS);

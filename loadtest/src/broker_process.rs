@@ -7,7 +7,8 @@
 //!           disk directly, whichever call did it; `wchar` and `syscw` see write(2) and its kin (sockets too, when they are
 //!           written that way), not sendmsg(2), mmap or io_uring;
 //!         - who flushes is not told per process: /proc/diskstats has it for the whole machine;
-//!         - memory is Pss of /proc/PID/smaps_rollup: user pages, shared ones in proportion, no kernel socket memory.
+//!         - memory is Pss of /proc/PID/smaps_rollup without mapped files: user pages, shared ones in proportion, no kernel
+//!           socket memory, nor the page cache behind a map, which the kernel takes back when it needs it.
 
 use std::fs;
 use std::time::Duration;
@@ -93,11 +94,11 @@ impl BrokerProcess {
         parse_io(&read(self.pid, "io").ok()?)
     }
 
-    /// Pss in bytes.
+    /// In bytes.
     pub fn memory_bytes(&self) -> Result<u64> {
         let pid = self.pid;
         let rollup = read(pid, "smaps_rollup")?;
-        parse_pss(&rollup).with_context(|| format!("no Pss line in /proc/{pid}/smaps_rollup"))
+        parse_memory(&rollup).with_context(|| format!("no Pss_Anon line in /proc/{pid}/smaps_rollup"))
     }
 }
 
@@ -134,10 +135,12 @@ fn parse_stat(line: &str) -> Result<Stat<'_>> {
     })
 }
 
-fn parse_pss(rollup: &str) -> Option<u64> {
-    let rest = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    let kib: u64 = rest.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+fn parse_memory(rollup: &str) -> Option<u64> {
+    let kib = |name: &str| -> Option<u64> {
+        let rest = rollup.lines().find_map(|line| line.strip_prefix(name))?;
+        rest.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    Some((kib("Pss_Anon:")? + kib("Pss_Shmem:").unwrap_or(0)) * 1024)
 }
 
 fn parse_io(text: &str) -> Option<Io> {
@@ -218,11 +221,11 @@ mod tests {
     }
 
     #[test]
-    fn pss_is_not_taken_from_its_sister_lines() {
-        let rollup =
-            "55-7f ---p 00000000 00:00 0   [rollup]\nRss:  1840 kB\nPss_Dirty:  7 kB\nPss:    456 kB\nPss_Anon: 9 kB\n";
-        assert_eq!(parse_pss(rollup), Some(456 * 1024));
-        assert_eq!(parse_pss("Rss: 1 kB\n"), None);
+    fn memory_is_what_is_not_a_mapped_file() {
+        let rollup = "55-7f ---p 00000000 00:00 0   [rollup]\nRss:  1840 kB\nPss:    456 kB\nPss_Anon: 100 kB\nPss_File: 350 kB\n\
+                      Pss_Shmem: 6 kB\nAnonymous: 9 kB\n";
+        assert_eq!(parse_memory(rollup), Some(106 * 1024));
+        assert_eq!(parse_memory("Rss: 1 kB\n"), None);
     }
 
     #[test]

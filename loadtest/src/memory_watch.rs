@@ -19,7 +19,7 @@ const EVERY: Duration = Duration::from_millis(200);
 const REST: u32 = 20;
 const SAMPLES_MAX: usize = 2048;
 
-/// Pss in bytes.
+/// User memory in bytes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Memory {
     pub before: u64,

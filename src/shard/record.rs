@@ -121,6 +121,14 @@ impl Record {
         )
     }
 
+    /// How many rows of the store it changes.
+    pub fn rows(&self) -> usize {
+        match self {
+            Record::Queued { entries, .. } => entries.len(),
+            _ => 1,
+        }
+    }
+
     /// About how many bytes it holds while it waits.
     pub fn len(&self) -> usize {
         let variable = match self {

@@ -23,6 +23,8 @@ pub enum StoreError {
     NewerSchema { path: PathBuf, found: u64 },
     #[error("{path} is not a store: {reason}; move it away, or give --data-dir another directory", path = path.display())]
     NotAStore { path: PathBuf, reason: String },
+    #[error("{path} is written to faster than it can be checked; try again when its broker is less busy", path = path.display())]
+    Busy { path: PathBuf },
     #[error(
         "{path} is truncated: it has {bytes} bytes, and {needed} are in use; restore it from a backup, or move it away \
          to begin anew", path = path.display()

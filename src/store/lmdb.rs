@@ -11,7 +11,7 @@
 mod apply;
 mod read;
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -21,8 +21,9 @@ use heed::types::Bytes;
 use heed::{CommitOrAbort, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, WithoutTls};
 
 use super::error::StoreError;
+use super::pages;
 use super::schema::{self, DecodeError, META_SCHEMA, SCHEMA};
-use crate::limits::STORE_FILE_AHEAD_BYTES;
+use crate::limits::{STORE_CHECK_BYTES_MAX, STORE_FILE_AHEAD_BYTES};
 use crate::shard::record::{QueueFetch, QueueWindow, Record, RetainedFetch, RetainedPayloads, Stored};
 pub use apply::{Applied, Applier};
 
@@ -211,16 +212,22 @@ impl Lmdb {
             Err(error) => return Err(not_writable(&path)(error.into())),
         }
         let path = data_path(dir);
+        if !path.exists() {
+            create(&config).map_err(not_writable(dir))??;
+        }
         // LMDB would say of a directory, or a file without rights, that it cannot use it, and not why.
         let _can_be_written = OpenOptions::new()
-            .create(true)
-            .truncate(false)
             .write(true)
-            .mode(0o600)
             .open(&path)
             .map_err(not_writable(&path))?;
         check_file(&path)?;
         let opened = open_env(&config, Access::Write)?;
+        // Killed at the right instant, the last broker has left a commit that can be seen and is not on disk: nothing is
+        // built on it before it is.
+        opened
+            .env
+            .force_sync()
+            .map_err(|error| Fault::from(error).into_error(&path))?;
         sync_names(dir).map_err(not_writable(dir))?;
         Ok(Lmdb {
             config,
@@ -543,6 +550,37 @@ fn page_multiple(bytes: usize) -> usize {
     bytes.next_multiple_of(page)
 }
 
+/// Makes an empty store, whole or not at all: it comes under its name when it is on disk. So a file that is there and holds
+/// nothing has lost something.
+fn create(config: &LmdbConfig) -> io::Result<Result<(), StoreError>> {
+    let aside = config.dir.join("new");
+    if aside.exists() {
+        fs::remove_dir_all(&aside)?;
+    }
+    DirBuilder::new().mode(0o700).create(&aside)?;
+    let empty = LmdbConfig {
+        dir: aside.clone(),
+        durability: Durability::Fsync,
+        ..config.clone()
+    };
+    let path = data_path(&aside);
+    // With these rights, whatever the umask; LMDB would give it others.
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)?;
+    match open_env(&empty, Access::Create) {
+        Ok(opened) => opened.env.prepare_for_closing().wait(),
+        Err(error) => return Ok(Err(error)),
+    };
+    fs::rename(&path, data_path(&config.dir))?;
+    fs::remove_dir_all(&aside)?;
+    sync_names(&config.dir)?;
+    Ok(Ok(()))
+}
+
 /// What can be said of the file before LMDB maps it.
 fn check_file(path: &Path) -> Result<(), StoreError> {
     let io = |error| StoreError::Io {
@@ -551,10 +589,6 @@ fn check_file(path: &Path) -> Result<(), StoreError> {
     };
     let file = File::open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
-    // A new file; or one whose creation was cut off before its first pages were written, which holds nothing.
-    if length == 0 {
-        return Ok(());
-    }
     let not_a_store = |reason: &str| StoreError::NotAStore {
         path: path.to_owned(),
         reason: reason.to_owned(),
@@ -570,11 +604,42 @@ fn check_file(path: &Path) -> Result<(), StoreError> {
     if word(20) != 1 {
         return Err(not_a_store("it was written by another version of LMDB"));
     }
+    let depth = match length <= STORE_CHECK_BYTES_MAX {
+        true => pages::Depth::Everything,
+        false => pages::Depth::Structure { unread: &UNREAD },
+    };
+    let summary = pages::check(path, depth).map_err(|damage| match damage {
+        pages::Damage::Damaged { path, what, .. } => StoreError::DamagedPages { path, reason: what },
+        pages::Damage::Empty { path } => StoreError::DamagedPages {
+            path,
+            reason: "it is empty".to_owned(),
+        },
+        pages::Damage::Unreadable { path, error } => StoreError::Io { path, error },
+        pages::Damage::Busy { path } => StoreError::Busy { path },
+    })?;
+    if summary.other_transaction + 1 < summary.last_transaction {
+        tracing::warn!(
+            last_commit = summary.last_transaction,
+            before = summary.other_transaction,
+            "{} may have lost its newest commits: those that it should have are not the last two",
+            path.display()
+        );
+    }
     Ok(())
 }
 
+/// Tables that may be as large as the disk: a start does not read their leaves beyond a size of the file.
+const UNREAD: [&str; 4] = [
+    Table::Queues.name(),
+    Table::Messages.name(),
+    Table::References.name(),
+    Table::Retained.name(),
+];
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Access {
+    /// A new file.
+    Create,
     Write,
     Look,
 }
@@ -638,21 +703,22 @@ fn open_env(config: &LmdbConfig, access: Access) -> Result<Opened, StoreError> {
     if bytes < needed {
         return Err(StoreError::Truncated { path, bytes, needed });
     }
-    if access == Access::Write {
+    if access != Access::Look {
         env.clear_stale_readers()
             .map_err(|error| Fault::from(error).into_error(&path))?;
     }
     let tables = match access {
-        Access::Write => create_tables(&env, &path)?,
+        Access::Create => create_tables(&env, &path, None)?,
+        Access::Write => create_tables(&env, &path, Some(SCHEMA))?,
         Access::Look => open_tables(&env, &path)?,
     };
     Ok(Opened { env, tables, file })
 }
 
-/// Opens the tables, or creates them in a new file. One transaction: a file has all of them and its schema, or none.
-fn create_tables(env: &Env<WithoutTls>, path: &Path) -> Result<Tables, StoreError> {
+/// Opens the tables, or creates them in a new file, whose schema is `None` so far. One transaction: a file has all of them
+/// and its schema, or none.
+fn create_tables(env: &Env<WithoutTls>, path: &Path, schema: Option<u64>) -> Result<Tables, StoreError> {
     let failed = |fault: Fault| fault.into_error(path);
-    let is_new = env.unnamed_database_stat().entries == 0;
     let txn = env.write_txn().map_err(|error| failed(error.into()))?;
     let mut found = None;
     let created = env.create_databases_and_commit(txn, |opener, txn| -> Result<_, Fault> {
@@ -665,13 +731,13 @@ fn create_tables(env: &Env<WithoutTls>, path: &Path) -> Result<Tables, StoreErro
             None => None,
         };
         match found {
-            Some(SCHEMA) => {}
-            None if is_new => {
+            _ if found != schema => return Ok(CommitOrAbort::Abort(())),
+            Some(_) => {}
+            None => {
                 let mut value = Vec::new();
                 schema::encode_number(META_SCHEMA, SCHEMA, &mut value);
                 meta.put(txn, META_SCHEMA, &value)?;
             }
-            _ => return Ok(CommitOrAbort::Abort(())),
         }
         let mut databases = [meta; Table::ALL.len()];
         for (database, table) in databases.iter_mut().zip(Table::ALL).skip(1) {

@@ -791,9 +791,30 @@ fn a_truncated_file_is_refused() {
     );
     file.set_len(3 * 4096).unwrap();
     let error = refused(dir.path());
-    assert!(error.contains("truncated") && error.contains("12288 bytes"), "{error}");
-    file.set_len(100).unwrap();
-    assert!(refused(dir.path()).contains("is not a store"));
+    assert!(
+        error.contains("is damaged") && error.contains("the file ends after 3 pages"),
+        "{error}"
+    );
+    for length in [100, 0] {
+        file.set_len(length).unwrap();
+        let error = refused(dir.path());
+        assert!(
+            error.contains("it ends after 100 bytes") || error.contains("it is no LMDB file"),
+            "{error}"
+        );
+        assert_eq!(file.metadata().unwrap().len(), length, "it is left as it is");
+    }
+}
+
+/// The files are made aside and come whole: what a start finds there of an earlier one is no store yet.
+#[test]
+fn a_start_that_was_cut_off_while_it_made_the_store_is_no_hindrance() {
+    let dir = tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("new")).unwrap();
+    std::fs::write(dir.path().join("new/data.mdb"), [7; 5_000]).unwrap();
+    drop(open(dir.path()));
+    assert!(!dir.path().join("new").exists());
+    drop(open(dir.path()));
 }
 
 #[test]

@@ -30,8 +30,8 @@ use super::Door;
 use super::error::StoreError;
 use super::lmdb::{Applied, Applier, Durability, Fault, Lmdb, LmdbConfig};
 use crate::limits::{
-    STORE_COMMIT_BYTES_MAX, STORE_COMMIT_RECORDS_MAX, STORE_LAZY_MS, STORE_LAZY_RECORDS_MAX, STORE_MAP_BYTES,
-    STORE_MAP_BYTES_MAX, STORE_READS_PER_VIEW, STORE_RETAINED_BYTES_MAX, STORE_RETRY_MS, STORE_STOP_MS,
+    RETAINED_MEMORY_BYTES_MAX, STORE_COMMIT_BYTES_MAX, STORE_COMMIT_ROWS_MAX, STORE_LAZY_MS, STORE_LAZY_RECORDS_MAX,
+    STORE_MAP_BYTES, STORE_MAP_BYTES_MAX, STORE_READS_PER_VIEW, STORE_RETRY_MS, STORE_STOP_MS,
 };
 use crate::shard::RecordNumber;
 use crate::shard::record::{Fetch, Fetched, QueueWindow, Record, RetainedPayloads, SessionNumber, Stored};
@@ -61,7 +61,7 @@ impl StoreConfig {
             durability: Durability::Fsync,
             map_bytes: STORE_MAP_BYTES,
             map_bytes_max: STORE_MAP_BYTES_MAX,
-            retained_bytes_max: STORE_RETAINED_BYTES_MAX,
+            retained_bytes_max: RETAINED_MEMORY_BYTES_MAX,
         }
     }
 }
@@ -277,6 +277,7 @@ struct Unit {
     core: usize,
     last: u64,
     records: Records,
+    rows: usize,
     bytes: usize,
     fetches: Vec<Fetch>,
     /// Somebody waits for it.
@@ -633,12 +634,13 @@ impl Writer {
 impl Queue {
     /// Moves the next transaction's units to `batch`: at least one, and no more once a bound is passed.
     fn take(&mut self, batch: &mut Vec<Unit>) {
-        let (mut records, mut bytes) = (0, 0);
-        while records < STORE_COMMIT_RECORDS_MAX
+        let (mut records, mut rows, mut bytes) = (0, 0, 0);
+        while rows < STORE_COMMIT_ROWS_MAX
             && bytes < STORE_COMMIT_BYTES_MAX
             && let Some(unit) = self.units.pop_front()
         {
             records += unit.records.len();
+            rows += unit.rows;
             bytes += unit.bytes;
             batch.push(unit);
         }
@@ -740,6 +742,7 @@ pub struct DiskDoor {
     core: usize,
     shared: Arc<Shared>,
     unit: Records,
+    unit_rows: usize,
     unit_bytes: usize,
     fetches: Vec<Fetch>,
     is_urgent: bool,
@@ -757,6 +760,7 @@ impl DiskDoor {
             reported_commit: shared.told_commit.load(Ordering::Acquire),
             shared,
             unit: Vec::new(),
+            unit_rows: 0,
             unit_bytes: 0,
             fetches: Vec::new(),
             is_urgent: false,
@@ -766,6 +770,7 @@ impl DiskDoor {
     }
 
     pub fn push(&mut self, number: RecordNumber, record: Box<Record>) {
+        self.unit_rows += record.rows();
         self.unit_bytes += record.len();
         self.is_urgent |= !record.is_lazy();
         self.unit.push(record);
@@ -791,6 +796,7 @@ impl DiskDoor {
             core: self.core,
             last: self.pushed,
             records: std::mem::take(&mut self.unit),
+            rows: std::mem::take(&mut self.unit_rows),
             bytes: std::mem::take(&mut self.unit_bytes),
             is_urgent: std::mem::take(&mut self.is_urgent) | !self.fetches.is_empty(),
             fetches: std::mem::take(&mut self.fetches),

@@ -57,6 +57,7 @@ pub struct Disk {
     pub commits: u64,
     pub failures: u64,
     pub fetches: u64,
+    pub fetches_retained: u64,
 }
 
 impl Disk {
@@ -68,8 +69,8 @@ impl Disk {
     }
 
     /// What a start is given.
-    pub fn stored(&self) -> Stored {
-        self.tables.stored(usize::MAX)
+    pub fn stored(&self, retained_bytes_max: usize) -> Stored {
+        self.tables.stored(retained_bytes_max)
     }
 
     /// A process with this many cores begins; of the last there is what is on disk.
@@ -168,7 +169,10 @@ impl Disk {
             return false;
         }
         wish.answer = Some(self.tables.read(&wish.fetch));
-        self.fetches += 1;
+        match wish.fetch {
+            Fetch::Queue(_) => self.fetches += 1,
+            Fetch::Retained(_) => self.fetches_retained += 1,
+        }
         true
     }
 

@@ -68,6 +68,7 @@ fn run(seed: u64) -> Outcome {
         met: Met {
             commits_failed: world.disk.failures,
             fetches: world.disk.fetches,
+            fetches_retained: world.disk.fetches_retained,
             ..world.met
         },
     }
@@ -113,6 +114,7 @@ fn settle(world: &mut World) {
 
 fn check_at_rest(world: &mut World) {
     world.check_deliveries();
+    world.check_ledger();
     let counters = counters(world);
     // Behind what must be read back first, QoS 0 gives way.
     if world.profile.ample_queue && !world.oracle.has_met_durable() {
@@ -161,6 +163,7 @@ fn check_retained(world: &mut World) {
     settle(world);
     let kept: usize = world.shards.iter().map(|shard| shard.retained_count()).sum();
     let expected = world.oracle.retained();
+    world.oracle.check_retained_is_newest(&expected);
     assert_eq!(kept, expected.len(), "retained messages");
     let got: &BTreeMap<usize, usize> = &world.clients[client].retained_seen;
     if world.profile.ample_queue && world.profile.ample_outbox {
@@ -211,16 +214,7 @@ fn everybody_leaves(world: &mut World) {
         assert_eq!(shard.session_count(), 0, "core {core}");
         assert_eq!(shard.filter_count(), 0, "core {core}");
     }
-    if world.met.crashes > 0 {
-        return;
-    }
-    let counters = counters(world);
-    let delivered = counters.delivered_qos0 + counters.delivered_qos1 + counters.delivered_qos2;
-    let dropped = counters.dropped_outbox_full
-        + counters.dropped_queue_full
-        + counters.dropped_away
-        + counters.dropped_session_ended;
-    assert_eq!(counters.matched, delivered + dropped, "the ledger: {counters:?}");
+    world.check_ledger();
 }
 
 /// Runs a seed; a failure is played again with its events in words.
@@ -314,6 +308,7 @@ fn check_coverage(counters: &Counters, met: &Met) {
         ("other_cores", met.other_cores),
         ("commits_failed", met.commits_failed),
         ("fetches", met.fetches),
+        ("fetches_retained", met.fetches_retained),
         ("in_doubt", met.in_doubt),
         ("in_doubt_again", met.in_doubt_again),
         ("sent_again", met.sent_again),

@@ -33,7 +33,8 @@ pub struct Message {
     pub last_run: u64,
     /// When it was first sent; for a Will, when its connection ended otherwise than by DISCONNECT.
     pub sent_at: Option<u64>,
-    pub acknowledged: bool,
+    /// When its publisher heard that the broker has it.
+    pub acknowledged_at: Option<u64>,
     pub is_will: bool,
 }
 
@@ -479,6 +480,32 @@ impl Oracle {
         assert!(sorted == counts.len(), "no one order holds messages {circle:?}");
     }
 
+    /// By what publishers know alone: what is kept of a topic is not older than a retained message that was acknowledged.
+    pub fn check_retained_is_newest(&self, kept: &BTreeMap<usize, usize>) {
+        let is_over_before = |message: &Message, moment: u64| message.acknowledged_at.is_some_and(|at| at < moment);
+        for message in self.messages.iter().filter(|message| message.retain) {
+            let (Some(sent_at), Some(_)) = (message.sent_at, message.acknowledged_at) else {
+                continue;
+            };
+            if let Some(kept) = kept.get(&message.topic) {
+                assert!(
+                    !is_over_before(&self.messages[*kept], sent_at),
+                    "message {kept} is retained, and a newer one was acknowledged"
+                );
+            } else if message.len > 0 {
+                let clears = |other: &Message| {
+                    other.retain && other.topic == message.topic && other.len == 0 && other.sent_at.is_some()
+                };
+                let mut clearing = self.messages.iter().filter(|other| clears(other));
+                assert!(
+                    clearing.any(|other| !is_over_before(other, sent_at)),
+                    "nothing is retained of topic {}, nobody cleared it after an acknowledged message",
+                    message.topic
+                );
+            }
+        }
+    }
+
     /// What a fresh subscriber to `#` must get: topic and message.
     pub fn retained(&self) -> BTreeMap<usize, usize> {
         let kept = self
@@ -573,7 +600,8 @@ impl World {
                         before.is_some_and(|(_, is_certain)| is_certain) && self.oracle.messages[message].attempts <= 1
                     };
                     assert!(
-                        publish.dup || !message.is_some_and(must_be_dup),
+                        // A retained message comes again with every subscription.
+                        publish.dup || publish.retain || !message.is_some_and(must_be_dup),
                         "message {message:?} was sent as {id} before the crash: DUP is missing [MQTT-3.3.1-1]"
                     );
                     // Again, it keeps its place in the line.

@@ -473,7 +473,7 @@ impl World {
             runs: 0,
             last_run: u64::MAX,
             sent_at: None,
-            acknowledged: false,
+            acknowledged_at: None,
             is_will: false,
         });
         self.oracle.messages.len() - 1
@@ -650,7 +650,7 @@ impl World {
                 let outgoing = &mut self.clients[client].outgoing;
                 if let Some(place) = outgoing.iter().position(|out| out.id == pkid) {
                     let message = outgoing.remove(place).message;
-                    self.oracle.messages[message].acknowledged = true;
+                    self.oracle.messages[message].acknowledged_at.get_or_insert(moment);
                 }
             }
             v4::Packet::PubRec(v4::PubRec { pkid }) => {
@@ -663,7 +663,9 @@ impl World {
                 );
                 // The answer to a level 3 client's repetition may come when the flow has ended.
                 if let Some(outgoing) = c.outgoing.iter_mut().find(|out| out.id == pkid) {
-                    self.oracle.messages[outgoing.message].acknowledged = true;
+                    self.oracle.messages[outgoing.message]
+                        .acknowledged_at
+                        .get_or_insert(moment);
                     if !outgoing.is_released {
                         outgoing.is_released = true;
                         c.replies.push_back(v4::Packet::PubRel(v4::PubRel { pkid }));
@@ -880,7 +882,7 @@ impl World {
 
     /// After a crash.
     pub fn check_promised(&self, promised: &[Promised]) {
-        let stored = self.disk.stored();
+        let stored = self.disk.stored(0);
         for Promised {
             client,
             number,
@@ -917,7 +919,7 @@ impl World {
                 let publisher = &self.clients[message.publisher];
                 // A Will is published without anybody's acknowledgement.
                 let surely_published = (message.is_will && sent_at > self.oracle.crashed_at)
-                    || message.acknowledged
+                    || message.acknowledged_at.is_some()
                     || (message.qos == QoS::AtMostOnce && publisher.link == Some(message.link) && publisher.ready);
                 if !surely_published || message.len == 0 || c.copies.contains_key(&number) {
                     continue;

@@ -103,6 +103,7 @@ struct Places {
 pub struct Met {
     pub commits_failed: u64,
     pub fetches: u64,
+    pub fetches_retained: u64,
     pub crashes: u64,
     /// Starts with another number of cores than before.
     pub other_cores: u64,
@@ -118,6 +119,7 @@ impl Met {
     pub fn add(&mut self, other: &Met) {
         self.commits_failed += other.commits_failed;
         self.fetches += other.fetches;
+        self.fetches_retained += other.fetches_retained;
         self.crashes += other.crashes;
         self.other_cores += other.other_cores;
         self.in_doubt += other.in_doubt;
@@ -208,7 +210,7 @@ impl World {
             unix_time: UnixTime::default(),
         };
         self.shards = (0..self.profile.cores).map(|core| Shard::new(config(core))).collect();
-        let stored = self.disk.stored();
+        let stored = self.disk.stored(self.profile.limits.retained_memory_bytes_max);
         self.met.in_doubt += stored.in_doubt.len() as u64;
         restore(&mut self.shards, stored);
         let lanes = |from: usize| (0..cores).flat_map(move |to| Lane::ALL.map(|lane| (from, to, lane)));
@@ -223,6 +225,7 @@ impl World {
         self.crash_in = self.random.percent(25).then(|| self.random.below(60));
         self.event(30, 0, || "the broker dies".to_owned());
         self.met.crashes += 1;
+        self.check_ledger();
         for shard in &self.shards {
             self.counters.add(shard.counters());
         }
@@ -986,6 +989,28 @@ impl World {
                 self.server_wrote(link, &packet);
             }
         }
+    }
+
+    /// What came is delivered, counted as dropped, or waits: in this run of the broker, at any moment.
+    pub fn check_ledger(&self) {
+        let mut counters = Counters::default();
+        self.shards.iter().for_each(|shard| counters.add(&shard.report()));
+        let delivered = counters.delivered_qos0 + counters.delivered_qos1 + counters.delivered_qos2;
+        let dropped = counters.dropped_outbox_full
+            + counters.dropped_queue_full
+            + counters.dropped_away
+            + counters.dropped_session_ended
+            + counters.expired;
+        assert_eq!(
+            counters.matched + counters.queued_restored,
+            delivered + dropped + counters.queued_now,
+            "the ledger: {counters:?}"
+        );
+        assert_eq!(
+            (counters.dropped_damaged, counters.retained_damaged),
+            (0, 0),
+            "this disk does no damage"
+        );
     }
 
     pub fn silence_overdue_ms(&self, link: usize) -> Option<u64> {
