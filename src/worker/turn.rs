@@ -336,7 +336,7 @@ impl Core {
                 }
             }
             Output::Persist(number, record) => self.parts.store.push(number, record),
-            Output::Fetch(fetch) => self.parts.store.fetch(fetch),
+            Output::Fetch(fetch) => self.parts.store.fetch(*fetch),
         }
     }
 
