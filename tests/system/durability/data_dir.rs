@@ -180,7 +180,7 @@ fn a_damaged_file_is_served_as_far_as_it_goes_or_refused() {
             outcomes[1] += 1;
             continue;
         }
-        let written = broker.written();
+        let written = broker.await_written("sessions=");
         let found = written.lines().find(|line| line.contains("sessions=")).unwrap();
         assert!(
             !found.contains("sessions=0") || !found.contains("retained=0"),

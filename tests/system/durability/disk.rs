@@ -132,8 +132,7 @@ fn ride_out(site: &Site, outage: &Outage<'_>, ends: &[(Until, u16)]) {
             Until::Over => {
                 (outage.end)(&broker);
                 writer.write_some();
-                let written = broker.written();
-                assert!(written.contains("the store works again"), "{name}: {written}");
+                broker.await_written("the store works again");
                 paho.publish("w", &Message::new("witness/end", "end", 1, false));
                 assert_eq!(paho.message("w").payload, b"end", "{name}");
                 broker.kill();

@@ -180,7 +180,6 @@ struct Scene {
     ledgers: BTreeMap<String, Ledger>,
     probes: u32,
     story: Vec<String>,
-    /// For a mixture that is not durable: what was acknowledged by topic when `bystander` connected.
     checked_messages: u64,
 }
 
