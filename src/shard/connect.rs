@@ -16,7 +16,7 @@ use crate::routing::subscriptions::Unsubscribed;
 use crate::session::message::Message;
 use crate::session::will::Ending;
 
-use super::clients::{Connection, State, paused};
+use super::clients::{Client, Connection, State, paused};
 use super::event::{CloseReason, ConnectionId, Lane, PeerId};
 use super::message::ShardMessage;
 use super::receipt::Then;
@@ -38,9 +38,10 @@ impl Shard {
                     self.counters.dropped_session_ended += self.end_session(replaced);
                 }
                 let client_id = connect.client_id.into_boxed_str();
-                let client = self.clients.insert(account, client_id.clone(), connect.clean_session);
+                let client = self.clients.insert(account, client_id, connect.clean_session);
                 if !connect.clean_session {
-                    let session = self.clients.sessions[client as usize].number;
+                    let Client { client_id, number, .. } = &self.clients.sessions[client as usize];
+                    let (session, client_id) = (*number, client_id.clone());
                     self.persist(Record::SessionStarted {
                         session,
                         account,

@@ -296,13 +296,13 @@ impl Shard {
                     number: client.number,
                 };
                 self.fetches += 1;
-                self.outputs.push_back(Output::Fetch(Fetch::Queue(QueueFetch {
+                self.outputs.push_back(Output::Fetch(Box::new(Fetch::Queue(QueueFetch {
                     session,
                     after: RecordNumber(after),
                     from,
                     entries_max: QUEUE_WINDOW_MESSAGES / 2,
                     bytes_max: QUEUE_WINDOW_BYTES / 2,
-                })));
+                }))));
             }
             if connection.outbox.len() > before {
                 mark(connection, id, &mut self.outputs);

@@ -91,8 +91,11 @@ pub enum Output {
     /// Hand this to the store, in order; the store answers with `Input::Committed`.
     Persist(RecordNumber, Box<Record>),
     /// Ask the store for what is on disk only; it answers with `Input::Fetched`.
-    Fetch(Fetch),
+    Fetch(Box<Fetch>),
 }
+
+// Every message passes some through a queue: what is rare is behind a pointer.
+const _: () = assert!(size_of::<Output>() <= 24);
 
 /// Why a connection ends; counted by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -206,7 +206,10 @@ impl Shard {
         let ticket = u32::try_from(self.parked.insert(parked)).expect("fewer than connections");
         self.fetches += 1;
         self.outputs
-            .push_back(Output::Fetch(Fetch::Retained(RetainedFetch { ticket, topics })));
+            .push_back(Output::Fetch(Box::new(Fetch::Retained(RetainedFetch {
+                ticket,
+                topics,
+            }))));
         None
     }
 

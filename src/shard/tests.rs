@@ -716,8 +716,11 @@ fn retained_messages_that_are_on_disk_only_come_in_order_and_never_after_a_newer
         cores.subscribe(subscriber, 1, 1, "#", QoS::AtMostOnce);
         cores.carry_all();
         cores.sent(subscriber, 1);
-        let Some(Output::Fetch(record::Fetch::Retained(fetch))) = cores.said[0].last() else {
+        let Some(Output::Fetch(fetch)) = cores.said[0].last() else {
             panic!("{:?}", cores.said[0])
+        };
+        let record::Fetch::Retained(fetch) = &**fetch else {
+            panic!("{fetch:?}")
         };
         assert_eq!(fetch.topics.iter().map(|topic| &**topic).collect::<Vec<_>>(), topics);
         let ticket = fetch.ticket;

@@ -158,7 +158,7 @@ impl Core {
         busy |= self.mesh_out();
         self.parts.mesh.ring_bells();
         busy |= self.mail();
-        busy | !self.again.is_empty() | !self.marked.is_empty()
+        busy | !self.again.is_empty() | !self.again_next.is_empty() | !self.marked.is_empty()
     }
 
     /// The last look before a sleep: None if there is something to do, else how long the sleep may last at most.
@@ -336,7 +336,7 @@ impl Core {
                 }
             }
             Output::Persist(number, record) => self.parts.store.push(number, record),
-            Output::Fetch(fetch) => self.parts.store.fetch(fetch),
+            Output::Fetch(fetch) => self.parts.store.fetch(*fetch),
         }
     }
 

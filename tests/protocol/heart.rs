@@ -135,7 +135,7 @@ impl Heart {
                     self.shards[core].handle(Input::Committed { up_to }, self.now);
                 }
                 Output::Fetch(fetch) => {
-                    self.stores[core].fetch(fetch);
+                    self.stores[core].fetch(*fetch);
                     let fetched = self.stores[core].fetched().expect("answered at once");
                     self.shards[core].handle(Input::Fetched(fetched), self.now);
                 }

@@ -891,7 +891,7 @@ impl World {
                 }
                 Output::Fetch(fetch) => {
                     self.event(18, core as u64, || format!("core {core}: {fetch:?}"));
-                    if let Fetch::Queue(fetch) = &fetch {
+                    if let Fetch::Queue(fetch) = &*fetch {
                         let client = self.oracle.client_of(fetch.session.number);
                         if let Some(link) = self.clients[client].link {
                             self.links[link].has_fetched = true;
@@ -900,7 +900,7 @@ impl World {
                             self.links[link].has_fetched = true;
                         }
                     }
-                    self.disk.fetch(core, fetch);
+                    self.disk.fetch(core, *fetch);
                 }
             }
         }

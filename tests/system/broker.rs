@@ -308,6 +308,22 @@ impl Broker {
             .collect()
     }
 
+    /// The same once these words are in it: the log is written by a thread of its own.
+    pub fn await_written(&self, words: &str) -> String {
+        let started = Instant::now();
+        loop {
+            let written = self.written();
+            if written.contains(words) {
+                return written;
+            }
+            assert!(
+                started.elapsed() < patience(Duration::from_secs(20)),
+                "no `{words}` was written: {written}"
+            );
+            sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Resident memory now.
     pub fn resident_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();

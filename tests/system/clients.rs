@@ -502,7 +502,7 @@ impl MosquittoSub {
                 let flows = self.topics.entry(topic).or_default();
                 flows.count += 1;
                 // Identifiers come round.
-                let latest = self.finished.iter().rev().take(10_000);
+                let latest = self.finished.iter().rev().take(2_000);
                 flows.repeated += latest.filter(|finished| **finished == id).count();
             }
         } else if let Some(id) = between("sending PUBCOMP (m", ')') {

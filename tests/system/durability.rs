@@ -11,6 +11,9 @@ mod restart;
 use crate::broker::{Broker, patience};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// From this variable of the environment, or another one each time.
@@ -66,4 +69,16 @@ fn assert_balanced(counters: &BTreeMap<String, u64>) {
         delivered + dropped + count(counters, "expired") + count(counters, "queued_now"),
         "matched + queued_restored = delivered + dropped + expired + queued_now: {counters:?}"
     );
+}
+
+/// Most of it is zeros, which take no space.
+fn write_sparse(path: &Path, image: &[u8]) {
+    let mut file = File::create(path).unwrap();
+    for (index, block) in image.chunks(1 << 16).enumerate() {
+        if block.iter().any(|byte| *byte != 0) {
+            file.seek(SeekFrom::Start((index as u64) << 16)).unwrap();
+            file.write_all(block).unwrap();
+        }
+    }
+    file.set_len(image.len() as u64).unwrap();
 }

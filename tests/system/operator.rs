@@ -8,10 +8,12 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-/// A start that ends by itself.
+/// A start that ends by itself, in a directory of its own.
 fn skein(arguments: &[&str]) -> Output {
+    let directory = tempfile::tempdir().unwrap();
     Command::new(env!("CARGO_BIN_EXE_skein"))
         .args(arguments)
+        .current_dir(&directory)
         .output()
         .unwrap()
 }

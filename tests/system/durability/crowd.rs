@@ -125,6 +125,8 @@ pub struct Crowd {
     seed: u64,
     pub members: BTreeMap<String, Member>,
     began: Instant,
+    /// Topics and numbers, since they were last taken.
+    fresh: Vec<(String, u32)>,
 }
 
 impl Crowd {
@@ -155,6 +157,7 @@ impl Crowd {
             seed,
             members: BTreeMap::new(),
             began: Instant::now(),
+            fresh: Vec::new(),
         }
     }
 
@@ -258,10 +261,19 @@ impl Crowd {
         let at = self.began.elapsed();
         let member = self.members.get_mut(name).unwrap();
         member.note(format!("{:9.3} {event}", at.as_secs_f32()));
+        if event[1] == "acknowledged" {
+            let number = event[3].as_u64().unwrap() as u32;
+            self.fresh.push((event[2].as_str().unwrap().to_owned(), number));
+        }
         if let Err(problem) = member.take_in(&event) {
             panic!("{name}: {problem}\n{}", self.trace(name));
         }
         true
+    }
+
+    /// What was acknowledged since the last call: topics and numbers.
+    pub fn take_acknowledged(&mut self) -> Vec<(String, u32)> {
+        std::mem::take(&mut self.fresh)
     }
 
     pub fn trace(&self, name: &str) -> String {

@@ -23,8 +23,8 @@ use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use super::crowd::{Arrival, Crowd, Held, Member, Part, Publishing};
-use super::seed;
-use crate::broker::{Site, patience};
+use super::{assert_balanced, counters, seed};
+use crate::broker::{Broker, Site, patience};
 use crate::clients::{INSTALL, MosquittoSub};
 use crate::power_cut::Random;
 
@@ -180,7 +180,6 @@ struct Scene {
     ledgers: BTreeMap<String, Ledger>,
     probes: u32,
     story: Vec<String>,
-    /// For a mixture that is not durable: what was acknowledged by topic when `bystander` connected.
     checked_messages: u64,
 }
 
@@ -277,7 +276,10 @@ fn kill_loop(durability: &'static str, rounds: u32) {
         }
         let lived = Duration::from_millis(random.below(1500) as u64);
         scene.crowd.watch(lived);
-        scene.kill(broker, &format!("after {lived:?}"));
+        match random.below(6) {
+            0 => scene.stop(broker, &format!("after {lived:?}")),
+            _ => scene.kill(broker, &format!("after {lived:?}")),
+        }
         // Sometimes it dies on its way up.
         if random.below(4) == 0 {
             let lived = Duration::from_millis(random.below(150) as u64);
@@ -304,8 +306,7 @@ fn kill_loop(durability: &'static str, rounds: u32) {
         scene.checked_messages,
         began.elapsed()
     );
-    drop(scene);
-    broker.stop();
+    scene.stop(broker, "at rest");
     eprintln!("{report}");
 }
 
@@ -314,9 +315,15 @@ fn cores(round: u32) -> u16 {
 }
 
 impl Scene {
-    fn kill(&mut self, broker: crate::broker::Broker, when: &str) {
+    fn kill(&mut self, broker: Broker, when: &str) {
         self.story.push(format!("killed {when}"));
         broker.kill();
+    }
+
+    /// SIGTERM in the middle of it all: nothing is lost either, and every match is accounted for.
+    fn stop(&mut self, broker: Broker, when: &str) {
+        self.story.push(format!("stopped {when}"));
+        assert_balanced(&counters(&broker.stop()));
     }
 
     fn go_on(&mut self) {

@@ -1,34 +1,37 @@
 //! Full queues: whoever publishes to a Session that is connected and slow is held back, then the newest is dropped; one that
 //! is away slows nobody. What is dropped is counted.
 
-use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{assert_balanced, count, counted};
 use crate::broker::{Broker, Site, patience};
-use crate::raw::{PUBACK, Packet, Raw, acknowledgement, publish};
+use crate::raw::{PUBACK, Packet, Raw, publish};
 
 const COUNT: u16 = 200;
 const SMALL: [&str; 4] = ["--max-queued", "20", "--max-inflight", "5"];
 
-/// Publishes so many messages at once, and returns how long their acknowledgements took to come.
+/// Messages in the air at a time: a full queue has as much room again for what is on its way when it fills.
+const WINDOW: u16 = 10;
+
+/// Publishes so many messages, and returns how long their acknowledgements took to come.
 fn publish_all(site: &Site, topic: &str) -> Duration {
     let began = Instant::now();
     let mut publisher = Raw::clean(site.port(), "publisher");
-    let mut writer = publisher.writer();
-    let packets: Vec<_> = (0..COUNT)
-        .map(|n| publish(topic, 1, n + 1, n.to_string().as_bytes()))
-        .collect();
-    let writing = thread::spawn(move || writer.write_all(&packets.concat()).unwrap());
+    let packet = |n: u16| publish(topic, 1, n + 1, n.to_string().as_bytes());
+    for n in 0..WINDOW {
+        publisher.send(&packet(n));
+    }
     for n in 0..COUNT {
         let expected = Packet::Acknowledgement {
             kind: PUBACK,
             id: n + 1,
         };
         assert_eq!(publisher.packet(), expected);
+        if n + WINDOW < COUNT {
+            publisher.send(&packet(n + WINDOW));
+        }
     }
-    writing.join().unwrap();
     began.elapsed()
 }
 
@@ -139,19 +142,21 @@ fn an_absent_subscriber_with_a_full_queue_slows_nobody() {
         let mut raw = Raw::durable(site.port(), "slow");
         let got = drain(&mut raw);
         let dropped = assert_dropped(&broker, &got);
-        assert_eq!(dropped, u64::from(COUNT) - 20);
+        // 20, or as many as the window of those that may be in flight has beside them.
+        assert!(
+            (u64::from(COUNT) - 25..=u64::from(COUNT) - 20).contains(&dropped),
+            "{dropped}"
+        );
         broker.stop();
     }
 }
 
-/// Held back, the publisher is not closed and hears of it when the Session ends.
 #[test]
 fn a_slow_subscriber_that_leaves_sets_its_publishers_free() {
     for cores in [1, 4] {
         let site = Site::new();
         let broker = site.start(cores, &[&SMALL[..], &["--overflow-wait", "60s"]].concat());
-        let mut raw = subscriber(&site, false);
-        raw.send(&acknowledgement(PUBACK, 1));
+        let raw = subscriber(&site, false);
         let publishing = thread::spawn({
             let site = site.clone();
             move || publish_all(&site, "overflow")

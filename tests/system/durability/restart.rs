@@ -5,10 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use super::{assert_balanced, count, counted, counters};
+use super::{assert_balanced, count, counted, counters, seed};
 use crate::broker::{Broker, Site, patience};
 use crate::clients::{Agent, Library, Message, MosquittoSub, hello, mosquitto_pub};
-use crate::raw::{PUBACK, PUBREC, PUBREL, Packet, Raw, acknowledgement, publish};
+use crate::power_cut::Random;
+use crate::raw::{PUBACK, PUBCOMP, PUBREC, PUBREL, Packet, Raw, acknowledgement, publish};
 
 /// How a run ends, and the cores of the one after it.
 const ENDS: [(End, u16); 4] = [(End::Stop, 4), (End::Stop, 1), (End::Kill, 4), (End::Kill, 1)];
@@ -135,7 +136,7 @@ fn a_restart_keeps_queues_in_order_and_what_is_in_flight_under_its_identifiers()
                 }
                 Packet::Acknowledgement { kind: PUBREL, id } => {
                     seen.1 |= id == received;
-                    raw.send(&acknowledgement(0x70, id));
+                    raw.send(&acknowledgement(PUBCOMP, id));
                 }
                 other => panic!("{other:?}"),
             }
@@ -159,7 +160,7 @@ fn two_in_flight(raw: &mut Raw, numbers: &mut BTreeMap<u8, Vec<usize>>) -> (u16,
                 let unreceived = loop {
                     match raw.packet() {
                         Packet::Publish { id, .. } => break id,
-                        Packet::Acknowledgement { id, .. } => raw.send(&acknowledgement(0x70, id)),
+                        Packet::Acknowledgement { id, .. } => raw.send(&acknowledgement(PUBCOMP, id)),
                     }
                 };
                 // PUBREL: the broker has PUBREC on disk.
@@ -171,12 +172,12 @@ fn two_in_flight(raw: &mut Raw, numbers: &mut BTreeMap<u8, Vec<usize>>) -> (u16,
                         } if released == id => {
                             return (unreceived, id);
                         }
-                        Packet::Acknowledgement { id, .. } => raw.send(&acknowledgement(0x70, id)),
+                        Packet::Acknowledgement { id, .. } => raw.send(&acknowledgement(PUBCOMP, id)),
                         Packet::Publish { .. } => {}
                     }
                 }
             }
-            Packet::Acknowledgement { id, .. } => raw.send(&acknowledgement(0x70, id)),
+            Packet::Acknowledgement { id, .. } => raw.send(&acknowledgement(PUBCOMP, id)),
         }
     }
 }
@@ -399,7 +400,8 @@ fn nobody_else_may_look_into_the_data_directory() {
 fn a_start_does_not_depend_on_the_backlog() {
     const COUNT: u16 = 50_000;
     const ROOMY: [&str; 2] = ["--max-queued", "1000000"];
-    let arguments = [&ROOMY[..], &["--max-queued-bytes", "1 GiB"]].concat();
+    // The map grows several times on the way.
+    let arguments = [&ROOMY[..], &["--max-queued-bytes", "1 GiB", "--map-size", "1 MiB"]].concat();
     let site = Site::new();
     let broker = site.start(1, &arguments);
     Raw::durable(site.port(), "backlog").subscribe("backlog", 1);
@@ -438,4 +440,27 @@ fn a_start_does_not_depend_on_the_backlog() {
         assert_eq!(number(&raw.message().1), n as usize);
     }
     broker.stop();
+}
+
+/// `SKEIN_KILL_SEED` as in the kill loop.
+#[test]
+fn the_first_start_of_all_may_be_killed_at_any_instant() {
+    let seed = seed("SKEIN_KILL_SEED");
+    eprintln!("SKEIN_KILL_SEED={seed}");
+    let mut random = Random::new(seed);
+    for round in 0..20 {
+        let site = Site::new();
+        for _ in 0..1 + random.below(3) {
+            let unborn = site.launch(1, &[]);
+            sleep(Duration::from_millis(random.below(120) as u64));
+            unborn.kill();
+        }
+        let broker = site.start([1, 4][round % 2], &[]);
+        let mut raw = Raw::durable(site.port(), "first");
+        raw.subscribe("first", 1);
+        broker.kill();
+        let broker = site.start(1, &[]);
+        assert!(Raw::durable(site.port(), "first").session_present, "round {round}");
+        broker.stop();
+    }
 }
