@@ -220,7 +220,7 @@ impl Lmdb {
             .write(true)
             .open(&path)
             .map_err(not_writable(&path))?;
-        check_file(&path)?;
+        check_before_start(&path)?;
         let opened = open_env(&config, Access::Write)?;
         // Killed at the right instant, the last broker has left a commit that can be seen and is not on disk: nothing is
         // built on it before it is.
@@ -244,7 +244,7 @@ impl Lmdb {
         if !path.exists() {
             return Err(StoreError::Missing { path: dir.to_owned() });
         }
-        check_file(&path)?;
+        check_file(&path, pages::Depth::Everything)?;
         let config = LmdbConfig {
             dir: dir.to_owned(),
             durability: Durability::Process,
@@ -347,7 +347,7 @@ impl Lmdb {
             map_bytes: map_bytes.max(self.config.map_bytes),
             ..self.config.clone()
         };
-        check_file(&self.path())?;
+        check_before_start(&self.path())?;
         *guard = Some(open_env(&config, Access::Write)?);
         drop(guard);
         self.view(|view| view.applier()).map_err(|fault| self.error(fault))
@@ -581,14 +581,21 @@ fn create(config: &LmdbConfig) -> io::Result<Result<(), StoreError>> {
     Ok(Ok(()))
 }
 
+/// A start must not take longer for a larger backlog.
+fn check_before_start(path: &Path) -> Result<(), StoreError> {
+    match fs::metadata(path).map_or(0, |metadata| metadata.len()) <= STORE_CHECK_BYTES_MAX {
+        true => check_file(path, pages::Depth::Everything),
+        false => check_file(path, pages::Depth::Structure { unread: &UNREAD }),
+    }
+}
+
 /// What can be said of the file before LMDB maps it.
-fn check_file(path: &Path) -> Result<(), StoreError> {
+fn check_file(path: &Path, depth: pages::Depth<'_>) -> Result<(), StoreError> {
     let io = |error| StoreError::Io {
         path: path.to_owned(),
         error,
     };
     let file = File::open(path).map_err(io)?;
-    let length = file.metadata().map_err(io)?.len();
     let not_a_store = |reason: &str| StoreError::NotAStore {
         path: path.to_owned(),
         reason: reason.to_owned(),
@@ -604,10 +611,6 @@ fn check_file(path: &Path) -> Result<(), StoreError> {
     if word(20) != 1 {
         return Err(not_a_store("it was written by another version of LMDB"));
     }
-    let depth = match length <= STORE_CHECK_BYTES_MAX {
-        true => pages::Depth::Everything,
-        false => pages::Depth::Structure { unread: &UNREAD },
-    };
     let summary = pages::check(path, depth).map_err(|damage| match damage {
         pages::Damage::Damaged { path, what, .. } => StoreError::DamagedPages { path, reason: what },
         pages::Damage::Empty { path } => StoreError::DamagedPages {

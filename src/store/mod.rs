@@ -5,6 +5,7 @@
 //! Holds   - records are confirmed in the order they were pushed, none before it is as safe as the store makes it;
 //!         - what one core pushes between two flushes is one unit: it is in one transaction, or in none.
 
+mod door;
 pub mod error;
 pub mod inspect;
 pub mod lmdb;
@@ -21,7 +22,7 @@ use crate::shard::record::{Fetch, Fetched, Record};
 /// One core's door to the store.
 pub enum Door {
     Memory(memory::Memory),
-    Disk(Box<writer::DiskDoor>),
+    Disk(Box<door::DiskDoor>),
 }
 
 impl Door {

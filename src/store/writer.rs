@@ -27,13 +27,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::Door;
+use super::door::DiskDoor;
 use super::error::StoreError;
 use super::lmdb::{Applied, Applier, Durability, Fault, Lmdb, LmdbConfig};
 use crate::limits::{
     RETAINED_MEMORY_BYTES_MAX, STORE_COMMIT_BYTES_MAX, STORE_COMMIT_ROWS_MAX, STORE_LAZY_MS, STORE_LAZY_RECORDS_MAX,
     STORE_MAP_BYTES, STORE_MAP_BYTES_MAX, STORE_READS_PER_VIEW, STORE_RETRY_MS, STORE_STOP_MS,
 };
-use crate::shard::RecordNumber;
 use crate::shard::record::{Fetch, Fetched, QueueWindow, Record, RetainedPayloads, SessionNumber, Stored};
 
 /// Buffers of units kept for use again.
@@ -234,26 +234,26 @@ fn ignore_file_size_signal() {
 }
 
 /// What the threads and all cores share.
-struct Shared {
+pub(super) struct Shared {
     lmdb: Lmdb,
     queue: Mutex<Queue>,
     wake: Condvar,
     reads: Mutex<Reads>,
     reads_wake: Condvar,
-    cores: Vec<CoreSide>,
+    pub(super) cores: Vec<CoreSide>,
     /// The last LMDB transaction of which every core has been told.
-    told_commit: AtomicU64,
+    pub(super) told_commit: AtomicU64,
     figures: Figures,
 }
 
 /// What one core is told. Looked at by it all the time, so that no two share a cache line.
 #[repr(align(128))]
-struct CoreSide {
+pub(super) struct CoreSide {
     ring: Ring,
-    committed: AtomicU64,
+    pub(super) committed: AtomicU64,
     /// Answers, each with the LMDB transaction it was read from.
-    inbox: Mutex<VecDeque<(u64, Fetched)>>,
-    inbox_len: AtomicUsize,
+    pub(super) inbox: Mutex<VecDeque<(u64, Fetched)>>,
+    pub(super) inbox_len: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -270,18 +270,18 @@ struct Figures {
 
 /// As they come: a record is boxed by the core that makes it, and stays where it is.
 #[allow(clippy::vec_box)]
-type Records = Vec<Box<Record>>;
+pub(super) type Records = Vec<Box<Record>>;
 
 /// What one core pushed between two flushes.
-struct Unit {
-    core: usize,
-    last: u64,
-    records: Records,
-    rows: usize,
-    bytes: usize,
-    fetches: Vec<Fetch>,
+pub(super) struct Unit {
+    pub(super) core: usize,
+    pub(super) last: u64,
+    pub(super) records: Records,
+    pub(super) rows: usize,
+    pub(super) bytes: usize,
+    pub(super) fetches: Vec<Fetch>,
     /// Somebody waits for it.
-    is_urgent: bool,
+    pub(super) is_urgent: bool,
 }
 
 #[derive(Default)]
@@ -344,7 +344,7 @@ impl Shared {
         self.reads.lock().expect("nobody panics while holding it")
     }
 
-    fn hand_over(&self, unit: Unit, spare: &mut Records) {
+    pub(super) fn hand_over(&self, unit: Unit, spare: &mut Records) {
         self.figures
             .handed_over
             .fetch_add(unit.records.len() as u64, Ordering::Relaxed);
@@ -371,7 +371,7 @@ impl Shared {
     }
 
     /// Fetches whose records are committed.
-    fn read_soon(&self, fetches: impl Iterator<Item = (usize, Fetch)>) {
+    pub(super) fn read_soon(&self, fetches: impl Iterator<Item = (usize, Fetch)>) {
         let mut reads = self.reads();
         let before = reads.fetches.len();
         reads.fetches.extend(fetches);
@@ -732,112 +732,5 @@ fn unreadable(shared: &Shared, fault: Fault, fetch: &Fetch) -> Fetched {
                 payloads: vec![None; fetch.topics.len()],
             })
         }
-    }
-}
-
-// --- the door --------------------------------------------------------------------------------------------------------
-
-/// One core's door. What it is told by the store it tells on in order: see [`Store`].
-pub struct DiskDoor {
-    core: usize,
-    shared: Arc<Shared>,
-    unit: Records,
-    unit_rows: usize,
-    unit_bytes: usize,
-    fetches: Vec<Fetch>,
-    is_urgent: bool,
-    pushed: u64,
-    /// What the core has been told.
-    reported: u64,
-    /// The LMDB transaction up to which `reported` covers the records of this core.
-    reported_commit: u64,
-}
-
-impl DiskDoor {
-    fn new(core: usize, shared: Arc<Shared>) -> DiskDoor {
-        DiskDoor {
-            core,
-            reported_commit: shared.told_commit.load(Ordering::Acquire),
-            shared,
-            unit: Vec::new(),
-            unit_rows: 0,
-            unit_bytes: 0,
-            fetches: Vec::new(),
-            is_urgent: false,
-            pushed: 0,
-            reported: 0,
-        }
-    }
-
-    pub fn push(&mut self, number: RecordNumber, record: Box<Record>) {
-        self.unit_rows += record.rows();
-        self.unit_bytes += record.len();
-        self.is_urgent |= !record.is_lazy();
-        self.unit.push(record);
-        self.pushed = number.0;
-    }
-
-    pub fn fetch(&mut self, fetch: Fetch) {
-        self.fetches.push(fetch);
-    }
-
-    pub fn flush(&mut self) {
-        if !self.fetches.is_empty() {
-            // What waits for no commit overtakes what does. Fetches of one Session wait for ever later records, and one that
-            // waits is with the reading thread before its core is told of the commit: so these stay in order.
-            let (core, committed) = (self.core, self.side().committed.load(Ordering::Acquire));
-            let ready = self.fetches.extract_if(.., |fetch| fetch.after().0 <= committed);
-            self.shared.read_soon(ready.map(|fetch| (core, fetch)));
-        }
-        if self.unit.is_empty() && self.fetches.is_empty() {
-            return;
-        }
-        let unit = Unit {
-            core: self.core,
-            last: self.pushed,
-            records: std::mem::take(&mut self.unit),
-            rows: std::mem::take(&mut self.unit_rows),
-            bytes: std::mem::take(&mut self.unit_bytes),
-            is_urgent: std::mem::take(&mut self.is_urgent) | !self.fetches.is_empty(),
-            fetches: std::mem::take(&mut self.fetches),
-        };
-        self.shared.hand_over(unit, &mut self.unit);
-    }
-
-    pub fn committed(&mut self) -> Option<RecordNumber> {
-        // In this order: the store tells the core first, then says up to which transaction everybody was told.
-        self.reported_commit = self.shared.told_commit.load(Ordering::Acquire);
-        let committed = self.side().committed.load(Ordering::Acquire);
-        if committed == self.reported {
-            return None;
-        }
-        self.reported = committed;
-        Some(RecordNumber(committed))
-    }
-
-    pub fn fetched(&mut self) -> Option<Fetched> {
-        let side = &self.shared.cores[self.core];
-        if side.inbox_len.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        let mut inbox = side.inbox.lock().expect("nobody panics while holding it");
-        // It may show what the core has not been told yet: the next `committed` tells it.
-        let (commit, _) = inbox.front()?;
-        if *commit > self.reported_commit {
-            return None;
-        }
-        let fetched = inbox.pop_front().map(|(_, fetched)| fetched);
-        side.inbox_len.store(inbox.len(), Ordering::Release);
-        fetched
-    }
-
-    /// Whether `committed` or `fetched` have something to say.
-    pub fn has_news(&self) -> bool {
-        let side = self.side();
-        side.committed.load(Ordering::Acquire) != self.reported || side.inbox_len.load(Ordering::Acquire) > 0
-    }
-
-    fn side(&self) -> &CoreSide {
-        &self.shared.cores[self.core]
     }
 }
