@@ -45,6 +45,9 @@ impl Shard {
             return None;
         }
         let message = shared.expect("a durable Session keeps its message");
+        // On one core the identifier is on disk before its message, in the same unit: the message is not in doubt, and
+        // nothing would end that doubt.
+        let origin = origin.filter(|_| self.cores > 1);
         Some(self.persist(Record::Queued {
             message,
             entries: durable,

@@ -624,6 +624,49 @@ fn a_durable_session_ends_when_its_client_stays_away_and_not_before() {
 }
 
 #[test]
+fn on_one_core_a_message_that_was_in_doubt_is_so_no_more_when_it_comes_again() {
+    let mut cores = Cores::new(1, Limits::default());
+    let session = |number, filter: Option<&str>| record::StoredSession {
+        session: SessionNumber(number),
+        account: AccountId(0),
+        client_id: format!("client-{number}").into(),
+        filters: filter
+            .map(|filter| (filter.into(), QoS::ExactlyOnce))
+            .into_iter()
+            .collect(),
+        received: Vec::new(),
+        away_since_s: None,
+        backlog: None,
+    };
+    let origin = Origin {
+        session: SessionNumber(1),
+        packet_id: packet_id(7),
+    };
+    let stored = record::Stored {
+        sessions: vec![session(1, None), session(2, Some("t")), session(3, Some("t"))],
+        in_doubt: vec![(origin, vec![SessionNumber(2)])],
+        ..record::Stored::default()
+    };
+    restore::restore(&mut cores.shards, stored);
+    cores.connect(0, 1, Level::V311, false);
+    let mut again = Vec::new();
+    encode::publish(&mut again, true, QoS::ExactlyOnce, false, "t", Some(packet_id(7)), b"m");
+    cores.receive(0, 1, &again);
+    let mut queued = cores.said[0].iter().filter_map(|output| match output {
+        Output::Persist(_, record) => match &**record {
+            Record::Queued { entries, origin, .. } => Some((entries[0].session, entries.len(), *origin)),
+            _ => None,
+        },
+        _ => None,
+    });
+    assert_eq!(
+        queued.next(),
+        Some((SessionNumber(3), 1, None)),
+        "who has it does not get it twice"
+    );
+}
+
+#[test]
 fn time_away_counts_over_a_restart() {
     let limits = Limits {
         session_expiry_s: Some(60),
