@@ -6,6 +6,8 @@
 //!           ([MQTT-4.6.0-2] and [MQTT-4.6.0-3], which bind the client's side; a Server that answers out of order is
 //!           counted, not refused).
 
+use std::fmt;
+
 use serde::Serialize;
 
 const RING: usize = 1 << 14;
@@ -39,6 +41,24 @@ pub struct AcknowledgementFaults {
     pub out_of_order: u64,
     /// Never came.
     pub missing: u64,
+}
+
+impl AcknowledgementFaults {
+    /// Of a report, where there is anything to say.
+    pub fn line(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == AcknowledgementFaults::default() {
+            return Ok(());
+        }
+        let AcknowledgementFaults {
+            unexpected,
+            out_of_order,
+            missing,
+        } = self;
+        writeln!(
+            f,
+            "acks         unexpected {unexpected}, out of order {out_of_order}, missing {missing}"
+        )
+    }
 }
 
 /// What to do about an acknowledgement.

@@ -72,7 +72,20 @@ pub struct Host {
     pub cpus: usize,
 }
 
+impl Verdict {
+    pub fn line(self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Good => Ok(()),
+            Verdict::RulesBroken => writeln!(f, "FAILED       the broker broke a delivery rule, see the counts above"),
+        }
+    }
+}
+
 impl Host {
+    pub fn line(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "host         Linux {}, {} CPUs", self.kernel, self.cpus)
+    }
+
     pub fn this() -> Host {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         Host {
@@ -135,7 +148,7 @@ impl Display for Throughput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let broker = self.broker.as_deref().unwrap_or("broker");
         writeln!(f, "{broker} at {}: {}", self.address, self.settings)?;
-        writeln!(f, "host         Linux {}, {} CPUs", self.host.kernel, self.host.cpus)?;
+        self.host.line(f)?;
         let rate = grouped(self.delivered_per_s.round() as u64);
         writeln!(
             f,
@@ -195,18 +208,7 @@ impl Display for Throughput {
             grouped(self.received)
         )?;
         writeln!(f, ", missing {missing}, doubled {doubled}, out of order {out_of_order}")?;
-        let acks = self.acknowledgements;
-        if acks != AcknowledgementFaults::default() {
-            let AcknowledgementFaults {
-                unexpected,
-                out_of_order,
-                missing,
-            } = acks;
-            writeln!(
-                f,
-                "acks         unexpected {unexpected}, out of order {out_of_order}, missing {missing}"
-            )?;
-        }
+        self.acknowledgements.line(f)?;
         for (count, what) in [
             (self.foreign, "messages of another run were ignored"),
             (
@@ -222,10 +224,7 @@ impl Display for Throughput {
                 writeln!(f, "note         {count} {what}")?;
             }
         }
-        if self.verdict == Verdict::RulesBroken {
-            writeln!(f, "FAILED       the broker broke a delivery rule, see the counts above")?;
-        }
-        Ok(())
+        self.verdict.line(f)
     }
 }
 
@@ -279,7 +278,7 @@ impl Display for Idle {
             "generator    {} threads, {tables}, {} source addresses",
             self.threads, self.source_addresses
         )?;
-        writeln!(f, "host         Linux {}, {} CPUs", self.host.kernel, self.host.cpus)?;
+        self.host.line(f)?;
         let rate = grouped((self.connections as f64 / self.set_up_seconds) as u64);
         write!(f, "set-up       {:.2} s, {rate} connects/s", self.set_up_seconds)?;
         match self.broker_cpu_us_per_connect {

@@ -139,7 +139,7 @@ impl Display for Backlog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let broker = self.broker.as_deref().unwrap_or("broker");
         writeln!(f, "{broker} at {}: {}", self.address, self.settings)?;
-        writeln!(f, "host         Linux {}, {} CPUs", self.host.kernel, self.host.cpus)?;
+        self.host.line(f)?;
         if let Some(queueing) = &self.queueing {
             write!(f, "{queueing}")?;
         }
@@ -153,20 +153,7 @@ impl Display for Backlog {
                 self.run
             )?;
         }
-        let AcknowledgementFaults {
-            unexpected,
-            out_of_order,
-            missing,
-        } = self.acknowledgements;
-        if self.acknowledgements != AcknowledgementFaults::default() {
-            writeln!(
-                f,
-                "acks         unexpected {unexpected}, out of order {out_of_order}, missing {missing}"
-            )?;
-        }
-        if self.verdict == Verdict::RulesBroken {
-            writeln!(f, "FAILED       the broker broke a delivery rule, see the counts above")?;
-        }
-        Ok(())
+        self.acknowledgements.line(f)?;
+        self.verdict.line(f)
     }
 }

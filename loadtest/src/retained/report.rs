@@ -112,7 +112,7 @@ impl Display for Retained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let broker = self.broker.as_deref().unwrap_or("broker");
         writeln!(f, "{broker} at {}: {}", self.address, self.settings)?;
-        writeln!(f, "host         Linux {}, {} CPUs", self.host.kernel, self.host.cpus)?;
+        self.host.line(f)?;
         if let Some(setting) = &self.setting {
             write!(f, "{setting}")?;
         }
@@ -131,20 +131,7 @@ impl Display for Retained {
                 self.run
             )?;
         }
-        let AcknowledgementFaults {
-            unexpected,
-            out_of_order,
-            missing,
-        } = self.acknowledgements;
-        if self.acknowledgements != AcknowledgementFaults::default() {
-            writeln!(
-                f,
-                "acks         unexpected {unexpected}, out of order {out_of_order}, missing {missing}"
-            )?;
-        }
-        if self.verdict == Verdict::RulesBroken {
-            writeln!(f, "FAILED       the broker broke a delivery rule, see the counts above")?;
-        }
-        Ok(())
+        self.acknowledgements.line(f)?;
+        self.verdict.line(f)
     }
 }
