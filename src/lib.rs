@@ -6,8 +6,11 @@
 //!                                                                                           │ routing/interest,
 //! home core of each subscriber                                                             mesh  routing/retained
 //! socket ◀─ net ◀─ session/outbox ◀─ mqtt/encode ◀─ session/outbound ◀─ shard/deliver ◀─────┘
-//!                                                                        └ routing/subscriptions: this core's trie
+//!                                                                        │ routing/subscriptions: this core's trie
+//!                                                                        └▶ store: the queues of durable Sessions
 //! ```
+//!
+//! What the store is given is confirmed when it is on disk, and only then leaves the acknowledgement of it.
 //!
 //! Layers import downward only: 0 `limits` < 0 `mqtt` < 0 `metrics` < 1 `session routing registry` < 2 `shard` <
 //! 3 `mesh store` < 4 `net` < 5 `worker` < 6 `config` < 7 `server` < `main`. Layers 0 to 2 are the heart: no socket,

@@ -10,8 +10,10 @@
 //! Input ─▶ handle ─┬▶ connect     CONNECT came home: refuse nothing, resume or start anew; every ending
 //!                  ├▶ publish     a client's PUBLISH on its home core ─▶ topic at its owner ─▶ deliver at the homes
 //!                  ├▶ subscribe   SUBSCRIBE, UNSUBSCRIBE ─▶ scan   retained messages for new subscriptions
-//!                  └▶ deliver     PUBACK, PUBREC, PUBCOMP, room in an outbox
-//! poll_output ◀─ outputs, peers (batches for other cores), records (for the store)
+//!                  ├▶ deliver     PUBACK, PUBREC, PUBCOMP, room in an outbox, a part of a queue read back
+//!                  ├▶ receipt     what a commit lets happen
+//!                  └▶ overflow, expiry   whom a full queue holds back; whose time is over
+//! poll_output ◀─ outputs, peers (batches for other cores), records and fetches (for the store)
 //! ```
 
 pub mod clients;
