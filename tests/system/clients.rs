@@ -482,8 +482,9 @@ impl MosquittoSub {
     }
 
     /// What it prints at QoS 2 is not what it received (seen in 2.0.11): a message is dropped when its PUBREL has come and
-    /// PUBCOMP cannot be sent any more, and one that came twice before its PUBREL is printed for every PUBREL. So the flow
-    /// of packets is what tells whether the broker has done its part.
+    /// PUBCOMP cannot be sent any more; one that came twice before its PUBREL, as after a broken connection it must, is kept
+    /// twice, and printed again in place of the next message under its identifier, which is printed in place of the one
+    /// after. So the flow of packets is what tells whether the broker has done its part.
     fn follow(&mut self, line: &str) {
         if let Some(topic) = self.released.take()
             && !line.starts_with(MARK)

@@ -424,10 +424,10 @@ impl Scene {
         let mut missing = Vec::new();
         let ledgers = std::mem::take(&mut self.ledgers);
         self.hear_commands();
-        let lost_by_client = |name: &str, topic: &str| {
+        let flows = |name: &str, topic: &str| {
             let mut commands = self.commands.iter();
             let command = commands.find(|(member, _)| member.part.name == name);
-            command.map_or(0, |(_, command)| command.flows(topic).dropped)
+            command.map(|(_, command)| command.flows(topic))
         };
         for subscriber in self.subscribers() {
             let name = &subscriber.part.name;
@@ -441,7 +441,10 @@ impl Scene {
                 let got: BTreeSet<u32> = arrivals.iter().filter_map(|arrival| arrival.number).collect();
                 let numbers = (base..published.sent.len() as u32).filter(|number| published.is_required(*number));
                 let lacking: Vec<_> = numbers.filter(|number| !got.contains(number)).collect();
-                if lacking.len() > lost_by_client(name, &published.topic) {
+                // What a command has not printed it may have received: then as many flows have begun as there are messages.
+                let flows = flows(name, &published.topic).unwrap_or_default();
+                let required = (0..published.sent.len() as u32).filter(|number| published.is_required(*number));
+                if lacking.len() > flows.dropped && flows.count < required.count() {
                     let lacking = lacking.iter();
                     missing.extend(lacking.map(|number| format!("{name}: {} number {number}", published.topic)));
                 }
@@ -589,7 +592,12 @@ impl Scene {
         let name = about.split(':').next().unwrap();
         let mut commands = self.commands.iter();
         let trace = match commands.find(|(member, _)| member.part.name == name) {
-            Some((_, command)) => command.log()[command.log().len().saturating_sub(200)..].join("\n"),
+            Some((_, command)) => {
+                let whole = std::env::temp_dir().join(format!("skein-{}.log", name.replace(' ', "-")));
+                std::fs::write(&whole, command.log().join("\n")).unwrap();
+                let latest = command.log()[command.log().len().saturating_sub(200)..].join("\n");
+                format!("all of it is in {}; the latest:\n{latest}\n", whole.display())
+            }
             None if self.crowd.members.contains_key(name) => self.crowd.trace(name),
             None => String::new(),
         };
