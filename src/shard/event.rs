@@ -70,7 +70,7 @@ pub enum Input<'a> {
     /// The store has committed every record of this core up to this one.
     Committed { up_to: RecordNumber },
     /// The answer to `Output::Fetch`.
-    Fetched(Fetched),
+    Fetched(Box<Fetched>),
     /// Time has passed: see [`Shard::next_deadline`](super::Shard::next_deadline).
     Tick,
 }
@@ -95,7 +95,7 @@ pub enum Output {
 }
 
 // Every message passes some through a queue: what is rare is behind a pointer.
-const _: () = assert!(size_of::<Output>() <= 24);
+const _: () = assert!(size_of::<Output>() <= 24 && size_of::<Input<'_>>() <= 32);
 
 /// Why a connection ends; counted by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -258,7 +258,7 @@ impl Shard {
             } => self.connected(connection, *connect, account),
             Input::Disconnected { connection } => self.disconnected(connection),
             Input::Committed { up_to } => self.committed(up_to),
-            Input::Fetched(fetched) => self.fetched(fetched),
+            Input::Fetched(fetched) => self.fetched(*fetched),
             Input::Tick => self.tick(now),
         }
         0

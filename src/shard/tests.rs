@@ -774,7 +774,10 @@ fn retained_messages_that_are_on_disk_only_come_in_order_and_never_after_a_newer
         let payloads = vec![payload.clone(), payload.clone(), None];
         cores.input(
             0,
-            Input::Fetched(Fetched::Retained(record::RetainedPayloads { ticket, payloads })),
+            Input::Fetched(Box::new(Fetched::Retained(record::RetainedPayloads {
+                ticket,
+                payloads,
+            }))),
         );
         cores.carry_all();
         let live = format!("PUBLISH {} new", topics[1]);

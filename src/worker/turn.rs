@@ -488,7 +488,7 @@ impl Core {
             busy = true;
         }
         while let Some(fetched) = self.parts.store.fetched() {
-            self.turn(Input::Fetched(fetched));
+            self.turn(Input::Fetched(Box::new(fetched)));
             busy = true;
         }
         busy

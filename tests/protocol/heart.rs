@@ -137,7 +137,7 @@ impl Heart {
                 Output::Fetch(fetch) => {
                     self.stores[core].fetch(*fetch);
                     let fetched = self.stores[core].fetched().expect("answered at once");
-                    self.shards[core].handle(Input::Fetched(fetched), self.now);
+                    self.shards[core].handle(Input::Fetched(Box::new(fetched)), self.now);
                 }
             }
         }

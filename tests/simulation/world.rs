@@ -815,7 +815,7 @@ impl World {
             return false;
         };
         self.event(17, core as u64, || format!("core {core}: {}", brief_fetched(&fetched)));
-        self.handle(core, Input::Fetched(fetched));
+        self.handle(core, Input::Fetched(Box::new(fetched)));
         self.drain(core);
         true
     }
