@@ -7,14 +7,16 @@
 //!        - [`Broker::kill`] fails if the broker had ended by itself;
 //!        - when a test fails, what the broker wrote is printed with the settings it ran with.
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{available_parallelism, panicking, sleep};
 use std::time::{Duration, Instant};
@@ -71,8 +73,8 @@ pub fn io_uring() -> &'static str {
 #[derive(Clone)]
 pub struct Site {
     directory: Arc<tempfile::TempDir>,
-    /// 0: any free port, another one for each run.
-    port: u16,
+    /// None: any free port, another one for each run.
+    port: Option<Arc<ReservedPort>>,
     environment: Vec<(String, OsString)>,
     runs: Arc<AtomicUsize>,
 }
@@ -80,7 +82,7 @@ pub struct Site {
 impl Site {
     pub fn new() -> Site {
         Site {
-            port: unused_port(),
+            port: Some(Arc::new(ReservedPort::any())),
             ..Site::any_port()
         }
     }
@@ -88,7 +90,7 @@ impl Site {
     fn any_port() -> Site {
         Site {
             directory: Arc::new(tempfile::tempdir().unwrap()),
-            port: 0,
+            port: None,
             environment: Vec::new(),
             runs: Arc::default(),
         }
@@ -102,8 +104,9 @@ impl Site {
             .collect();
     }
 
+    /// The port of every run; 0 where each has another.
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.as_ref().map_or(0, |reserved| reserved.port)
     }
 
     pub fn directory(&self) -> &Path {
@@ -147,7 +150,7 @@ impl Site {
         );
         let mut arguments: Vec<String> = arguments.iter().map(|argument| argument.to_string()).collect();
         if !arguments.iter().any(|argument| argument == "--mqtt-port") {
-            arguments.extend(["--mqtt-port".into(), self.port.to_string()]);
+            arguments.extend(["--mqtt-port".into(), self.port().to_string()]);
         }
         arguments.extend(["--ready-file".into(), ready_file.display().to_string()]);
         let process = match open_files {
@@ -173,29 +176,29 @@ impl Site {
             outputs: [stdout, stderr],
             ready_file,
             arguments,
-            port: self.port,
+            port: self.port(),
         }
     }
 }
 
-/// A port that nobody listens on and that the kernel gives to nobody who asks for any port: between two runs no other test
-/// can come by it.
-fn unused_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    const PORTS: std::ops::Range<u16> = 12_000..32_000;
-    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
-    let ephemeral: Vec<u16> = range.split_whitespace().map(|port| port.parse().unwrap()).collect();
-    let first = std::process::id() as u16;
-    for _ in PORTS {
-        let offset = first
-            .wrapping_mul(37)
-            .wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        let port = PORTS.start + offset % (PORTS.end - PORTS.start);
-        if !(ephemeral[0]..=ephemeral[1]).contains(&port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return port;
+/// A port that nobody but the brokers of one site listens on. It is bound all the time and never listened on: so the kernel
+/// gives it to nobody who asks for any port, and lets a socket with SO_REUSEADDR, which the broker's has, listen on it.
+struct ReservedPort {
+    port: u16,
+    _bound: OwnedFd,
+}
+
+impl ReservedPort {
+    fn any() -> ReservedPort {
+        let bound = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        sockopt::set_socket_reuseaddr(&bound, true).unwrap();
+        bind(&bound, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address: SocketAddr = getsockname(&bound).unwrap().try_into().unwrap();
+        ReservedPort {
+            port: address.port(),
+            _bound: bound,
         }
     }
-    panic!("no port from {PORTS:?} is free outside of {ephemeral:?}");
 }
 
 pub struct Broker {
