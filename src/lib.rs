@@ -12,9 +12,11 @@
 //!
 //! What the store is given is confirmed when it is on disk, and only then leaves the acknowledgement of it.
 //!
-//! Layers import downward only: 0 `limits` < 0 `mqtt` < 0 `metrics` < 1 `session routing registry` < 2 `shard` <
-//! 3 `mesh store` < 4 `net` < 5 `worker` < 6 `config` < 7 `server` < `main`. Layers 0 to 2 are the heart: no socket,
-//! file, thread, `async`, clock or randomness; values in, values out. `tests/layers.rs` reads this list.
+//! A client that comes over WebSocket has its frames taken off by `websocket` before `mqtt/frame` sees a byte.
+//!
+//! Layers import downward only: 0 `limits` < 0 `mqtt websocket` < 0 `metrics` < 1 `session routing registry` <
+//! 2 `shard` < 3 `mesh store` < 4 `net` < 5 `worker` < 6 `config` < 7 `server` < `main`. Layers 0 to 2 are the heart:
+//! no socket, file, thread, `async`, clock or randomness; values in, values out. `tests/layers.rs` reads this list.
 
 pub mod config;
 pub mod limits;
@@ -28,4 +30,5 @@ pub mod server;
 pub mod session;
 pub mod shard;
 pub mod store;
+pub mod websocket;
 pub mod worker;

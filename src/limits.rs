@@ -8,6 +8,13 @@ pub const REMAINING_LENGTH_MAX: usize = 268_435_455;
 /// Largest CONNECT: five strings of 65,535 bytes would be legal; nobody needs them before having been let in.
 pub const CONNECT_BYTES_MAX: usize = 64 * 1024;
 
+/// Head of a WebSocket handshake, its empty line included, and the headers in it; a longer one is answered with 431.
+pub const WEBSOCKET_HANDSHAKE_BYTES_MAX: usize = 8 * 1024;
+pub const WEBSOCKET_HEADERS_MAX: usize = 64;
+/// Payload of one WebSocket frame: any MQTT packet fits. Frames are decoded as they stream by, so nothing of this size is
+/// ever held; a larger one closes its connection on the header alone, with close code 1009.
+pub const WEBSOCKET_FRAME_BYTES_MAX: usize = 256 * 1024 * 1024 + 64 * 1024;
+
 /// Client Identifier length in `--access open` (`--client-id-max`); a longer one is refused with return code 2.
 pub const CLIENT_ID_BYTES_MAX: usize = 65_535;
 /// Connections over all cores (`--max-connections`); beyond it a CONNECT is answered with return code 3.
@@ -104,6 +111,8 @@ const _: () = assert!(STORE_MAP_BYTES < STORE_MAP_BYTES_MAX);
 const _: () = assert!(STORE_STOP_MS < STOP_TIMEOUT_MS);
 const _: () = assert!(CONNECT_BYTES_MAX <= PACKET_BYTES_MAX);
 const _: () = assert!(PACKET_BYTES_MAX <= REMAINING_LENGTH_MAX + 5);
+const _: () = assert!(REMAINING_LENGTH_MAX + 5 <= WEBSOCKET_FRAME_BYTES_MAX);
+const _: () = assert!(WEBSOCKET_FRAME_BYTES_MAX <= u32::MAX as usize);
 const _: () = assert!(OUTBOX_FLUSH_BYTES <= OUTBOX_BYTES_MAX);
 const _: () = assert!(INFLIGHT_MAX * INFLIGHT_SPAN_FACTOR < u16::MAX as usize);
 const _: () = assert!(CORES_MAX <= u16::MAX as usize);
