@@ -7,6 +7,7 @@
 
 pub mod handoff;
 pub mod listener;
+pub mod proxy;
 pub mod reader;
 pub mod sockets;
 pub mod writer;
