@@ -74,6 +74,15 @@ pub const ACCEPTS_PER_BATCH: usize = 64;
 pub const MESH_PARCELS_PER_BATCH: usize = 64;
 /// Resolution of every deadline: a silent client goes at most this much after its time, never before it.
 pub const DEADLINE_TICK_MS: u64 = 250;
+/// Longest header of a proxy before a connection's own bytes: what fits the smallest segment of TCP. A longer one closes its
+/// connection on the length it announces.
+pub const PROXY_HEADER_BYTES_MAX: usize = 536;
+/// Longest header of version 1, its end of line included (PROXY protocol, section 2.1).
+pub const PROXY_TEXT_BYTES_MAX: usize = 107;
+/// How often the files of the certificate are looked at: a renewed one is in use at most this much later.
+pub const CERTIFICATE_POLL_MS: u64 = 2_000;
+/// Largest file of certificates or keys: the bundle of all public authorities has a quarter of it. A larger one is refused.
+pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Stop: from SIGTERM to exit 0.
 pub const STOP_TIMEOUT_MS: u64 = 10_000;
 
@@ -115,5 +124,7 @@ const _: () = assert!(REMAINING_LENGTH_MAX + 5 <= WEBSOCKET_FRAME_BYTES_MAX);
 const _: () = assert!(WEBSOCKET_FRAME_BYTES_MAX <= u32::MAX as usize);
 const _: () = assert!(OUTBOX_FLUSH_BYTES <= OUTBOX_BYTES_MAX);
 const _: () = assert!(INFLIGHT_MAX * INFLIGHT_SPAN_FACTOR < u16::MAX as usize);
+const _: () = assert!(PROXY_TEXT_BYTES_MAX <= PROXY_HEADER_BYTES_MAX);
+const _: () = assert!(PROXY_HEADER_BYTES_MAX <= READ_BYTES_PER_TURN);
 const _: () = assert!(CORES_MAX <= u16::MAX as usize);
 const _: () = assert!(RETAINED_CHUNK_BYTES <= MESH_BACKLOG_BYTES_MAX);

@@ -51,6 +51,30 @@ fn a_wrong_flag_or_variable_says_what_is_right_and_exits_2() {
 }
 
 #[test]
+fn a_switch_is_on_by_its_flag_alone_and_true_or_false_in_the_environment() {
+    const NAME: &str = "SKEIN_TLS_CLIENT_CN_AS_USERNAME";
+    let needs = "skein: --tls-client-cn-as-username needs clients that show a certificate: ";
+    assert!(refusal(&["--tls-client-cn-as-username"], &[]).starts_with(needs));
+    assert!(
+        refusal(
+            &["serve", "--tls-client-cn-as-username", "--cores=2"],
+            &[(NAME, "false")]
+        )
+        .starts_with(needs)
+    );
+    assert!(refusal(&[], &[(NAME, "true")]).starts_with(needs));
+    assert!(refusal(&[], &[(NAME, "yes")]).contains("[possible values: true, false]"));
+    // Off, it needs nothing: what is refused is another flag.
+    for (args, value) in [
+        (&["--cores=0"][..], "false"),
+        (&["--tls-client-cn-as-username=false", "--cores=0"], "true"),
+    ] {
+        let refused = refusal(args, &[(NAME, value)]);
+        assert_eq!(refused, "skein: --cores 0 is out of range: give 1 to 256\n");
+    }
+}
+
+#[test]
 fn the_printed_settings_are_a_valid_file() {
     let printed = skein(&["config"], &[("SKEIN_CORES", "0")]);
     assert_eq!(printed.status.code(), Some(0));

@@ -1,5 +1,5 @@
 //! The layers that the head of `src/lib.rs` lists, held against what the files import; and the few names that belong to
-//! few files: `monoio`, `heed`, `unsafe`, and everything that reaches out of the heart.
+//! few files: `monoio`, `heed`, `rustls`, `unsafe`, and everything that reaches out of the heart.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
@@ -10,6 +10,7 @@ use std::path::Path;
 const HEART_TOP: u32 = 2;
 const MONOIO_FILES: [&str; 3] = ["worker/", "net/", "mesh/wake.rs"];
 const HEED_FILES: [&str; 1] = ["store/lmdb"];
+const RUSTLS_FILES: [&str; 4] = ["net/certificate", "net/tls.rs", "net/transport.rs", "worker/parcel.rs"];
 const UNSAFE_FILES: [&str; 3] = ["mesh/ring.rs", "net/handoff.rs", "store/lmdb.rs"];
 const OUTSIDE_THE_HEART: [&str; 9] = [
     "std::time::Instant",
@@ -199,11 +200,12 @@ fn the_heart_reaches_for_nothing_outside() {
 }
 
 #[test]
-fn monoio_heed_and_unsafe_stay_where_they_belong() {
+fn monoio_heed_rustls_and_unsafe_stay_where_they_belong() {
     let mut found = Vec::new();
     let homes = [
         ("monoio", &MONOIO_FILES[..]),
         ("heed", &HEED_FILES),
+        ("rustls", &RUSTLS_FILES),
         ("unsafe", &UNSAFE_FILES),
     ];
     for (word, homes) in homes {

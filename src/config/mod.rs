@@ -9,7 +9,7 @@ mod raw;
 mod units;
 
 pub use raw::Raw;
-pub use units::{Expiry, Port, Size, Span};
+pub use units::{Expiry, Origins, Port, ProxyPorts, Size, Span};
 
 use crate::limits;
 use std::net::{IpAddr, Ipv4Addr};
@@ -33,6 +33,18 @@ pub struct Config {
     pub bind: IpAddr,
     /// None: closed. 0: any free port.
     pub mqtt_port: Option<u16>,
+    /// None or 0: as `mqtt_port`.
+    pub mqtts_port: Option<u16>,
+    pub ws_port: Option<u16>,
+    pub wss_port: Option<u16>,
+    /// None: the broker makes its own.
+    pub tls_certificate: Option<CertificateFiles>,
+    /// None: no client is asked for a certificate.
+    pub tls_client_ca: Option<PathBuf>,
+    pub tls_client_cn_as_username: bool,
+    /// Empty: any.
+    pub ws_allow_origin: Vec<String>,
+    pub proxy_protocol: ProxyPorts,
     pub data_dir: PathBuf,
     pub durability: Durability,
     pub map_bytes: usize,
@@ -51,6 +63,13 @@ pub struct Config {
     pub log: LogLevel,
     pub log_format: LogFormat,
     pub ready_file: Option<PathBuf>,
+}
+
+/// `--tls-cert` and `--tls-key`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 /// `--access`
@@ -129,8 +148,23 @@ pub enum ConfigError {
         min: String,
         max: String,
     },
-    #[error("no port is open: give --mqtt-port a number, or 0 for any free port")]
+    #[error(
+        "no port is open: give one of --mqtt-port, --mqtts-port, --ws-port and --wss-port a number, or 0 for any free port"
+    )]
     NoPort,
+    #[error("--{first} and --{second} are both {port}: give one of them another number, or off")]
+    SamePort {
+        first: &'static str,
+        second: &'static str,
+        port: u16,
+    },
+    #[error("--{given} is given and --{missing} is not: a certificate and its key come together, so give both or none")]
+    HalfCertificate { given: &'static str, missing: &'static str },
+    #[error(
+        "--tls-client-cn-as-username needs clients that show a certificate: give --tls-client-ca the file of those who \
+         issue them, or leave it out"
+    )]
+    NoClientCertificates,
 }
 
 impl Default for Config {
@@ -144,6 +178,14 @@ impl Default for Config {
             shard_levels: limits::SHARD_LEVELS,
             bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
             mqtt_port: Some(1883),
+            mqtts_port: Some(8883),
+            ws_port: Some(8083),
+            wss_port: Some(8084),
+            tls_certificate: None,
+            tls_client_ca: None,
+            tls_client_cn_as_username: false,
+            ws_allow_origin: Vec::new(),
+            proxy_protocol: ProxyPorts::default(),
             data_dir: PathBuf::from("skein-data"),
             durability: Durability::Fsync,
             map_bytes: limits::STORE_MAP_BYTES,
@@ -223,6 +265,18 @@ impl Config {
             shard_levels: count("shard-levels", raw.shard_levels, default.shard_levels, 1..=16)?,
             bind: raw.bind.unwrap_or(default.bind),
             mqtt_port: raw.mqtt_port.map_or(default.mqtt_port, |Port(port)| port),
+            mqtts_port: raw.mqtts_port.map_or(default.mqtts_port, |Port(port)| port),
+            ws_port: raw.ws_port.map_or(default.ws_port, |Port(port)| port),
+            wss_port: raw.wss_port.map_or(default.wss_port, |Port(port)| port),
+            tls_certificate: certificate_files(raw.tls_cert, raw.tls_key)?,
+            tls_client_ca: raw.tls_client_ca.or(default.tls_client_ca),
+            tls_client_cn_as_username: raw
+                .tls_client_cn_as_username
+                .unwrap_or(default.tls_client_cn_as_username),
+            ws_allow_origin: raw
+                .ws_allow_origin
+                .map_or(default.ws_allow_origin, |Origins(origins)| origins),
+            proxy_protocol: raw.proxy_protocol.unwrap_or(default.proxy_protocol),
             data_dir: raw.data_dir.unwrap_or(default.data_dir),
             durability: raw.durability.unwrap_or(default.durability),
             map_bytes: size(
@@ -304,10 +358,42 @@ impl Config {
             log_format: raw.log_format.unwrap_or(default.log_format),
             ready_file: raw.ready_file.or(default.ready_file),
         };
-        match config.mqtt_port {
-            Some(_) => Ok(config),
-            None => Err(ConfigError::NoPort),
+        check_ports([
+            ("mqtt-port", config.mqtt_port),
+            ("mqtts-port", config.mqtts_port),
+            ("ws-port", config.ws_port),
+            ("wss-port", config.wss_port),
+        ])?;
+        match config.tls_client_cn_as_username && config.tls_client_ca.is_none() {
+            true => Err(ConfigError::NoClientCertificates),
+            false => Ok(config),
         }
+    }
+}
+
+/// One is open at least, and no two are the same number.
+fn check_ports(ports: [(&'static str, Option<u16>); 4]) -> Result<(), ConfigError> {
+    if ports.iter().all(|(_, port)| port.is_none()) {
+        return Err(ConfigError::NoPort);
+    }
+    for (place, (second, port)) in ports.iter().enumerate() {
+        let Some(port) = port.filter(|port| *port != 0) else {
+            continue;
+        };
+        if let Some((first, _)) = ports[..place].iter().find(|(_, other)| *other == Some(port)) {
+            return Err(ConfigError::SamePort { first, second, port });
+        }
+    }
+    Ok(())
+}
+
+fn certificate_files(cert: Option<PathBuf>, key: Option<PathBuf>) -> Result<Option<CertificateFiles>, ConfigError> {
+    let half = |given, missing| Err(ConfigError::HalfCertificate { given, missing });
+    match (cert, key) {
+        (Some(certificate), Some(key)) => Ok(Some(CertificateFiles { certificate, key })),
+        (None, None) => Ok(None),
+        (Some(_), None) => half("tls-cert", "tls-key"),
+        (None, Some(_)) => half("tls-key", "tls-cert"),
     }
 }
 
@@ -377,24 +463,36 @@ mod tests {
         Config::load(Raw::default(), Some(file.path())).map_err(|error| error.to_string().replace(&name, "FILE"))
     }
 
+    /// Keys that the embedded file has as comments, and the examples there.
+    const COMMENTED: [(&str, &str); 5] = [
+        ("cores", "2"),
+        ("tls-cert", "\"/etc/skein/cert.pem\""),
+        ("tls-key", "\"/etc/skein/key.pem\""),
+        ("tls-client-ca", "\"/etc/skein/clients-ca.pem\""),
+        ("ready-file", "\"/run/skein/ready.json\""),
+    ];
+
     #[test]
     fn the_embedded_file_says_what_the_defaults_are() {
         let raw = parse_toml(DEFAULT_TOML, "default.toml").unwrap();
         assert_eq!(Config::check(raw.clone()).unwrap(), Config::default());
         assert_eq!(Config::check(Raw::default()).unwrap(), Config::default());
-        // Every key is there and set, but for the two that have no fixed default, which are there as comments.
+        // Every key is there and set, but for those that have no fixed default, which are there as comments.
         let Raw {
             cores: None,
+            tls_cert: None,
+            tls_key: None,
+            tls_client_ca: None,
             ready_file: None,
             ..
         } = raw
         else {
-            panic!("these two depend on the host")
+            panic!("these depend on the host")
         };
         let command = <Flags as clap::CommandFactory>::command();
         for flag in command.get_arguments().filter(|flag| flag.get_id() != "help") {
             let key = flag.get_long().unwrap();
-            let is_comment = ["cores", "ready-file"].contains(&key);
+            let is_comment = COMMENTED.iter().any(|(commented, _)| *commented == key);
             let start = format!("\n{}{key} = ", if is_comment { "# " } else { "" });
             assert!(DEFAULT_TOML.contains(&start), "{key} is not in default.toml");
             assert_eq!(
@@ -406,11 +504,19 @@ mod tests {
 
     #[test]
     fn the_examples_in_the_comments_of_the_embedded_file_are_valid() {
-        let text = DEFAULT_TOML
-            .replace("\n# cores = ", "\ncores = ")
-            .replace("\n# ready-file = ", "\nready-file = ");
+        let mut text = DEFAULT_TOML.to_owned();
+        for (key, example) in COMMENTED {
+            let line = format!("\n# {key} = {example}\n");
+            assert!(text.contains(&line), "{key}");
+            text = text.replace(&line, &line.replace("# ", ""));
+        }
         let config = from_file(&text).unwrap();
         assert_eq!(config.cores, 2);
+        assert_eq!(config.tls_certificate.unwrap().key, Path::new("/etc/skein/key.pem"));
+        assert_eq!(
+            config.tls_client_ca.as_deref(),
+            Some(Path::new("/etc/skein/clients-ca.pem"))
+        );
         assert_eq!(config.ready_file, Some(PathBuf::from("/run/skein/ready.json")));
     }
 
@@ -436,6 +542,15 @@ mod tests {
             "--shard-levels=2",
             "--bind=::1",
             "--mqtt-port=99",
+            "--mqtts-port=98",
+            "--ws-port=off",
+            "--wss-port=0",
+            "--tls-cert=/c",
+            "--tls-key=/k",
+            "--tls-client-ca=/a",
+            "--tls-client-cn-as-username",
+            "--ws-allow-origin=https://a.example,null",
+            "--proxy-protocol=mqtt,wss",
             "--data-dir=/d",
             "--durability=process",
             "--map-size=2GiB",
@@ -467,6 +582,21 @@ mod tests {
             shard_levels: 2,
             bind: "::1".parse().unwrap(),
             mqtt_port: Some(99),
+            mqtts_port: Some(98),
+            ws_port: None,
+            wss_port: Some(0),
+            tls_certificate: Some(CertificateFiles {
+                certificate: "/c".into(),
+                key: "/k".into(),
+            }),
+            tls_client_ca: Some("/a".into()),
+            tls_client_cn_as_username: true,
+            ws_allow_origin: vec!["https://a.example".into(), "null".into()],
+            proxy_protocol: ProxyPorts {
+                mqtt: true,
+                wss: true,
+                ..ProxyPorts::default()
+            },
             data_dir: "/d".into(),
             durability: Durability::Process,
             map_bytes: 2 << 30,
@@ -511,6 +641,15 @@ mod tests {
             (
                 "mqtt-port = true",
                 "FILE, line 1: expected a whole number, or a text in quotes",
+            ),
+            (
+                "proxy-protocol = \"http\"",
+                "FILE, line 1: `http` is no list of ports: give some of mqtt, mqtts, ws, wss with commas between, or all, or \
+                 none",
+            ),
+            (
+                "ws-allow-origin = 1",
+                "FILE, line 1: expected a text in quotes, or a list of them",
             ),
             (
                 "driver = \"kqueue\"",
@@ -582,10 +721,6 @@ mod tests {
                 ["--max-outbox", "1"],
                 "--max-outbox 1 B is out of range: give 4 KiB to 1 GiB",
             ),
-            (
-                ["--mqtt-port", "off"],
-                "no port is open: give --mqtt-port a number, or 0 for any free port",
-            ),
         ] {
             assert_eq!(Config::load(flags(&args), None).unwrap_err().to_string(), sentence);
         }
@@ -595,6 +730,75 @@ mod tests {
                 .inflight_max,
             4095
         );
+    }
+
+    #[test]
+    fn settings_that_do_not_go_together_say_which_to_change() {
+        let off = ["--mqtt-port=off", "--mqtts-port=off", "--ws-port=off", "--wss-port=off"];
+        let half = "a certificate and its key come together, so give both or none";
+        for (args, sentence) in [
+            (
+                &off[..],
+                "no port is open: give one of --mqtt-port, --mqtts-port, --ws-port and --wss-port a number, or 0 for any \
+                 free port"
+                    .to_owned(),
+            ),
+            (
+                &["--ws-port=1883"],
+                "--mqtt-port and --ws-port are both 1883: give one of them another number, or off".to_owned(),
+            ),
+            (
+                &["--wss-port=9000", "--mqtts-port=9000", "--mqtt-port=off"],
+                "--mqtts-port and --wss-port are both 9000: give one of them another number, or off".to_owned(),
+            ),
+            (
+                &["--tls-cert=/c"],
+                format!("--tls-cert is given and --tls-key is not: {half}"),
+            ),
+            (
+                &["--tls-key=/k"],
+                format!("--tls-key is given and --tls-cert is not: {half}"),
+            ),
+            (
+                &["--tls-client-cn-as-username"],
+                "--tls-client-cn-as-username needs clients that show a certificate: give --tls-client-ca the file of those \
+                 who issue them, or leave it out"
+                    .to_owned(),
+            ),
+        ] {
+            assert_eq!(
+                Config::load(flags(args), None).unwrap_err().to_string(),
+                sentence,
+                "{args:?}"
+            );
+        }
+        for args in [
+            &off[1..],
+            &off[..3],
+            &["--mqtt-port=0", "--mqtts-port=0", "--ws-port=0", "--wss-port=0"],
+            &["--tls-client-cn-as-username", "--tls-client-ca=/a"],
+            &["--tls-client-cn-as-username=false"],
+        ] {
+            assert!(Config::load(flags(args), None).is_ok(), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn a_switch_needs_no_value_and_a_file_may_list() {
+        let is_on = |args: &[&str]| flags(args).tls_client_cn_as_username;
+        assert_eq!(is_on(&[]), None);
+        assert_eq!(
+            is_on(&["--tls-client-cn-as-username", "--tls-client-ca", "/a"]),
+            Some(true)
+        );
+        assert_eq!(is_on(&["--tls-client-cn-as-username", "false"]), Some(false));
+        let config = from_file(
+            "tls-client-ca = \"/a\"\ntls-client-cn-as-username = true\nproxy-protocol = [\"mqtts\"]\n\
+             ws-allow-origin = [\"https://a.example\", \"https://b.example\"]\n",
+        )
+        .unwrap();
+        assert!(config.tls_client_cn_as_username && config.proxy_protocol.mqtts && !config.proxy_protocol.mqtt);
+        assert_eq!(config.ws_allow_origin, ["https://a.example", "https://b.example"]);
     }
 
     #[test]

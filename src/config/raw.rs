@@ -3,7 +3,7 @@
 //!
 //! Called by `main` (clap fills it from flags and `SKEIN_…`, a flag winning) and by `config` (which lays it over the file).
 
-use super::units::{Expiry, Port, Size, Span};
+use super::units::{Expiry, Origins, Port, ProxyPorts, Size, Span};
 use super::{Access, Driver, Durability, LogFormat, LogLevel, PrivateFds};
 use std::{net::IpAddr, path::PathBuf};
 
@@ -42,6 +42,49 @@ pub struct Raw {
     /// Port of MQTT over TCP; 0 picks a free one, `off` closes it
     #[arg(long, env = "SKEIN_MQTT_PORT", value_name = "PORT", hide_env = true)]
     pub mqtt_port: Option<Port>,
+
+    /// Port of MQTT over TLS; 0 picks a free one, `off` closes it
+    #[arg(long, env = "SKEIN_MQTTS_PORT", value_name = "PORT", hide_env = true)]
+    pub mqtts_port: Option<Port>,
+
+    /// Port of MQTT over WebSocket; 0 picks a free one, `off` closes it
+    #[arg(long, env = "SKEIN_WS_PORT", value_name = "PORT", hide_env = true)]
+    pub ws_port: Option<Port>,
+
+    /// Port of MQTT over WebSocket over TLS; 0 picks a free one, `off` closes it
+    #[arg(long, env = "SKEIN_WSS_PORT", value_name = "PORT", hide_env = true)]
+    pub wss_port: Option<Port>,
+
+    /// Certificate of the TLS ports and the chain behind it (PEM); without it the broker makes one for itself
+    #[arg(long, env = "SKEIN_TLS_CERT", value_name = "FILE", hide_env = true)]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Private key of --tls-cert (PEM, not encrypted)
+    #[arg(long, env = "SKEIN_TLS_KEY", value_name = "FILE", hide_env = true)]
+    pub tls_key: Option<PathBuf>,
+
+    /// Authorities (PEM) of whom one must have issued the certificate that a client of the TLS ports then has to show
+    #[arg(long, env = "SKEIN_TLS_CLIENT_CA", value_name = "FILE", hide_env = true)]
+    pub tls_client_ca: Option<PathBuf>,
+
+    /// Take the user name of a client from the common name (CN) of its certificate
+    #[arg(
+        long,
+        env = "SKEIN_TLS_CLIENT_CN_AS_USERNAME",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        hide_env = true
+    )]
+    pub tls_client_cn_as_username: Option<bool>,
+
+    /// Origins of web pages that may connect over WebSocket, with commas between, or `any`
+    #[arg(long, env = "SKEIN_WS_ALLOW_ORIGIN", value_name = "ORIGIN,...", hide_env = true)]
+    pub ws_allow_origin: Option<Origins>,
+
+    /// Ports whose connections begin with the header of a proxy: some of mqtt, mqtts, ws, wss, or `all`, or `none`
+    #[arg(long, env = "SKEIN_PROXY_PROTOCOL", value_name = "PORT,...", hide_env = true)]
+    pub proxy_protocol: Option<ProxyPorts>,
 
     /// Directory for what must outlive the broker: durable sessions with their messages, and retained messages
     #[arg(long, env = "SKEIN_DATA_DIR", value_name = "DIR", hide_env = true)]
@@ -124,6 +167,15 @@ impl Raw {
             shard_levels: self.shard_levels.or(under.shard_levels),
             bind: self.bind.or(under.bind),
             mqtt_port: self.mqtt_port.or(under.mqtt_port),
+            mqtts_port: self.mqtts_port.or(under.mqtts_port),
+            ws_port: self.ws_port.or(under.ws_port),
+            wss_port: self.wss_port.or(under.wss_port),
+            tls_cert: self.tls_cert.or(under.tls_cert),
+            tls_key: self.tls_key.or(under.tls_key),
+            tls_client_ca: self.tls_client_ca.or(under.tls_client_ca),
+            tls_client_cn_as_username: self.tls_client_cn_as_username.or(under.tls_client_cn_as_username),
+            ws_allow_origin: self.ws_allow_origin.or(under.ws_allow_origin),
+            proxy_protocol: self.proxy_protocol.or(under.proxy_protocol),
             data_dir: self.data_dir.or(under.data_dir),
             durability: self.durability.or(under.durability),
             map_size: self.map_size.or(under.map_size),

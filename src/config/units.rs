@@ -133,6 +133,134 @@ impl FromStr for Port {
     }
 }
 
+/// The ports on which a connection begins with the header of a proxy: `"mqtt,wss"`, `["mqtt", "wss"]`, `"all"`, `"none"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Listed")]
+pub struct ProxyPorts {
+    pub mqtt: bool,
+    pub mqtts: bool,
+    pub ws: bool,
+    pub wss: bool,
+}
+
+impl ProxyPorts {
+    fn from_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<Self, String> {
+        let mut ports = ProxyPorts::default();
+        let names: Vec<&str> = names.map(str::trim).collect();
+        match names[..] {
+            ["none"] => return Ok(ports),
+            ["all"] => {
+                return Ok(ProxyPorts {
+                    mqtt: true,
+                    mqtts: true,
+                    ws: true,
+                    wss: true,
+                });
+            }
+            _ => {}
+        }
+        for name in &names {
+            let port = match *name {
+                "mqtt" => &mut ports.mqtt,
+                "mqtts" => &mut ports.mqtts,
+                "ws" => &mut ports.ws,
+                "wss" => &mut ports.wss,
+                _ => return Err(ProxyPorts::refusal(&names)),
+            };
+            *port = true;
+        }
+        match names.is_empty() {
+            true => Err(ProxyPorts::refusal(&names)),
+            false => Ok(ports),
+        }
+    }
+
+    fn refusal(names: &[&str]) -> String {
+        format!(
+            "`{}` is no list of ports: give some of mqtt, mqtts, ws, wss with commas between, or all, or none",
+            names.join(",")
+        )
+    }
+}
+
+impl FromStr for ProxyPorts {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        ProxyPorts::from_names(text.split(','))
+    }
+}
+
+impl TryFrom<Listed> for ProxyPorts {
+    type Error = String;
+
+    fn try_from(listed: Listed) -> Result<Self, String> {
+        ProxyPorts::from_names(listed.items())
+    }
+}
+
+/// The origins of web pages that may connect: `"https://a.example,https://b.example"`, or a list in the file. `"any"` is
+/// the empty list.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Listed")]
+pub struct Origins(pub Vec<String>);
+
+impl Origins {
+    fn from_items<'a>(items: impl Iterator<Item = &'a str>) -> Result<Self, String> {
+        let items: Vec<&str> = items.map(str::trim).collect();
+        if items[..] == ["any"] {
+            return Ok(Origins(Vec::new()));
+        }
+        // What an origin looks like is the matter of those who compare it.
+        let is_origin = |item: &str| {
+            !item.is_empty()
+                && item != "any"
+                && !item.contains(|c: char| c.is_whitespace() || c.is_control() || c == ',')
+        };
+        match items.iter().find(|item| !is_origin(item)) {
+            None if !items.is_empty() => Ok(Origins(items.into_iter().map(str::to_owned).collect())),
+            _ => Err(format!(
+                "`{}` is no list of origins: give some, such as https://app.example, with commas between, or any",
+                items.join(",")
+            )),
+        }
+    }
+}
+
+impl FromStr for Origins {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Origins::from_items(text.split(','))
+    }
+}
+
+impl TryFrom<Listed> for Origins {
+    type Error = String;
+
+    fn try_from(listed: Listed) -> Result<Self, String> {
+        Origins::from_items(listed.items())
+    }
+}
+
+/// A value of the file that is a text with commas, or a list of texts.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a text in quotes, or a list of them")]
+enum Listed {
+    Text(String),
+    List(Vec<String>),
+}
+
+impl Listed {
+    fn items(&self) -> impl Iterator<Item = &str> {
+        let (text, list) = match self {
+            Listed::Text(text) => (Some(text.split(',')), &[][..]),
+            Listed::List(list) => (None, &list[..]),
+        };
+        text.into_iter().flatten().chain(list.iter().map(String::as_str))
+    }
+}
+
 /// A value of the file that is a number or a text.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a whole number, or a text in quotes")]
@@ -232,6 +360,53 @@ mod tests {
         }
     }
 
+    #[test]
+    fn ports_of_proxies_are_named_once_or_all_or_none() {
+        let ports = |mqtt, mqtts, ws, wss| ProxyPorts { mqtt, mqtts, ws, wss };
+        for (text, expected) in [
+            ("none", ports(false, false, false, false)),
+            (" all ", ports(true, true, true, true)),
+            ("mqtts", ports(false, true, false, false)),
+            ("mqtt, wss", ports(true, false, false, true)),
+            ("ws,ws", ports(false, false, true, false)),
+        ] {
+            assert_eq!(text.parse(), Ok(expected), "{text}");
+            assert_eq!(
+                ProxyPorts::try_from(Listed::Text(text.to_owned())),
+                Ok(expected),
+                "{text}"
+            );
+            let list = text.split(',').map(str::to_owned).collect();
+            assert_eq!(ProxyPorts::try_from(Listed::List(list)), Ok(expected), "{text}");
+        }
+        for text in ["", ",", "mqtt,", "all,mqtt", "none,ws", "http", "MQTT", "1883"] {
+            let refused = text.parse::<ProxyPorts>().unwrap_err();
+            assert!(
+                refused.starts_with(&format!("`{text}` is no list of ports: ")),
+                "{refused}"
+            );
+        }
+        assert!(ProxyPorts::try_from(Listed::List(Vec::new())).is_err());
+    }
+
+    #[test]
+    fn origins_are_listed_or_any() {
+        let origins = |list: &[&str]| Origins(list.iter().map(|origin| (*origin).to_owned()).collect());
+        assert_eq!("any".parse(), Ok(origins(&[])));
+        let two = origins(&["https://a.example", "http://b.example:8080"]);
+        assert_eq!("https://a.example, http://b.example:8080".parse(), Ok(two.clone()));
+        assert_eq!(Origins::try_from(Listed::List(two.0.clone())), Ok(two));
+        assert_eq!("null".parse(), Ok(origins(&["null"])));
+        for text in ["", "any,https://a.example", "https://a.example,", "https://a example"] {
+            let refused = text.parse::<Origins>().unwrap_err();
+            assert!(
+                refused.starts_with(&format!("`{text}` is no list of origins: ")),
+                "{refused}"
+            );
+        }
+        assert!(Origins::try_from(Listed::List(Vec::new())).is_err());
+    }
+
     proptest! {
         #[test]
         fn a_size_reads_back_as_it_is_shown(bytes in prop_oneof![any::<u64>(), (0u64..5000).prop_map(|n| n * 1024)]) {
@@ -241,6 +416,7 @@ mod tests {
         #[test]
         fn no_text_makes_a_value_panic(text in "\\PC*") {
             let _ = (text.parse::<Size>(), text.parse::<Span>(), text.parse::<Port>());
+            let _ = (text.parse::<ProxyPorts>(), text.parse::<Origins>());
         }
     }
 }

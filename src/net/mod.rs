@@ -5,8 +5,13 @@
 //! Holds   - a socket costs one [`sockets::Sockets`] slot of 24 bytes and no buffer while nothing of it waits;
 //!         - no protocol rule: bytes and descriptors only.
 
+pub mod certificate;
+#[cfg(test)]
+mod certificate_tests;
 pub mod handoff;
 pub mod listener;
+pub mod proxy;
 pub mod reader;
+mod self_made;
 pub mod sockets;
 pub mod writer;
