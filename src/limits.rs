@@ -66,6 +66,11 @@ pub const RETAINED_CHUNK_BYTES: usize = 64 * 1024;
 
 /// Bytes read from one socket in one turn: one scratch buffer per core, no buffer per connection.
 pub const READ_BYTES_PER_TURN: usize = 64 * 1024;
+/// Bytes of an outbox sealed for one send over TLS; what the socket does not take of the records waits beside the outbox.
+pub const SEAL_BYTES_PER_WRITE: usize = 64 * 1024;
+/// Time that TLS handshakes may take of one batch, overshot by one step of one of them; the others wait for the next batch,
+/// behind the messages of those who are connected.
+pub const HANDSHAKE_MS_PER_BATCH: u64 = 2;
 /// Readiness events taken in one batch.
 pub const EVENTS_PER_BATCH: usize = 256;
 /// Connections accepted from one listener in one batch; the rest waits in its backlog.

@@ -3,6 +3,7 @@
 //! Called  by `shard` and `worker`, each for its own core: plain additions, no atomics.
 
 use crate::mqtt::error::DecodeError;
+use crate::websocket::{FrameError, HandshakeError};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -11,40 +12,52 @@ macro_rules! counters {
         pub struct Counters {
             $($(#[$doc])* pub $name: u64,)*
             /// Connections closed for a malformed packet, by the rule it broke.
-            pub malformed: ByRule,
+            pub malformed: ByRule<{ DecodeError::COUNT }>,
+            /// Requests that were no upgrade to WebSocket, and frames, by the rule they broke.
+            pub upgrades_refused: ByRule<{ HandshakeError::COUNT }>,
+            pub frames_refused: ByRule<{ FrameError::COUNT }>,
         }
 
         impl Counters {
             /// Every counter with its name, in the order of this file.
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
-                let rules = DecodeError::ALL.iter().map(|rule| (rule.name(), self.malformed.0[rule.index()]));
-                [$((stringify!($name), self.$name),)*].into_iter().chain(rules)
+                let malformed = DecodeError::ALL.iter().map(|rule| (rule.name(), self.malformed.0[rule.index()]));
+                let upgrades = HandshakeError::ALL.iter().map(|rule| (rule.name(), self.upgrades_refused.0[rule.index()]));
+                let frames = FrameError::ALL.iter().map(|rule| (rule.name(), self.frames_refused.0[rule.index()]));
+                let named = [$((stringify!($name), self.$name),)*];
+                named.into_iter().chain(malformed).chain(upgrades).chain(frames)
             }
 
             /// Adds another core's counts.
             pub fn add(&mut self, other: &Counters) {
                 $(self.$name += other.$name;)*
-                for (count, more) in self.malformed.0.iter_mut().zip(other.malformed.0) {
-                    *count += more;
-                }
+                self.malformed.add(&other.malformed);
+                self.upgrades_refused.add(&other.upgrades_refused);
+                self.frames_refused.add(&other.frames_refused);
             }
         }
     };
 }
 
-/// One counter per rule of form.
+/// One counter per rule, by its index.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ByRule([u64; DecodeError::COUNT]);
+pub struct ByRule<const RULES: usize>([u64; RULES]);
 
-impl ByRule {
-    pub fn count(&mut self, rule: DecodeError) {
-        self.0[rule.index()] += 1;
+impl<const RULES: usize> ByRule<RULES> {
+    pub fn count(&mut self, index: usize) {
+        self.0[index] += 1;
+    }
+
+    fn add(&mut self, other: &Self) {
+        for (count, more) in self.0.iter_mut().zip(other.0) {
+            *count += more;
+        }
     }
 }
 
-impl Default for ByRule {
+impl<const RULES: usize> Default for ByRule<RULES> {
     fn default() -> Self {
-        ByRule([0; DecodeError::COUNT])
+        ByRule([0; RULES])
     }
 }
 
@@ -75,6 +88,25 @@ counters! {
     closed_connect_timeout,
     /// Connections closed because the broker stops.
     closed_stopping,
+    /// Connections that do not begin with a PROXY header where they must.
+    closed_proxy,
+    /// TLS handshakes that came to their end: in full, and by resuming an earlier session.
+    tls_full,
+    tls_resumed,
+    /// Connections closed by a rule of TLS, and by which.
+    closed_tls,
+    tls_not_tls,
+    tls_incompatible,
+    tls_application_protocol,
+    tls_no_client_certificate,
+    tls_client_certificate_expired,
+    tls_client_certificate_refused,
+    tls_refused_by_client,
+    tls_decrypt,
+    tls_misbehaved,
+    /// Upgrades to WebSocket, and connections closed by a rule of it; by which stands at the end.
+    websockets,
+    closed_websocket,
     /// PUBLISH packets from clients, by QoS.
     publishes_qos0,
     publishes_qos1,
@@ -144,7 +176,7 @@ mod tests {
             matched: 3,
             ..Counters::default()
         };
-        one.malformed.count(DecodeError::PacketIdZero);
+        one.malformed.count(DecodeError::PacketIdZero.index());
         let mut sum = one.clone();
         sum.add(&one);
         let counted: Vec<_> = sum.iter().filter(|(_, count)| *count > 0).collect();

@@ -1,9 +1,10 @@
 //! Layer 7: the one place that wires it all. Boot order and stop order.
 //!
 //! Called  by `main` with a checked [`Config`], on the main thread, which then waits for signals.
-//! Holds   - boot: descriptors allowed, ports bound, the store opened and read, mesh and passages made, the shards given
-//!           what was stored, the store's threads, cores opened, tables parted, cores serving, and only then the ready
-//!           file and a word on stdout: who reads either can connect;
+//! Holds   - boot: descriptors allowed, ports bound, the store opened and read, the certificate read or made, mesh and
+//!           passages made, the shards given what was stored, the store's threads, cores opened, tables parted, cores
+//!           serving, and only then the ready file and a word on stdout: who reads either can connect;
+//!         - the certificate is read anew on SIGHUP and when its files change; a bad one changes nothing;
 //!         - stop (SIGTERM, SIGINT): listeners first, then what is on its way between cores, then connections, then the last
 //!           commit, and exit within [`STOP_TIMEOUT_MS`]; no will is published, since everybody who could receive it is
 //!           leaving too;
@@ -20,23 +21,30 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::config::{self, Config};
-use crate::limits::{MESH_RING_PARCELS, STOP_TIMEOUT_MS, STORE_MAP_BYTES_MAX, STORE_STOP_MS};
+use crate::limits::{CERTIFICATE_POLL_MS, MESH_RING_PARCELS, STOP_TIMEOUT_MS, STORE_MAP_BYTES_MAX, STORE_STOP_MS};
 use crate::mesh::Mesh;
 use crate::metrics::Counters;
+use crate::net::certificate::{CertificateError, Tls};
 use crate::net::handoff::passages;
 use crate::net::listener::{Listener, listen_on};
+use crate::net::transport::{Transport, Transports};
 use crate::registry::access::Access;
 use crate::shard::restore::restore;
 use crate::shard::{Limits, PeerId, Shard, ShardConfig, UnixTime};
 use crate::store::error::StoreError;
 use crate::store::lmdb::Durability;
 use crate::store::writer::{Ring, Store, StoreConfig, StoreReport};
+use crate::websocket::AllowedOrigins;
 use crate::worker::turn::CoreParts;
 use crate::worker::{self, Control, Driver, Gate, Mailbox, Progress, WorkerConfig};
+
+mod renewal;
+
+use renewal::Renewal;
 
 /// Descriptors of a core that are no connection: runtime, epoll set, listeners, bells and passages of all cores, files.
 const DESCRIPTORS_BESIDE_PER_CORE: u64 = 16;
@@ -46,12 +54,20 @@ const EXIT_MARGIN_MS: u64 = 500;
 /// What the operator has to change, as a sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("{0} is in use by another process; stop that one, or give --mqtt-port another number (0: any free port)")]
-    PortInUse(SocketAddr),
     #[error(
-        "cannot listen on {address}: {error}; give --bind an address of this host and --mqtt-port a port it may open"
+        "{address} is in use by another process; stop that one, or give {flag} another number (0: any free port, off: none)"
     )]
-    Listen { address: SocketAddr, error: io::Error },
+    PortInUse { address: SocketAddr, flag: &'static str },
+    #[error("cannot listen on {address}: {error}; give --bind an address of this host and {flag} a port it may open")]
+    Listen {
+        address: SocketAddr,
+        flag: &'static str,
+        error: io::Error,
+    },
+    #[error("{0}")]
+    Certificate(#[from] CertificateError),
+    #[error("--ws-allow-origin: {0}")]
+    Origin(String),
     #[error(
         "io_uring cannot be used here: {0}; containers often forbid it, and --driver epoll does without (--driver auto \
          chooses by itself)"
@@ -72,18 +88,20 @@ pub enum StartError {
 /// Runs the broker until a signal ends it.
 pub fn run(config: Config) -> Result<(), StartError> {
     let descriptors = raise_descriptor_limit();
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1]).map_err(StartError::Signals)?;
-    let broker = start(&config, descriptors)?;
+    let signals = signals().map_err(StartError::Signals)?;
+    let mut broker = start(&config, descriptors)?;
     if let Some(path) = &config.ready_file {
-        write_ready_file(path, broker.port).map_err(|error| StartError::ReadyFile {
+        write_ready_file(path, &broker.ports).map_err(|error| StartError::ReadyFile {
             path: path.clone(),
             error,
         })?;
     }
-    announce(&config, broker.port);
-    for signal in signals.forever() {
-        match signal {
-            SIGUSR1 => {
+    announce(&config, &broker);
+    loop {
+        match await_signal(&signals, broker.renewal.is_some()) {
+            None => broker.renew(Renewal::look),
+            Some(SIGHUP) => broker.renew(Renewal::reload),
+            Some(SIGUSR1) => {
                 let (counters, store) = broker.report();
                 tracing::info!(
                     counters = summary(&counters),
@@ -91,7 +109,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
                     "counted so far"
                 );
             }
-            _ => break,
+            Some(_) => break,
         }
     }
     tracing::info!("stopping");
@@ -107,9 +125,45 @@ pub fn run(config: Config) -> Result<(), StartError> {
     Ok(())
 }
 
+/// The signals of this process, as they come.
+fn signals() -> io::Result<mpsc::Receiver<i32>> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGHUP])?;
+    let (tell, told) = mpsc::channel();
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        // Ends with the process.
+        signals
+            .forever()
+            .take_while(|signal| tell.send(*signal).is_ok())
+            .for_each(drop);
+    })?;
+    Ok(told)
+}
+
+/// The next signal; None after a while, if there is something to look at.
+fn await_signal(signals: &mpsc::Receiver<i32>, looks: bool) -> Option<i32> {
+    const GONE: &str = "the thread that hears signals does not end";
+    if !looks {
+        return Some(signals.recv().expect(GONE));
+    }
+    match signals.recv_timeout(Duration::from_millis(CERTIFICATE_POLL_MS)) {
+        Ok(signal) => Some(signal),
+        Err(mpsc::RecvTimeoutError::Timeout) => None,
+        Err(mpsc::RecvTimeoutError::Disconnected) => unreachable!("{GONE}"),
+    }
+}
+
+/// One of the ports that clients connect to.
+#[derive(Clone, Copy, Debug)]
+struct OpenPort {
+    transport: Transport,
+    port: u16,
+}
+
 /// A broker that serves.
 struct Broker {
-    port: Option<u16>,
+    ports: Vec<OpenPort>,
+    /// None: no port speaks TLS.
+    renewal: Option<Renewal>,
     cores: Vec<(Arc<Mailbox>, JoinHandle<Counters>)>,
     store: Store,
 }
@@ -127,6 +181,15 @@ impl Broker {
             sum.add(&counters);
         }
         (sum, self.store.report())
+    }
+
+    /// Gives every core the certificate that this finds, if it finds one.
+    fn renew(&mut self, find: impl FnOnce(&mut Renewal) -> Option<Tls>) {
+        if let Some(tls) = self.renewal.as_mut().and_then(find) {
+            for (mailbox, _) in &self.cores {
+                mailbox.send(Control::Certificate(Box::new(tls.clone())));
+            }
+        }
     }
 
     fn stop(self) -> (Counters, StoreReport) {
@@ -156,20 +219,24 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
     };
 
     let mut listeners_of: Vec<Vec<OwnedFd>> = (0..cores).map(|_| Vec::new()).collect();
-    let mut port = None;
-    if let Some(wanted) = config.mqtt_port {
-        let (bound, listeners) = listen_on(config.bind, wanted, cores).map_err(|error| {
+    let mut ports = Vec::new();
+    for (transport, wanted, flag) in wanted_ports(config) {
+        let (port, listeners) = listen_on(config.bind, wanted, cores).map_err(|error| {
             let address = SocketAddr::new(config.bind, wanted);
             match error.kind() {
-                io::ErrorKind::AddrInUse => StartError::PortInUse(address),
-                _ => StartError::Listen { address, error },
+                io::ErrorKind::AddrInUse => StartError::PortInUse { address, flag },
+                _ => StartError::Listen { address, flag, error },
             }
         })?;
-        port = Some(bound);
+        ports.push(OpenPort { transport, port });
         for (of, listener) in listeners_of.iter_mut().zip(listeners) {
             of.push(listener);
         }
     }
+    let origins = match &config.ws_allow_origin[..] {
+        [] => AllowedOrigins::Any,
+        origins => AllowedOrigins::parse(origins).map_err(StartError::Origin)?,
+    };
 
     let (mut store, stored) = Store::open(StoreConfig {
         dir: config.data_dir.clone(),
@@ -181,6 +248,14 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
         map_bytes_max: STORE_MAP_BYTES_MAX,
         retained_bytes_max: config.retained_memory_bytes_max,
     })?;
+    // Behind the store, which has made sure that the data directory is this broker's.
+    let (renewal, tls) = match ports.iter().any(|open| open.transport.is_tls) {
+        false => (None, None),
+        true => {
+            let (renewal, tls) = Renewal::start(config)?;
+            (Some(renewal), Some(tls))
+        }
+    };
 
     let is_private = is_private(config, descriptors);
     let listener_fds: Vec<Vec<RawFd>> = listeners_of
@@ -258,6 +333,9 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
         parts_of.push(CoreParts {
             shard,
             listeners: listeners.map_err(no_cores)?,
+            transports_of: ports.iter().map(|open| open.transport).collect(),
+            transports: Transports::new(tls.clone(), origins.clone()),
+            certificate_names_user: config.tls_client_cn_as_username,
             mesh,
             passage,
             store,
@@ -314,10 +392,32 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
         "started"
     );
     Ok(Broker {
-        port,
+        ports,
+        renewal,
         cores: threads,
         store,
     })
+}
+
+/// The ports that are not off, with their flags.
+fn wanted_ports(config: &Config) -> impl Iterator<Item = (Transport, u16, &'static str)> {
+    let proxied = config.proxy_protocol;
+    let ports = [
+        (false, false, proxied.mqtt, config.mqtt_port, "--mqtt-port"),
+        (true, false, proxied.mqtts, config.mqtts_port, "--mqtts-port"),
+        (false, true, proxied.ws, config.ws_port, "--ws-port"),
+        (true, true, proxied.wss, config.wss_port, "--wss-port"),
+    ];
+    ports
+        .into_iter()
+        .filter_map(|(is_tls, is_websocket, has_proxy_header, port, flag)| {
+            let transport = Transport {
+                has_proxy_header,
+                is_tls,
+                is_websocket,
+            };
+            port.map(|port| (transport, port, flag))
+        })
 }
 
 /// One word of every core; the drivers they use if all went well, else the first thing that did not.
@@ -376,11 +476,13 @@ fn random_key() -> [u64; 4] {
 }
 
 /// Appears whole or not at all: whoever waits for the file may read it at once.
-fn write_ready_file(path: &Path, mqtt: Option<u16>) -> io::Result<()> {
-    let none: Option<u16> = None;
-    let ready = serde_json::json!({
-        "pid": std::process::id(), "mqtt": mqtt, "mqtts": none, "ws": none, "wss": none, "api": none,
+fn write_ready_file(path: &Path, ports: &[OpenPort]) -> io::Result<()> {
+    let mut ready = serde_json::json!({
+        "pid": std::process::id(), "mqtt": null, "mqtts": null, "ws": null, "wss": null, "api": null,
     });
+    for open in ports {
+        ready[open.transport.name()] = open.port.into();
+    }
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".{}", std::process::id()));
     let beside = PathBuf::from(beside);
@@ -399,15 +501,44 @@ fn remove_ready_file(path: &Path) {
     }
 }
 
-fn announce(config: &Config, port: Option<u16>) {
-    let Some(port) = port else { return };
-    let address = SocketAddr::new(config.bind, port);
+fn announce(config: &Config, broker: &Broker) {
     let host = match config.bind.is_unspecified() {
         true => "localhost".to_owned(),
         false => config.bind.to_string(),
     };
-    let mut words =
-        format!("skein listens for MQTT on {address}\n  try: mosquitto_sub -h {host} -p {port} -t '#' -v\n");
+    let mut words = String::from("skein listens for MQTT\n");
+    for OpenPort { transport, port } in &broker.ports {
+        let address = SocketAddr::new(config.bind, *port);
+        let how = match (transport.is_tls, transport.is_websocket) {
+            (false, false) => "over TCP".to_owned(),
+            (true, false) => "over TLS".to_owned(),
+            (false, true) => format!("over WebSocket, ws://{host}:{port}/mqtt"),
+            (true, true) => format!("over secure WebSocket, wss://{host}:{port}/mqtt"),
+        };
+        let _ = writeln!(words, "  on {address} {how}");
+    }
+    let port_of = |is_tls| {
+        let mut ports = broker.ports.iter();
+        ports.find(|open| open.transport.is_tls == is_tls && !open.transport.is_websocket)
+    };
+    if let Some(open) = port_of(false) {
+        let _ = writeln!(words, "  try: mosquitto_sub -h {host} -p {} -t '#' -v", open.port);
+    }
+    if let Some(certificate) = broker.renewal.as_ref().and_then(Renewal::self_made) {
+        let certificate = certificate.display();
+        let _ = match port_of(true) {
+            Some(open) => writeln!(
+                words,
+                "  The certificate is one of its own making; whoever is to trust it needs {certificate}:\n  try: \
+                 mosquitto_sub -h localhost -p {} --cafile {certificate} -t '#' -v",
+                open.port
+            ),
+            None => writeln!(
+                words,
+                "  The certificate is one of its own making; whoever is to trust it needs {certificate}"
+            ),
+        };
+    }
     if config.access == config::Access::Open && config.bind.is_loopback() {
         words += "  Only this host can connect, since anybody may use any topic here; --bind 0.0.0.0 lets others in.\n";
     }
@@ -466,11 +597,20 @@ mod tests {
     fn the_ready_file_names_process_and_ports_and_leaves_nothing_beside_it() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ready.json");
-        write_ready_file(&path, Some(1883)).unwrap();
+        let port = |is_tls, is_websocket, port| OpenPort {
+            transport: Transport {
+                has_proxy_header: false,
+                is_tls,
+                is_websocket,
+            },
+            port,
+        };
+        write_ready_file(&path, &[port(false, false, 1883), port(true, true, 8084)]).unwrap();
         let ready: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(ready["pid"], std::process::id());
         assert_eq!(ready["mqtt"], 1883);
-        assert!(["mqtts", "ws", "wss", "api"].iter().all(|port| ready[port].is_null()));
+        assert_eq!(ready["wss"], 8084);
+        assert!(["mqtts", "ws", "api"].iter().all(|port| ready[port].is_null()));
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
         remove_ready_file(&path);
         assert!(!path.exists());

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, getsockname, listen, shutdown,
-    socket_with, sockopt,
+    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, getpeername, getsockname,
+    listen, shutdown, socket_with, sockopt,
 };
 
 /// Connections that wait to be accepted, per listener; the kernel caps it at `net.core.somaxconn`.
@@ -66,6 +66,11 @@ fn local_port(socket: BorrowedFd<'_>) -> io::Result<u16> {
         .try_into()
         .map_err(|_| io::Error::other("a TCP socket without an IP address"))?;
     Ok(address.port())
+}
+
+/// Where the other end of a connection is; None if it has gone.
+pub fn peer_address(socket: BorrowedFd<'_>) -> Option<SocketAddr> {
+    getpeername(socket).ok()??.try_into().ok()
 }
 
 /// Only one process at a time looks at a port and listens on it. The name is gone with the socket.

@@ -1,9 +1,9 @@
 //! Layer 4: sockets. What a core holds for each, how bytes come in and go out, how sockets come in and move on.
 //!
 //! Owns    every descriptor of a core but its runtime's and its bell's.
-//! Called  by `worker`, which decides when; by `server`, which binds before the cores start.
-//! Holds   - a socket costs one [`sockets::Sockets`] slot of 24 bytes and no buffer while nothing of it waits;
-//!         - no protocol rule: bytes and descriptors only.
+//! Called  by `worker`, which decides when; by `server`, which binds and reads certificates before the cores start.
+//! Holds   - a socket costs one [`sockets::Sockets`] slot of 32 bytes and no buffer while nothing of it waits;
+//!         - no protocol rule of MQTT: bytes and descriptors only. TLS, WebSocket and PROXY headers end in `transport`.
 
 pub mod certificate;
 #[cfg(test)]
@@ -14,4 +14,6 @@ pub mod proxy;
 pub mod reader;
 mod self_made;
 pub mod sockets;
+pub mod tls;
+pub mod transport;
 pub mod writer;

@@ -1,6 +1,7 @@
 //! One receive into the core's single buffer, and what is kept of it.
 //!
-//! Called  by `worker::turn`, which presents the bytes and says how many were consumed.
+//! Called  by `worker::turn`, which presents the bytes and says how many were consumed; by `transport`, which puts MQTT
+//!         bytes where a plain socket's would be.
 //! Holds   - one `recv` per call; bytes of an earlier one stand before those of this one without a gap;
 //!         - what is kept is at most one unconsumed stash and one read: a caller that presents nothing does not read.
 
@@ -50,26 +51,37 @@ impl Scratch {
 
     /// Receives once; [`Scratch::bytes`] then shows stash and read in one piece.
     pub fn read(&mut self, socket: BorrowedFd<'_>, stash: &mut Option<Stash>) -> Read {
+        match receive(socket, self.room(stash)) {
+            Ok(0) => Read::End,
+            Ok(taken) => {
+                self.fill(taken, stash);
+                Read::Bytes {
+                    filled: taken == READ_BYTES_PER_TURN,
+                }
+            }
+            Err(Errno::AGAIN) => Read::Nothing,
+            Err(_) => Read::End,
+        }
+    }
+
+    /// Room for [`READ_BYTES_PER_TURN`] bytes that follow those of the stash; [`Scratch::fill`] says how many there were.
+    pub fn room(&mut self, stash: &Option<Stash>) -> &mut [u8] {
         self.long = None;
         self.len = 0;
         if let Some(bytes) = stash.as_ref().filter(|stash| stash.len() <= STASH_COPY_BYTES) {
             self.buffer[..bytes.len()].copy_from_slice(bytes);
             self.len = bytes.len();
         }
+        &mut self.buffer[self.len..][..READ_BYTES_PER_TURN]
+    }
+
+    /// The first `taken` bytes of the room belong to the stream.
+    pub fn fill(&mut self, taken: usize, stash: &mut Option<Stash>) {
         let from = self.len;
-        let taken = match receive(socket, &mut self.buffer[from..from + READ_BYTES_PER_TURN]) {
-            Ok(0) => return Read::End,
-            Ok(taken) => taken,
-            Err(Errno::AGAIN) => return Read::Nothing,
-            Err(_) => return Read::End,
-        };
         self.len += taken;
         if let Some(mut long) = stash.take_if(|stash| stash.len() > STASH_COPY_BYTES) {
-            long.extend_from_slice(&self.buffer[..taken]);
+            long.extend_from_slice(&self.buffer[from..self.len]);
             self.long = Some(long);
-        }
-        Read::Bytes {
-            filled: taken == READ_BYTES_PER_TURN,
         }
     }
 
@@ -108,7 +120,8 @@ impl Scratch {
     }
 }
 
-fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
+/// What has come, at most as much as the buffer holds; 0 is the end.
+pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
     rustix::io::retry_on_intr(|| recv(socket, &mut *buffer, RecvFlags::DONTWAIT).map(|(count, _)| count))
 }
 

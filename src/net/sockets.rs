@@ -16,6 +16,7 @@ use crate::limits::EVENTS_PER_BATCH;
 use crate::shard::ConnectionId;
 
 use super::reader::Stash;
+use super::transport::Layers;
 
 /// What is true of a socket now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +37,8 @@ impl Flags {
     pub const HANGUP: Flags = Flags(32);
     /// The stash may hold whole packets: present it before reading.
     pub const HELD: Flags = Flags(64);
+    /// In the list of sockets whose TLS handshake goes on when there is time for it.
+    pub const HANDSHAKE: Flags = Flags(128);
 }
 
 /// One socket.
@@ -44,10 +47,12 @@ pub struct Socket {
     fd: Option<OwnedFd>,
     generation: u32,
     pub stash: Option<Stash>,
+    /// None for plain TCP.
+    pub layers: Option<Box<Layers>>,
     flags: Flags,
 }
 
-const _: () = assert!(size_of::<Socket>() <= 24, "paid once per connection");
+const _: () = assert!(size_of::<Socket>() <= 32, "paid once per connection");
 
 impl Socket {
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -146,7 +151,7 @@ impl Sockets {
     }
 
     /// Takes in a socket. What it has received already is reported by the next wait.
-    pub fn insert(&mut self, fd: OwnedFd, flags: Flags) -> io::Result<ConnectionId> {
+    pub fn insert(&mut self, fd: OwnedFd, layers: Option<Box<Layers>>, flags: Flags) -> io::Result<ConnectionId> {
         let index = self.free.last().copied().unwrap_or(self.slots.len() as u32);
         assert!(index < INDEX_LISTENER_FIRST, "no process has this many descriptors");
         let generation = self.slots.get(index as usize).map_or(0, |slot| slot.generation);
@@ -158,6 +163,7 @@ impl Sockets {
             fd: Some(fd),
             generation,
             stash: None,
+            layers,
             flags,
         };
         match self.slots.get_mut(index as usize) {
@@ -183,22 +189,23 @@ impl Sockets {
     }
 
     /// Forgets a socket that is about to be closed: the last descriptor leaves the set by being closed.
-    pub fn remove(&mut self, id: ConnectionId) -> Option<OwnedFd> {
+    pub fn remove(&mut self, id: ConnectionId) -> Option<(OwnedFd, Option<Box<Layers>>)> {
         let slot = self.get_mut(id)?;
-        let fd = slot.fd.take();
+        let fd = slot.fd.take()?;
         slot.generation = slot.generation.wrapping_add(1);
         slot.stash = None;
         slot.flags = Flags::default();
+        let layers = slot.layers.take();
         self.free.push(id.index);
-        fd
+        Some((fd, layers))
     }
 
     /// Forgets a socket that lives on elsewhere.
-    pub fn release(&mut self, id: ConnectionId) -> Option<OwnedFd> {
-        let fd = self.remove(id)?;
+    pub fn release(&mut self, id: ConnectionId) -> Option<(OwnedFd, Option<Box<Layers>>)> {
+        let (fd, layers) = self.remove(id)?;
         // Cannot fail: it is in the set since `insert`.
         let _ = epoll::delete(&self.epoll, &fd);
-        Some(fd)
+        Some((fd, layers))
     }
 
     /// What is ready now, without waiting: at most [`EVENTS_PER_BATCH`].
@@ -252,11 +259,11 @@ mod tests {
     fn a_slot_that_is_used_again_is_not_found_under_its_old_id() {
         let mut sockets = Sockets::new().unwrap();
         let (a, b) = UnixStream::pair().unwrap();
-        let first = sockets.insert(a.into(), Flags::GREETING).unwrap();
+        let first = sockets.insert(a.into(), None, Flags::GREETING).unwrap();
         assert!(sockets.get(first).unwrap().is(Flags::GREETING));
         drop(sockets.remove(first));
         assert!(sockets.get(first).is_none());
-        let second = sockets.insert(b.into(), Flags::default()).unwrap();
+        let second = sockets.insert(b.into(), None, Flags::default()).unwrap();
         assert_eq!(second.index, first.index);
         assert!(sockets.get(first).is_none() && sockets.remove(first).is_none());
         assert!(!sockets.get(second).unwrap().is(Flags::GREETING));
@@ -269,7 +276,7 @@ mod tests {
         let mut sockets = Sockets::new().unwrap();
         let (a, mut b) = UnixStream::pair().unwrap();
         b.write_all(b"x").unwrap();
-        let id = sockets.insert(a.into(), Flags::default()).unwrap();
+        let id = sockets.insert(a.into(), None, Flags::default()).unwrap();
         let mut ready = Vec::new();
         sockets.poll(&mut ready).unwrap();
         assert!(matches!(ready[..], [Ready::Socket { id: of, readable: true, hangup: false, .. }] if of == id));
@@ -291,14 +298,14 @@ mod tests {
     fn a_released_socket_is_heard_of_no_more_and_still_open() {
         let mut sockets = Sockets::new().unwrap();
         let (a, mut b) = UnixStream::pair().unwrap();
-        let id = sockets.insert(a.into(), Flags::default()).unwrap();
-        let fd = sockets.release(id).unwrap();
+        let id = sockets.insert(a.into(), None, Flags::default()).unwrap();
+        let (fd, _) = sockets.release(id).unwrap();
         b.write_all(b"x").unwrap();
         let mut ready = Vec::new();
         sockets.poll(&mut ready).unwrap();
         assert!(ready.is_empty());
         let mut other = Sockets::new().unwrap();
-        other.insert(fd, Flags::default()).unwrap();
+        other.insert(fd, None, Flags::default()).unwrap();
         other.poll(&mut ready).unwrap();
         assert_eq!(ready.len(), 1);
     }

@@ -26,10 +26,21 @@ pub enum Greeting {
     Malformed(DecodeError),
 }
 
+/// Who says who the client is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// The CONNECT itself, by user name and password.
+    Claimed,
+    /// The common name of the certificate it has shown, whatever user name the CONNECT gives. None: it has no name there,
+    /// which is refused.
+    Certificate(Option<String>),
+}
+
 /// Judges the bytes received so far. An empty client identifier where one may be empty is replaced by what
 /// `fresh_client_id` returns [MQTT-3.1.3-6].
 pub fn greet(
     bytes: &[u8],
+    identity: Identity,
     access: &Access,
     client_id_bytes_max: usize,
     fresh_client_id: impl FnOnce() -> String,
@@ -60,6 +71,11 @@ pub fn greet(
         connect.client_id = fresh_client_id();
     } else if connect.client_id.len() > client_id_bytes_max {
         return Greeting::Refused(ConnectReturnCode::IdentifierRejected);
+    }
+    match identity {
+        Identity::Claimed => {}
+        Identity::Certificate(Some(name)) => connect.user_name = Some(name),
+        Identity::Certificate(None) => return Greeting::Refused(ConnectReturnCode::NotAuthorized),
     }
     match access.authenticate(&connect) {
         Ok(account) => Greeting::Accepted {

@@ -6,7 +6,7 @@
 //!           CONNECT travel with it;
 //!         - what finds no room on its way waits in `departures`: at most as many as connections are allowed.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use crate::limits::ACCEPTS_PER_BATCH;
@@ -15,10 +15,11 @@ use crate::mqtt::encode;
 use crate::mqtt::packet::Connect;
 use crate::mqtt::reason::ConnectReturnCode;
 use crate::net::handoff::SOCKETS_PER_MESSAGE;
-use crate::net::listener::Accepted;
+use crate::net::listener::{Accepted, peer_address};
 use crate::net::sockets::Flags;
+use crate::net::transport::{Layers, Transport};
 use crate::registry::access::AccountId;
-use crate::shard::greeting::{Greeting, greet};
+use crate::shard::greeting::{Greeting, Identity, greet};
 use crate::shard::{CloseReason, ConnectionId, Input};
 
 use super::parcel::{Arrival, Arrivals, Carried, Parcel};
@@ -39,7 +40,8 @@ impl Core {
             match listener.accept() {
                 Accepted::Socket(socket) => {
                     self.parts.shard.counters_mut().sockets_accepted += 1;
-                    match self.sockets.insert(socket, Flags::GREETING) {
+                    let layers = Layers::new(self.parts.transports_of[usize::from(number)]);
+                    match self.sockets.insert(socket, layers, Flags::GREETING) {
                         Ok(connection) => {
                             let due = self.now.plus(self.parts.connect_timeout_ms);
                             self.greeting_deadlines.push_back((due, connection));
@@ -78,10 +80,23 @@ impl Core {
 
     pub(super) fn greet(&mut self, connection: ConnectionId, bytes: &[u8]) -> usize {
         let parts = &self.parts;
-        match greet(bytes, &parts.access, parts.client_id_bytes_max, fresh_client_id) {
+        let layers = self.sockets.get(connection).and_then(|socket| socket.layers.as_deref());
+        let identity = match layers {
+            Some(layers) if parts.certificate_names_user && layers.transport().is_tls => {
+                Identity::Certificate(layers.client_common_name())
+            }
+            _ => Identity::Claimed,
+        };
+        match greet(
+            bytes,
+            identity,
+            &parts.access,
+            parts.client_id_bytes_max,
+            fresh_client_id,
+        ) {
             Greeting::Incomplete => 0,
             Greeting::Malformed(error) => {
-                self.close(connection, CloseReason::Malformed(error), &[]);
+                self.close(connection, CloseReason::Malformed(error).into(), &[]);
                 0
             }
             Greeting::Refused(code) => {
@@ -98,9 +113,10 @@ impl Core {
                     self.refuse(connection, ConnectReturnCode::ServerUnavailable);
                     return 0;
                 }
+                self.log_connect(connection, &connect);
                 let home = self.parts.shard.home(account, &connect.client_id);
                 if home.0 != self.parts.mesh.core() {
-                    let Some(socket) = self.sockets.release(connection) else {
+                    let Some((socket, layers)) = self.sockets.release(connection) else {
                         return 0;
                     };
                     let unread = bytes[consumed..].to_vec();
@@ -108,6 +124,7 @@ impl Core {
                         connect,
                         account,
                         unread,
+                        layers,
                     };
                     self.departures.entry(home.0).or_default().push_back((socket, arrival));
                     return 0;
@@ -142,7 +159,27 @@ impl Core {
         self.parts.shard.counters_mut().connects_refused += 1;
         let mut connack = Vec::with_capacity(4);
         encode::connack(&mut connack, false, code);
-        self.close(connection, CloseReason::Refused, &connack);
+        self.close(connection, CloseReason::Refused.into(), &connack);
+    }
+
+    fn log_connect(&self, connection: ConnectionId, connect: &Connect) {
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return;
+        }
+        let Some(socket) = self.sockets.get(connection) else {
+            return;
+        };
+        let layers = socket.layers.as_deref();
+        let address = layers
+            .and_then(Layers::client_address)
+            .or_else(|| peer_address(socket.fd()));
+        tracing::debug!(
+            client = connect.client_id,
+            user = connect.user_name.as_deref().unwrap_or_default(),
+            address = %address.map_or("unknown".to_owned(), |address| address.to_string()),
+            port = layers.map_or(Transport::default(), Layers::transport).name(),
+            "connected"
+        );
     }
 
     pub(super) fn arrive(&mut self, arrivals: Arrivals) {
@@ -167,7 +204,7 @@ impl Core {
             self.parts.connections_open.fetch_sub(lost, Ordering::Relaxed);
         }
         for (socket, arrival) in sockets.into_iter().zip(arrivals.connections) {
-            match self.sockets.insert(socket, Flags::default()) {
+            match self.sockets.insert(socket, arrival.layers, Flags::default()) {
                 Ok(connection) => {
                     self.connected(connection, arrival.connect, arrival.account);
                     let consumed = self.present_rest(connection, &arrival.unread);
@@ -178,12 +215,26 @@ impl Core {
                         socket.stash = Some(Box::new(arrival.unread[consumed..].to_vec()));
                         socket.set(Flags::HELD);
                     }
+                    self.resume_layers(connection);
                 }
                 Err(error) => {
                     self.parts.connections_open.fetch_sub(1, Ordering::Relaxed);
                     self.refuse_socket(&error);
                 }
             }
+        }
+    }
+
+    /// What the layers had not said, or had heard, when they came home.
+    fn resume_layers(&mut self, connection: ConnectionId) {
+        let layers = self.sockets.get(connection).and_then(|socket| socket.layers.as_ref());
+        let Some(layers) = layers else { return };
+        let end = layers.end();
+        if layers.wants_write() {
+            self.mark(connection);
+        }
+        if let Some(end) = end {
+            self.finish(connection, end);
         }
     }
 
@@ -232,6 +283,9 @@ impl Core {
         sent
     }
 }
+
+/// A connection on its way to its home core.
+pub(super) type Departure = (OwnedFd, Arrival);
 
 /// "auto-" and 64 random bits: nobody has it, and nobody can guess it to take the connection over.
 fn fresh_client_id() -> String {

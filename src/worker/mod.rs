@@ -8,6 +8,7 @@
 //!         - a core is done with everything that can fail before it says it is ready, and serves nobody before all are.
 
 mod arrivals;
+mod ending;
 pub mod parcel;
 pub mod turn;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use rustix::thread::CpuSet;
 
 use crate::mesh::Bell;
 use crate::metrics::Counters;
+use crate::net::certificate::Tls;
 use crate::net::handoff;
 use crate::net::sockets::Sockets;
 use turn::{Core, CoreParts};
@@ -45,9 +47,10 @@ pub enum Driver {
 }
 
 /// What a core is asked from outside.
-#[derive(Debug)]
 pub enum Control {
     Stop,
+    /// For every TLS handshake that begins from now on; who is connected stays.
+    Certificate(Box<Tls>),
     /// Its counters, as they stand.
     Report(mpsc::Sender<Counters>),
 }

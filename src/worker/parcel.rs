@@ -4,9 +4,9 @@ use std::os::fd::OwnedFd;
 
 use crate::mqtt::packet::Connect;
 use crate::net::handoff::Ticket;
+use crate::net::transport::Layers;
 use crate::registry::access::AccountId;
 
-#[derive(Debug)]
 pub enum Parcel {
     /// Bytes for the other shard; the parcel's lane is the batch's.
     Batch(Vec<u8>),
@@ -19,7 +19,6 @@ const _: () = assert!(size_of::<Parcel>() <= 32, "rings are cores x cores x parc
 
 /// Connections from one core to another, at most
 /// [`SOCKETS_PER_MESSAGE`](crate::net::handoff::SOCKETS_PER_MESSAGE).
-#[derive(Debug)]
 pub struct Arrivals {
     pub sockets: Carried,
     /// As many as sockets were sent, in the same order.
@@ -36,10 +35,11 @@ pub enum Carried {
 }
 
 /// A connection whose CONNECT was accepted on another core.
-#[derive(Debug)]
 pub struct Arrival {
     pub connect: Box<Connect>,
     pub account: AccountId,
     /// What came behind the CONNECT.
     pub unread: Vec<u8>,
+    /// TLS and WebSocket go on where they were.
+    pub layers: Option<Box<Layers>>,
 }

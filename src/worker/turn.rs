@@ -5,31 +5,35 @@
 //! Holds   - one input at a time, every output taken before the next;
 //!         - one `recv` per ready socket and batch, one `send` per socket that has something to send, one bell per peer;
 //!         - a socket that has more than one read waits for its next turn: nobody starves behind it;
+//!         - TLS handshakes take at most [`HANDSHAKE_MS_PER_BATCH`] of a batch: a storm of them delays nobody's messages;
 //!         - what cannot go now (a full socket, a full ring, a full passage) waits for an event, never in a loop.
 //!
 //! ```text
-//! epoll ─▶ accept, recv ─▶ turn ─▶ turn … ─▶ mesh in ─▶ turn … ─▶ store ─▶ send ─▶ mesh out ─▶ bells ─▶ sleep, or again
+//! epoll ─▶ accept, recv ─▶ turn … ─▶ handshakes ─▶ mesh in ─▶ turn … ─▶ store ─▶ send ─▶ mesh out ─▶ bells ─▶ sleep, or again
 //! ```
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::limits::{MESH_PARCELS_PER_BATCH, OUTBOX_FLUSH_BYTES};
+use crate::limits::{HANDSHAKE_MS_PER_BATCH, MESH_PARCELS_PER_BATCH, OUTBOX_FLUSH_BYTES};
 use crate::mesh::{Endpoint, Lane};
 use crate::metrics::Counters;
 use crate::net::handoff::Passage;
 use crate::net::listener::Listener;
 use crate::net::reader::{Read, Scratch};
 use crate::net::sockets::{Flags, Ready, Sockets};
+use crate::net::transport::{End, OpenedCounts, Sent, Transport, Transports};
 use crate::net::writer::{self, Written};
 use crate::registry::access::Access;
 use crate::shard::{CloseReason, ConnectionId, Input, Millis, Output, PeerId, Shard};
 use crate::store::Door;
 
-use super::parcel::{Arrival, Parcel};
+use super::arrivals::Departure;
+use super::ending::{Ending, count_ending};
+use super::parcel::Parcel;
 use super::{Control, Mailbox};
 
 /// A passage that was full is tried again after this time: its reader rings no bell for it.
@@ -43,6 +47,11 @@ const STOP_FLUSH_MS: u64 = 2_000;
 pub struct CoreParts {
     pub shard: Shard,
     pub listeners: Vec<Listener>,
+    /// Of each listener, in the same order.
+    pub transports_of: Vec<Transport>,
+    pub transports: Transports,
+    /// Over TLS, a client's user name is the common name of its certificate.
+    pub certificate_names_user: bool,
     pub mesh: Endpoint<Parcel>,
     /// None: the cores share one descriptor table.
     pub passage: Option<Passage>,
@@ -71,13 +80,15 @@ pub struct Core {
     marked: Vec<ConnectionId>,
     /// Sockets to write to at once.
     urgent: Vec<ConnectionId>,
-    closing: Vec<(ConnectionId, CloseReason)>,
+    closing: Vec<(ConnectionId, Ending)>,
+    /// Sockets whose TLS handshake can go on; each once.
+    handshakes: VecDeque<ConnectionId>,
     /// Batches that wait for room in their ring.
     forwards: Vec<(PeerId, Lane)>,
     /// Whether a peer and lane is in `forwards`.
     is_forward_waiting: Vec<bool>,
     /// Connections on their way home that wait for room in the ring or the passage.
-    pub(super) departures: BTreeMap<u16, VecDeque<(OwnedFd, Arrival)>>,
+    pub(super) departures: BTreeMap<u16, VecDeque<Departure>>,
     pub(super) is_passage_full: bool,
     /// When the sockets that have not sent a CONNECT are closed; those that have are skipped.
     pub(super) greeting_deadlines: VecDeque<(Millis, ConnectionId)>,
@@ -100,6 +111,7 @@ impl Core {
             marked: Vec::new(),
             urgent: Vec::new(),
             closing: Vec::new(),
+            handshakes: VecDeque::new(),
             forwards: Vec::new(),
             is_forward_waiting: vec![false; lanes],
             departures: BTreeMap::new(),
@@ -151,6 +163,7 @@ impl Core {
         // What asked for another turn, during events too, has it in the next batch.
         self.again = std::mem::replace(&mut self.again_next, again);
 
+        self.handshakes();
         busy |= self.mesh_in();
         self.deadlines();
         busy |= self.commit();
@@ -158,7 +171,10 @@ impl Core {
         busy |= self.mesh_out();
         self.parts.mesh.ring_bells();
         busy |= self.mail();
-        busy | !self.again.is_empty() | !self.again_next.is_empty() | !self.marked.is_empty()
+        busy | !self.again.is_empty()
+            | !self.again_next.is_empty()
+            | !self.marked.is_empty()
+            | !self.handshakes.is_empty()
     }
 
     /// The last look before a sleep: None if there is something to do, else how long the sleep may last at most.
@@ -212,9 +228,38 @@ impl Core {
                     if hangup {
                         socket.set(Flags::HANGUP);
                     }
-                    self.read(id);
+                    match &socket.layers {
+                        Some(layers) if layers.is_handshaking() => {
+                            if !socket.set(Flags::HANDSHAKE) {
+                                self.handshakes.push_back(id);
+                            }
+                        }
+                        _ => self.read(id),
+                    }
                 }
             }
+        }
+    }
+
+    /// In the order in which they came, until the time for them is over; the rest in the next batch.
+    fn handshakes(&mut self) {
+        let Some(first) = self.handshakes.pop_front() else {
+            return;
+        };
+        let began = Instant::now();
+        let mut next = Some(first);
+        while let Some(connection) = next {
+            if let Some(socket) = self.sockets.get_mut(connection) {
+                socket.unset(Flags::HANDSHAKE);
+                self.read(connection);
+            }
+            if began.elapsed() >= Duration::from_millis(HANDSHAKE_MS_PER_BATCH) {
+                break;
+            }
+            next = self.handshakes.pop_front();
+        }
+        if self.handshakes.is_empty() && self.handshakes.capacity() > 4_096 {
+            self.handshakes = VecDeque::new();
         }
     }
 
@@ -231,6 +276,8 @@ impl Core {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut more = false;
         let mut has_bytes = true;
+        let mut end = None;
+        let mut wants_write = false;
         let is_held = socket.unset(Flags::HELD);
         match socket.stash.take() {
             Some(stash) if is_held => {
@@ -238,14 +285,23 @@ impl Core {
                 more = true;
             }
             mut stash => {
-                let read = scratch.read(socket.fd(), &mut stash);
+                let read = match socket.layers.take() {
+                    None => scratch.read(socket.fd(), &mut stash),
+                    Some(mut layers) => {
+                        let read = layers.read(socket.fd(), &mut scratch, &mut stash, &mut self.parts.transports);
+                        end = layers.end();
+                        wants_write = layers.wants_write();
+                        socket.layers = Some(layers);
+                        read
+                    }
+                };
                 socket.stash = stash;
                 match read {
                     Read::Bytes { filled } => more = filled || socket.is(Flags::HANGUP),
                     Read::Nothing => has_bytes = false,
                     Read::End => {
                         has_bytes = false;
-                        self.closing.push((connection, CloseReason::PeerClosed));
+                        self.closing.push((connection, CloseReason::PeerClosed.into()));
                         self.settle();
                     }
                 }
@@ -263,6 +319,29 @@ impl Core {
             }
         }
         self.scratch = scratch;
+        self.count_opened();
+        if wants_write {
+            self.mark(connection);
+        }
+        if let Some(end) = end {
+            self.finish(connection, end);
+        }
+    }
+
+    /// Its layers have ended it.
+    pub(super) fn finish(&mut self, connection: ConnectionId, end: End) {
+        self.closing.push((connection, end.into()));
+        self.settle();
+    }
+
+    fn count_opened(&mut self) {
+        let opened = std::mem::take(&mut self.parts.transports.opened);
+        if opened != OpenedCounts::default() {
+            let counters = self.parts.shard.counters_mut();
+            counters.tls_full += opened.tls_full;
+            counters.tls_resumed += opened.tls_resumed;
+            counters.websockets += opened.websockets;
+        }
     }
 
     fn read_again(&mut self, connection: ConnectionId) {
@@ -296,8 +375,8 @@ impl Core {
             while let Some(output) = self.parts.shard.poll_output() {
                 self.output(output);
             }
-            if let Some((connection, reason)) = self.closing.pop() {
-                self.end(connection, reason);
+            if let Some((connection, ending)) = self.closing.pop() {
+                self.end(connection, ending);
             } else if let Some(connection) = self.urgent.pop() {
                 self.write(connection);
             } else {
@@ -315,7 +394,7 @@ impl Core {
                     self.mark(connection);
                 }
             }
-            Output::Close(connection, reason) => self.closing.push((connection, reason)),
+            Output::Close(connection, reason) => self.closing.push((connection, reason.into())),
             Output::Pause(connection) => {
                 if let Some(socket) = self.sockets.get_mut(connection) {
                     socket.set(Flags::PAUSED);
@@ -347,7 +426,7 @@ impl Core {
 
     // --- writing and closing -----------------------------------------------------------------------------------------
 
-    fn mark(&mut self, connection: ConnectionId) {
+    pub(super) fn mark(&mut self, connection: ConnectionId) {
         if let Some(socket) = self.sockets.get_mut(connection)
             && !socket.set(Flags::MARKED)
         {
@@ -375,49 +454,70 @@ impl Core {
             return;
         }
         let unsent = self.parts.shard.unsent(connection);
-        if unsent.is_empty() {
-            return;
-        }
-        match writer::write(socket.fd(), unsent) {
-            Written::Bytes(bytes) => {
-                if bytes < unsent.len() {
+        let sent = match &mut socket.layers {
+            None if unsent.is_empty() => return,
+            None => match writer::write(socket.fd(), unsent) {
+                Written::Bytes(taken) => Sent::Bytes {
+                    taken,
+                    is_full: taken < unsent.len(),
+                },
+                Written::Broken => Sent::Broken,
+            },
+            Some(_) => {
+                let mut layers = socket.layers.take().expect("just seen");
+                let sent = layers.write(socket.fd(), unsent, &mut self.parts.transports);
+                socket.layers = Some(layers);
+                sent
+            }
+        };
+        match sent {
+            Sent::Bytes { taken, is_full } => {
+                if is_full {
                     socket.set(Flags::FULL);
                 }
-                if bytes > 0 {
-                    self.tell(Input::Sent { connection, bytes });
+                if taken > 0 {
+                    self.tell(Input::Sent {
+                        connection,
+                        bytes: taken,
+                    });
                 }
             }
-            Written::Broken => self.closing.push((connection, CloseReason::PeerClosed)),
+            Sent::Broken => self.closing.push((connection, CloseReason::PeerClosed.into())),
         }
     }
 
     /// Ends a connection that the shard knows, or one that is still being greeted.
-    fn end(&mut self, connection: ConnectionId, reason: CloseReason) {
+    fn end(&mut self, connection: ConnectionId, ending: Ending) {
         let Some(socket) = self.sockets.get(connection) else {
             return;
         };
         if socket.is(Flags::GREETING) {
-            self.close(connection, reason, &[]);
+            self.close(connection, ending, &[]);
             return;
         }
-        self.close_served(connection, reason);
+        self.close_served(connection, ending);
         self.parts.connections_open.fetch_sub(1, Ordering::Relaxed);
         self.tell(Input::Disconnected { connection });
     }
 
-    fn close_served(&mut self, connection: ConnectionId, reason: CloseReason) {
-        let fd = self.sockets.remove(connection).expect("looked up by the caller");
-        match reason {
-            CloseReason::PeerClosed => drop(fd),
-            _ => writer::close(fd, self.parts.shard.unsent(connection)),
+    fn close_served(&mut self, connection: ConnectionId, ending: Ending) {
+        let (fd, layers) = self.sockets.remove(connection).expect("looked up by the caller");
+        let unsent = self.parts.shard.unsent(connection);
+        match layers {
+            Some(mut layers) => layers.close(fd, unsent, ending.close_code(), &mut self.parts.transports),
+            None if ending == CloseReason::PeerClosed.into() => drop(fd),
+            None => writer::close(fd, unsent),
         }
-        count_close(self.parts.shard.counters_mut(), connection, reason);
+        count_ending(self.parts.shard.counters_mut(), connection, ending);
     }
 
-    pub(super) fn close(&mut self, connection: ConnectionId, reason: CloseReason, last: &[u8]) {
-        if let Some(fd) = self.sockets.remove(connection) {
-            writer::close(fd, last);
-            count_close(self.parts.shard.counters_mut(), connection, reason);
+    pub(super) fn close(&mut self, connection: ConnectionId, ending: Ending, last: &[u8]) {
+        if let Some((fd, layers)) = self.sockets.remove(connection) {
+            match layers {
+                Some(mut layers) => layers.close(fd, last, ending.close_code(), &mut self.parts.transports),
+                None => writer::close(fd, last),
+            }
+            count_ending(self.parts.shard.counters_mut(), connection, ending);
         }
     }
 
@@ -499,16 +599,18 @@ impl Core {
             self.turn(Input::Tick);
         }
         while let Some((due, connection)) = self.greeting_deadlines.front().copied() {
-            let is_greeting = self
-                .sockets
-                .get(connection)
-                .is_some_and(|socket| socket.is(Flags::GREETING));
+            let socket = self.sockets.get(connection);
+            let is_greeting = socket.is_some_and(|socket| socket.is(Flags::GREETING));
             if is_greeting && due > self.now {
                 break;
             }
             self.greeting_deadlines.pop_front();
-            if is_greeting {
-                self.close(connection, CloseReason::ConnectTimeout, &[]);
+            if socket.is_some_and(|socket| socket.is(Flags::HANDSHAKE)) {
+                // It waits for this core, not this core for it.
+                let due = self.now.plus(self.parts.connect_timeout_ms);
+                self.greeting_deadlines.push_back((due, connection));
+            } else if is_greeting {
+                self.close(connection, CloseReason::ConnectTimeout.into(), &[]);
             }
         }
         if self.greeting_deadlines.is_empty() && self.greeting_deadlines.capacity() > 4_096 {
@@ -536,6 +638,7 @@ impl Core {
                     self.watch_listeners(false);
                     self.stopping.get_or_insert(self.now);
                 }
+                Control::Certificate(tls) => self.parts.transports.tls = Some(*tls),
                 // Whoever asked may be gone.
                 Control::Report(to) => drop(to.send(self.parts.shard.report())),
             }
@@ -560,7 +663,7 @@ impl Core {
         }
         let open: Vec<ConnectionId> = self.sockets.ids().collect();
         for connection in open {
-            self.close_served(connection, CloseReason::Stopping);
+            self.close_served(connection, CloseReason::Stopping.into());
         }
         // What was on its way is handed to the store, which commits it after the last core.
         self.parts.store.flush();
@@ -570,34 +673,5 @@ impl Core {
     /// What it has counted, and what waits in it.
     pub fn report(&self) -> Counters {
         self.parts.shard.report()
-    }
-}
-
-fn count_close(counters: &mut Counters, connection: ConnectionId, reason: CloseReason) {
-    let count = match reason {
-        CloseReason::Disconnect => &mut counters.closed_disconnect,
-        CloseReason::PeerClosed => &mut counters.closed_peer,
-        CloseReason::Malformed(rule) => {
-            tracing::debug!(?connection, rule = rule.name(), "closed: {rule}");
-            counters.malformed.count(rule);
-            &mut counters.closed_malformed
-        }
-        CloseReason::Violation(rule) => {
-            tracing::debug!(?connection, ?rule, "closed: a packet where the flow does not allow it");
-            &mut counters.closed_violation
-        }
-        CloseReason::KeepAlive => &mut counters.closed_keep_alive,
-        CloseReason::TakenOver => &mut counters.closed_taken_over,
-        CloseReason::ConnectTimeout => &mut counters.closed_connect_timeout,
-        // Counted where the CONNECT was.
-        CloseReason::Refused => {
-            tracing::debug!(?connection, "closed: the CONNECT was refused");
-            return;
-        }
-        CloseReason::Stopping => &mut counters.closed_stopping,
-    };
-    *count += 1;
-    if !matches!(reason, CloseReason::Malformed(_) | CloseReason::Violation(_)) {
-        tracing::debug!(?connection, ?reason, "closed");
     }
 }

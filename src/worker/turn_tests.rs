@@ -13,9 +13,11 @@ use crate::metrics::Counters;
 use crate::net::handoff::passages;
 use crate::net::listener::{Listener, listen_on};
 use crate::net::sockets::Sockets;
+use crate::net::transport::{Transport, Transports};
 use crate::registry::access::Access;
 use crate::shard::{Limits, PeerId, Shard, ShardConfig, UnixTime};
 use crate::store::Door;
+use crate::websocket::AllowedOrigins;
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const CONNACK: [u8; 4] = [0x20, 2, 0, 0];
@@ -56,6 +58,9 @@ impl World {
                     unix_time: UnixTime::default(),
                 }),
                 listeners: vec![listener],
+                transports_of: vec![Transport::default()],
+                transports: Transports::new(None, AllowedOrigins::Any),
+                certificate_names_user: false,
                 mesh,
                 passage: passages.next().filter(|_| has_passages),
                 store: Door::memory(),

@@ -12,7 +12,7 @@ use skein::limits;
 use skein::mqtt::encode;
 use skein::registry::access::Access;
 use skein::shard::event::{ConnectionId, Input, Lane, Millis, Output, PeerId};
-use skein::shard::greeting::{Greeting, greet};
+use skein::shard::greeting::{Greeting, Identity, greet};
 use skein::shard::{Limits, Shard, ShardConfig, UnixTime};
 use skein::store::Door;
 
@@ -180,9 +180,13 @@ impl Heart {
 
     fn greet(&mut self, connection: usize) -> bool {
         let state = &mut self.connections[connection];
-        match greet(&state.inbound, &self.access, self.client_id_bytes_max, || {
-            format!("fresh-{connection}")
-        }) {
+        match greet(
+            &state.inbound,
+            Identity::Claimed,
+            &self.access,
+            self.client_id_bytes_max,
+            || format!("fresh-{connection}"),
+        ) {
             Greeting::Incomplete => return false,
             Greeting::Accepted {
                 connect,

@@ -48,7 +48,17 @@ impl Broker {
             .current_dir(directory.path())
             // Settings of the broker may come from the environment; here none does.
             .env_clear()
-            .args(["--mqtt-port", "0", "--ready-file"])
+            .args([
+                "--mqtt-port",
+                "0",
+                "--mqtts-port",
+                "off",
+                "--ws-port",
+                "off",
+                "--wss-port",
+                "off",
+            ])
+            .arg("--ready-file")
             .arg(&ready_file)
             .args(flags)
             .stdin(Stdio::null())

@@ -15,7 +15,7 @@ use skein::mqtt::decode::decode;
 use skein::mqtt::frame::{Framing, next_frame};
 use skein::mqtt::packet::{Connect, Level, Packet};
 use skein::registry::access::{Access, AccountId};
-use skein::shard::greeting::{Greeting, greet};
+use skein::shard::greeting::{Greeting, Identity, greet};
 use skein::shard::message::{Messages, ShardMessage};
 use skein::shard::record::{Fetch, Fetched, Record};
 use skein::shard::restore::restore;
@@ -447,7 +447,9 @@ impl World {
 
     fn greet(&mut self, link: usize) {
         let l = &mut self.links[link];
-        match greet(&l.arrived, &Access::Open, 65_535, || unreachable!("clients have names")) {
+        match greet(&l.arrived, Identity::Claimed, &Access::Open, 65_535, || {
+            unreachable!("clients have names")
+        }) {
             Greeting::Incomplete => {}
             Greeting::Accepted {
                 connect,

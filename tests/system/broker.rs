@@ -152,6 +152,11 @@ impl Site {
         if !arguments.iter().any(|argument| argument == "--mqtt-port") {
             arguments.extend(["--mqtt-port".into(), self.port().to_string()]);
         }
+        for port in ["--mqtts-port", "--ws-port", "--wss-port"] {
+            if !arguments.iter().any(|argument| argument == port) {
+                arguments.extend([port.into(), "0".into()]);
+            }
+        }
         arguments.extend(["--ready-file".into(), ready_file.display().to_string()]);
         let process = match open_files {
             None => Command::new(env!("CARGO_BIN_EXE_skein")),
