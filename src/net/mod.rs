@@ -16,4 +16,6 @@ mod self_made;
 pub mod sockets;
 pub mod tls;
 pub mod transport;
+#[cfg(test)]
+mod transport_tests;
 pub mod writer;

@@ -207,6 +207,12 @@ impl Layers {
         self.pending.is_some()
     }
 
+    #[cfg(test)]
+    pub fn waiting_bytes(&self) -> usize {
+        let of = |pending: &Pending| pending.bytes.len() + pending.control.len();
+        self.pending.as_deref().map_or(0, of)
+    }
+
     // --- in ----------------------------------------------------------------------------------------------------------
 
     /// Receives once; [`Scratch::bytes`] then shows the MQTT bytes of stash and read in one piece, as after
