@@ -13,6 +13,7 @@ mod backlog;
 mod broker_process;
 mod client;
 mod compare;
+mod dial;
 #[cfg(test)]
 mod fake_broker;
 mod idle;
@@ -32,6 +33,7 @@ mod sequence;
 mod source_ports;
 mod stats;
 mod throughput;
+mod transport;
 mod visits;
 
 use std::path::PathBuf;
@@ -207,4 +209,15 @@ fn run(scenario: Scenario) -> Result<ExitCode> {
         }
     };
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_of_every_scenario_fit_together() {
+        Arguments::command().debug_assert();
+    }
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::fake_broker::{FakeBroker, Fault};
 use crate::packet::Credentials;
 use crate::sequence::Faults;
+use crate::transport;
 
 fn settings(is_shared: bool) -> Settings {
     Settings {
@@ -17,6 +18,7 @@ fn settings(is_shared: bool) -> Settings {
             unacked: 10,
             silence: 1,
             credentials: Credentials::default(),
+            transport: transport::Settings::default(),
         },
         at_once: Some(2),
         live: None,
@@ -106,8 +108,8 @@ fn settings_that_cannot_be_checked_are_refused_with_a_sentence() {
     let refused = |change: fn(&mut Settings)| {
         let mut settings = settings(false);
         change(&mut settings);
-        let address = ([127, 0, 0, 1], 1).into();
-        Plan::new(address, &settings).unwrap_err().to_string()
+        let target = Target::tcp(([127, 0, 0, 1], 1).into());
+        Plan::new(target, &settings).unwrap_err().to_string()
     };
     assert!(refused(|s| s.senders.size = 23).contains("--size 23"));
     assert!(refused(|s| s.senders.unacked = 0).contains("--unacked 0"));

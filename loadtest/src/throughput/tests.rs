@@ -124,6 +124,7 @@ fn settings(qos: u8) -> Settings {
         cpu: None,
         topic_prefix: "t".into(),
         credentials: Credentials::default(),
+        transport: transport::Settings::default(),
     }
 }
 
