@@ -165,11 +165,6 @@ impl Connection {
         }
     }
 
-    /// TLS was resumed.
-    pub fn is_resumed(&self) -> bool {
-        self.layers.as_ref().is_some_and(|layers| layers.is_resumed())
-    }
-
     /// Subscribes to one filter and waits for SUBACK. Messages that come before it stay to be read.
     pub fn subscribe(&mut self, filter: &str, qos: u8) -> Result<()> {
         let mut bytes = Vec::new();

@@ -2,17 +2,18 @@
 //!
 //! `throughput` sends messages through a broker, `compare` does so against several brokers in turn, `idle` holds
 //! connections that do nothing, `backlog` queues messages for sessions that are away, `retained` sets retained messages and
-//! reads them back; `relay` is the floor to compare with. What they share: `client` (one connection), `packet` (bytes),
-//! `sequence` and `acknowledgement` (was every rule kept), `pace` (open loop), `senders`, `receivers` and `visits` (clients
-//! with finite work), `broker_process` (/proc), `meter` and `memory_watch` (what a phase cost), `stats` and `report`.
+//! reads them back, `connect` opens connections by the thousand; `relay` is the floor to compare with. What they share:
+//! `client` (one connection), `transport` (what MQTT runs over), `packet` (bytes), `sequence` and `acknowledgement` (was every
+//! rule kept), `pace` (open loop), `senders`, `receivers` and `visits` (clients with finite work), `broker_process` (/proc), `meter` and `memory_watch` (what a phase cost), `stats` and `report`.
 //!
-//! Exit codes: 0 done, 1 the broker broke a delivery rule, 2 it could not be measured (the sentence is on stderr).
+//! Exit codes: 0 done, 1 the broker broke a delivery rule or failed a client, 2 it could not be measured (the sentence is on stderr).
 
 mod acknowledgement;
 mod backlog;
 mod broker_process;
 mod client;
 mod compare;
+mod connect;
 mod dial;
 #[cfg(test)]
 mod fake_broker;
@@ -33,6 +34,7 @@ mod sequence;
 mod source_ports;
 mod stats;
 mod throughput;
+mod timer;
 mod transport;
 mod visits;
 
@@ -120,6 +122,20 @@ enum Scenario {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// Connect again and again: how many a second the broker takes, and what those who were there before notice of it
+    Connect {
+        /// The broker, HOST:PORT
+        #[arg(long, default_value = "127.0.0.1:1883")]
+        addr: String,
+        /// Its process, to read CPU time of
+        #[arg(long)]
+        broker_pid: Option<u32>,
+        #[command(flatten)]
+        settings: connect::Settings,
+        /// Write the figures here as well
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
     /// Be a relay for QoS 0 without broker semantics: the floor a broker's cost is compared with
     Relay {
         #[command(flatten)]
@@ -202,6 +218,19 @@ fn run(scenario: Scenario) -> Result<ExitCode> {
                 report::write_json(&path, &figures)?;
             }
             figures.verdict == report::Verdict::Good
+        }
+        Scenario::Connect {
+            addr,
+            broker_pid,
+            settings,
+            json,
+        } => {
+            let figures = connect::run(&addr, broker_pid, &settings)?;
+            print!("{figures}");
+            if let Some(path) = json {
+                report::write_json(&path, &figures)?;
+            }
+            figures.is_good()
         }
         Scenario::Relay { settings } => {
             relay::run(&settings)?;

@@ -301,13 +301,14 @@ impl ServerCertVerifier for Credulous {
     }
 }
 
-/// What the one broker of a run gave to resume by. A TLS 1.3 ticket is used once, the newest first; a TLS 1.2 session again
-/// and again.
+/// What the one broker of a run gave to resume by: collected first, then used. A TLS 1.3 ticket is used once, the newest
+/// first; a TLS 1.2 session again and again.
 #[derive(Debug, Default)]
 pub struct Tickets(Mutex<Kept>);
 
 #[derive(Debug, Default)]
 struct Kept {
+    is_used: bool,
     group: Option<NamedGroup>,
     session: Option<Tls12ClientSessionValue>,
     tickets: VecDeque<Tls13ClientSessionValue>,
@@ -316,6 +317,11 @@ struct Kept {
 impl Tickets {
     fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
         self.0.lock().expect("no thread panics while it holds this lock")
+    }
+
+    /// From here on connections resume.
+    pub fn begin_use(&self) {
+        self.kept().is_used = true;
     }
 
     /// Connections that can resume at the same time.
@@ -342,7 +348,8 @@ impl ClientSessionStore for Tickets {
     }
 
     fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
-        self.kept().session.clone()
+        let kept = self.kept();
+        kept.session.clone().filter(|_| kept.is_used)
     }
 
     fn remove_tls12_session(&self, _: &ServerName<'static>) {
@@ -358,6 +365,7 @@ impl ClientSessionStore for Tickets {
     }
 
     fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        self.kept().tickets.pop_back()
+        let mut kept = self.kept();
+        if kept.is_used { kept.tickets.pop_back() } else { None }
     }
 }
