@@ -142,7 +142,7 @@ impl Connection {
         let mut connection = Connection {
             socket,
             address,
-            layers: target.layers()?,
+            layers: target.layers()?.map(Box::new),
             leftover: Vec::new(),
             pending: Vec::new(),
         };

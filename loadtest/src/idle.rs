@@ -321,7 +321,7 @@ fn hold_share(target: &Target, settings: &Settings, share: Share, shared: &Share
         start: Instant::now(),
         epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
         clients: Vec::with_capacity(share.count as usize),
-        layers: Vec::new(),
+        layers: Vec::with_capacity(if target.is_layered() { share.count as usize } else { 0 }),
         partial: HashMap::new(),
         in_flight: 0,
         ports: SourcePorts::new(share.thread, share.threads, share.sources, share.run)?,
@@ -348,7 +348,7 @@ struct Holder<'a> {
     epoll: OwnedFd,
     clients: Vec<Client>,
     /// As many as clients, or none where MQTT runs over plain TCP.
-    layers: Vec<Box<Layers>>,
+    layers: Vec<Layers>,
     /// The few whose last read ended within a frame.
     partial: HashMap<u32, Vec<u8>>,
     in_flight: u32,
@@ -641,5 +641,44 @@ impl Holder<'_> {
             };
             let _ = rustix::net::send(socket, bytes, SendFlags::NOSIGNAL);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake_broker::{FakeBroker, Fault};
+    use crate::fake_front::{Identity, front};
+    use crate::transport::Transport;
+
+    #[test]
+    fn clients_are_held_and_answered_over_each_transport() {
+        let identity = Identity::new();
+        thread::scope(|scope| {
+            for transport in [Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss] {
+                let identity = &identity;
+                scope.spawn(move || {
+                    let broker = FakeBroker::start(Fault::None);
+                    let address = front(transport, identity, &broker.address, 3);
+                    let settings = Settings {
+                        connections: 20,
+                        hold: 0.5,
+                        rate: None,
+                        threads: 2,
+                        source_addresses: None,
+                        in_flight: 4,
+                        keep_alive: 2,
+                        measure_close: false,
+                        abrupt: false,
+                        qos: 1,
+                        filter: "idle/{}/x".into(),
+                        credentials: Credentials::default(),
+                        transport: identity.settings(transport),
+                    };
+                    let figures = run(&address, None, &settings).unwrap();
+                    assert!(figures.is_good() && figures.pings >= 20, "{figures}");
+                });
+            }
+        });
     }
 }

@@ -17,6 +17,8 @@ mod connect;
 mod dial;
 #[cfg(test)]
 mod fake_broker;
+#[cfg(test)]
+mod fake_front;
 mod idle;
 mod memory_watch;
 mod meter;

@@ -205,7 +205,7 @@ impl Thread<'_> {
     }
 
     fn open(&mut self, number: u32, intended_ns: u64, began_ns: u64) -> Result<()> {
-        let layers = self.plan.target.layers()?;
+        let layers = self.plan.target.layers()?.map(Box::new);
         let (socket, is_connected) = dial(self.plan.target.address, &mut self.ports, number)?;
         let slot = self.free.pop().unwrap_or(self.handshakes.len() as u32);
         let flags = if is_connected {

@@ -5,6 +5,8 @@
 //! Holds   - a connection over plain TCP has no layers: its bytes are nobody's business but its own;
 //!         - TLS comes first, then the WebSocket upgrade, then MQTT ([`Stage`]).
 
+#[cfg(test)]
+mod tests;
 pub mod tls;
 pub mod websocket;
 
@@ -164,20 +166,25 @@ impl Target {
         Target { address, over: None }
     }
 
+    /// MQTT does not run over plain TCP.
+    pub fn is_layered(&self) -> bool {
+        self.over.is_some()
+    }
+
     /// The layers of a new connection.
-    pub fn layers(&self) -> Result<Option<Box<Layers>>> {
+    pub fn layers(&self) -> Result<Option<Layers>> {
         let Some(over) = &self.over else { return Ok(None) };
         let tls = match &over.tls {
             Some((config, name)) => Some(Box::new(Tls::new(config, name)?)),
             None => None,
         };
         let websocket = over.upgrade_request.as_ref().map(|_| WebSocket::new(mask()));
-        Ok(Some(Box::new(Layers {
+        Ok(Some(Layers {
             over: over.clone(),
             tls,
             websocket,
             stage: Stage::Tcp,
-        })))
+        }))
     }
 }
 
