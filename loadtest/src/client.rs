@@ -1,11 +1,14 @@
 //! One client of the broker under test: the handshake, blocking and bounded in time, and the non-blocking connection after it.
 //!
-//! Owns    the socket, the piece of a frame a read ended in, and the bytes the socket did not take yet.
-//! Called  by `throughput`, `senders`, `receivers` and `visits`; `idle` has its own, smaller state for its many clients and
-//!         shares the errors.
+//! Owns    the socket, the layers above it if it is not plain TCP, the piece of a frame a read ended in, and the bytes the
+//!         socket did not take yet.
+//! Called  by `throughput`, `senders`, `receivers`, `visits` and `connect`; `idle` has its own, smaller state for its many
+//!         clients and shares the errors.
 //! Holds   - bytes leave in the order they were given: while `pending` is not empty nothing else is written;
+//!         - plain TCP reads into and writes from the caller's buffers; the layers cost a copy each way;
 //!         - every error is a sentence that names the address and the cause.
 
+use std::cell::RefCell;
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
@@ -15,6 +18,7 @@ use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 
 use crate::packet::{self, Credentials, SessionKind};
+use crate::transport::{Layers, Stage, Target};
 
 /// How long a TCP connect, a CONNACK or a SUBACK may take.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -23,11 +27,26 @@ pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 pub struct Connection {
     socket: TcpStream,
     pub address: SocketAddr,
+    /// None: plain TCP.
+    layers: Option<Box<Layers>>,
     /// The start of a frame whose end has not come.
     leftover: Vec<u8>,
-    /// What the socket did not take, to go before anything else.
+    /// What the socket did not take, to go before anything else: bytes of the socket, not of MQTT.
     pending: Vec<u8>,
 }
+
+/// What the layers of whichever connection reads are fed from and give to.
+struct Scratch {
+    wire: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { wire: Vec::new(), plain: Vec::new() }) };
+}
+
+/// Bytes the layers are given in one read.
+const WIRE_BYTES: usize = 64 * 1024;
 
 /// What a read gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,28 +101,30 @@ pub fn check_suback(address: SocketAddr, frame: packet::Frame<'_>, qos: u8) -> R
 impl Connection {
     /// Connects, without Keep Alive, and waits for CONNACK.
     pub fn open(
-        address: SocketAddr,
+        target: &Target,
         client_id: &str,
         session: SessionKind,
         credentials: &Credentials,
     ) -> Result<Connection> {
-        let mut connection = Connection::dial(address)?;
+        let mut connection = Connection::dial(target)?;
         let mut bytes = Vec::new();
         packet::connect(&mut bytes, client_id, session, 0, credentials);
+        let address = target.address;
         connection.request(&bytes, "CONNACK", packet::CONNACK, |frame| {
             check_connack(address, frame).map(drop)
         })?;
         Ok(connection)
     }
 
-    /// Connects and sends CONNECT, without Keep Alive; CONNACK is the first frame to be read. Non-blocking from here on.
+    /// Connects (TLS and the WebSocket upgrade included) and sends CONNECT, without Keep Alive; CONNACK is the first frame to
+    /// be read. Non-blocking from here on.
     pub fn begin(
-        address: SocketAddr,
+        target: &Target,
         client_id: &str,
         session: SessionKind,
         credentials: &Credentials,
     ) -> Result<Connection> {
-        let mut connection = Connection::dial(address)?;
+        let mut connection = Connection::dial(target)?;
         connection.set_nonblocking()?;
         let mut bytes = Vec::new();
         packet::connect(&mut bytes, client_id, session, 0, credentials);
@@ -111,18 +132,37 @@ impl Connection {
         Ok(connection)
     }
 
-    fn dial(address: SocketAddr) -> Result<Connection> {
+    fn dial(target: &Target) -> Result<Connection> {
+        let address = target.address;
         let socket = TcpStream::connect_timeout(&address, HANDSHAKE_MAX)
             .map_err(|error| anyhow!("cannot connect to {address}: {error}"))?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(HANDSHAKE_MAX))?;
         socket.set_write_timeout(Some(HANDSHAKE_MAX))?;
-        Ok(Connection {
+        let mut connection = Connection {
             socket,
             address,
+            layers: target.layers()?.map(Box::new),
             leftover: Vec::new(),
             pending: Vec::new(),
-        })
+        };
+        if let Some(layers) = &mut connection.layers {
+            layers.begin(&mut connection.pending)?;
+            connection.climb()?;
+        }
+        Ok(connection)
+    }
+
+    /// Blocks until the layers are open.
+    fn climb(&mut self) -> Result<()> {
+        loop {
+            let stage = self.layers.as_ref().map_or(Stage::Open, |layers| layers.stage());
+            self.write_pending(stage.wanted())?;
+            if stage == Stage::Open {
+                return Ok(());
+            }
+            self.fill(stage.wanted())?;
+        }
     }
 
     /// Subscribes to one filter and waits for SUBACK. Messages that come before it stay to be read.
@@ -157,13 +197,12 @@ impl Connection {
         check: impl Fn(packet::Frame<'_>) -> Result<()>,
     ) -> Result<()> {
         let address = self.address;
-        let lost = |error: std::io::Error| match error.kind() {
-            ErrorKind::WouldBlock => anyhow!("{address} sent no {wanted} within {} s", HANDSHAKE_MAX.as_secs()),
-            _ => anyhow!("{address} broke the connection before {wanted}: {error}"),
-        };
-        self.socket.write_all(bytes).map_err(lost)?;
-        let mut buffer = [0; 4096];
+        match &mut self.layers {
+            None => self.pending.extend_from_slice(bytes),
+            Some(layers) => layers.put(&[], bytes, &mut self.pending)?,
+        }
         loop {
+            self.write_pending(wanted)?;
             let mut at = 0;
             while let Some(frame) =
                 packet::next_frame(&self.leftover[at..]).with_context(|| format!("{address} sent"))?
@@ -176,15 +215,47 @@ impl Connection {
                 }
                 at += frame.len;
             }
-            match self.socket.read(&mut buffer).map_err(lost)? {
-                0 => bail!("{address} closed the connection before {wanted}"),
-                n => self.leftover.extend_from_slice(&buffer[..n]),
-            }
+            self.fill(wanted)?;
         }
+    }
+
+    fn lost(&self, error: &std::io::Error, wanted: &str) -> anyhow::Error {
+        let address = self.address;
+        match error.kind() {
+            ErrorKind::WouldBlock => anyhow!("{address} sent no {wanted} within {} s", HANDSHAKE_MAX.as_secs()),
+            _ => anyhow!("{address} broke the connection before {wanted}: {error}"),
+        }
+    }
+
+    /// Blocks until what is pending is written.
+    fn write_pending(&mut self, wanted: &str) -> Result<()> {
+        let written = self.socket.write_all(&self.pending);
+        self.pending.clear();
+        written.map_err(|error| self.lost(&error, wanted))
+    }
+
+    /// Blocks until bytes come; those of MQTT go behind what is left over.
+    fn fill(&mut self, wanted: &str) -> Result<()> {
+        let mut buffer = [0; 4096];
+        let n = match self.socket.read(&mut buffer) {
+            Ok(0) => bail!("{} closed the connection before {wanted}", self.address),
+            Ok(n) => n,
+            Err(error) => return Err(self.lost(&error, wanted)),
+        };
+        match &mut self.layers {
+            None => self.leftover.extend_from_slice(&buffer[..n]),
+            Some(layers) => layers
+                .take(&mut buffer[..n], &mut self.leftover, &mut self.pending)
+                .map_err(|error| anyhow!("{} {error}", self.address))?,
+        }
+        Ok(())
     }
 
     /// Reads once. What the last read left over comes first in `buffer`, which must be longer than the longest frame.
     pub fn receive(&mut self, buffer: &mut [u8]) -> Result<Received> {
+        if self.layers.is_some() {
+            return self.receive_through_layers(buffer);
+        }
         let left = self.leftover.len();
         let read = self.socket.read(&mut buffer[left..]);
         match read {
@@ -204,6 +275,47 @@ impl Connection {
         }
     }
 
+    /// What is read from the socket goes through the layers at once, whole: epoll knows of nothing that waits in them.
+    fn receive_through_layers(&mut self, buffer: &mut [u8]) -> Result<Received> {
+        let Some(layers) = &mut self.layers else {
+            return Ok(Received::Nothing);
+        };
+        let left = self.leftover.len();
+        let room = (buffer.len() - left).saturating_sub(layers.held()).min(WIRE_BYTES);
+        let address = self.address;
+        assert!(
+            room > 0,
+            "the buffer is longer than the longest frame and a record of TLS"
+        );
+        let received = SCRATCH.with_borrow_mut(|Scratch { wire, plain }| {
+            if wire.is_empty() {
+                wire.resize(WIRE_BYTES, 0);
+            }
+            plain.clear();
+            let n = match self.socket.read(&mut wire[..room]) {
+                Ok(0) => bail!("{address} closed the connection"),
+                Ok(n) => n,
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                    return Ok(Received::Nothing);
+                }
+                Err(error) => bail!("{address} broke the connection: {error}"),
+            };
+            layers
+                .take(&mut wire[..n], plain, &mut self.pending)
+                .map_err(|error| anyhow!("{address} {error}"))?;
+            if plain.is_empty() {
+                return Ok(Received::Nothing);
+            }
+            let len = left + plain.len();
+            buffer[..left].copy_from_slice(&self.leftover);
+            buffer[left..len].copy_from_slice(plain);
+            self.leftover.clear();
+            Ok(Received::Bytes { len, full: n == room })
+        })?;
+        self.flush()?;
+        Ok(received)
+    }
+
     /// Gives back what `receive` gave and no frame used up.
     pub fn keep(&mut self, rest: &[u8]) {
         self.leftover.extend_from_slice(rest);
@@ -212,6 +324,10 @@ impl Connection {
     /// Writes the parts in one call; what the socket does not take is kept. Call only when [`Connection::wants_write`] is false.
     pub fn send(&mut self, first: &[u8], second: &[u8]) -> Result<()> {
         debug_assert!(self.pending.is_empty());
+        if let Some(layers) = &mut self.layers {
+            layers.put(first, second, &mut self.pending)?;
+            return self.flush();
+        }
         let written = if first.is_empty() {
             (&self.socket).write(second)
         } else {
@@ -228,8 +344,12 @@ impl Connection {
     }
 
     /// Puts bytes behind what is pending.
-    pub fn append(&mut self, bytes: &[u8]) {
-        self.pending.extend_from_slice(bytes);
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        match &mut self.layers {
+            None => self.pending.extend_from_slice(bytes),
+            Some(layers) => layers.put(&[], bytes, &mut self.pending)?,
+        }
+        Ok(())
     }
 
     /// Asks for events, with or without those of a writable socket.
@@ -267,9 +387,16 @@ impl Connection {
 
     /// DISCONNECT, and the socket closes. The broker may be gone already: nobody is told.
     pub fn close(mut self) {
-        if self.pending.is_empty() {
-            let _ = self.socket.write(&packet::DISCONNECT_BYTES);
+        if !self.pending.is_empty() {
+            return;
         }
+        match &mut self.layers {
+            None => self.pending.extend_from_slice(&packet::DISCONNECT_BYTES),
+            Some(layers) => {
+                let _ = layers.end(&packet::DISCONNECT_BYTES, &mut self.pending);
+            }
+        }
+        let _ = self.socket.write(&self.pending);
     }
 }
 
@@ -294,7 +421,8 @@ mod tests {
     }
 
     fn open(address: SocketAddr) -> Result<Connection> {
-        Connection::open(address, "c", SessionKind::Clean, &Credentials::default())
+        let target = Target::tcp(address);
+        Connection::open(&target, "c", SessionKind::Clean, &Credentials::default())
     }
 
     #[test]
@@ -342,6 +470,7 @@ mod tests {
         let mut connection = Connection {
             socket,
             address,
+            layers: None,
             leftover: Vec::new(),
             pending: Vec::new(),
         };

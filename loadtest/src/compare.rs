@@ -17,6 +17,7 @@ use crate::stats::{Spread, paired_ratios, spread};
 use crate::throughput;
 
 #[derive(Clone, Debug, Args)]
+#[group(skip)]
 pub struct Settings {
     /// Brokers as HOST:PORT:PID, the one to compare with first; NAME=HOST:PORT:PID gives one a name
     #[arg(long, value_delimiter = ',', required = true)]

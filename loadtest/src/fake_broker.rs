@@ -1,4 +1,4 @@
-//! A broker of a hundred lines for tests of `backlog` and `retained`: QoS 1, sessions, retained messages, one lock.
+//! A broker of a hundred lines for tests of `backlog`, `retained`, `idle` and `connect`: QoS 1, sessions, retained messages, one lock.
 //!
 //! Called  by their tests, which give it a rule to break.
 
@@ -120,6 +120,7 @@ impl FakeBroker {
                         packet::acknowledgement(&mut ack, packet::PUBACK, publish.packet_id);
                         socket.write_all(&ack).ok()?;
                     }
+                    12 => socket.write_all(&[0xD0, 0]).ok()?,
                     14 => {
                         state.sessions.get_mut(&id)?.socket = None;
                         return None;
@@ -140,7 +141,7 @@ impl FakeBroker {
         let is_present = state.sessions.contains_key(id);
         socket.write_all(&[0x20, 2, u8::from(is_present), 0]).ok()?;
         let is_publisher = is_clean && id[10..].starts_with('p');
-        if is_clean && !is_publisher && !id[10..].starts_with('r') {
+        if is_clean && !is_publisher && !id[10..].starts_with(['r', 'n']) {
             return Some(());
         }
         let session = state.sessions.entry(id.to_string()).or_default();

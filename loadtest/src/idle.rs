@@ -1,13 +1,14 @@
 //! Many connections that do nothing: what each costs the broker in user memory, and what is left when they have gone.
 //!
-//! Owns    the idle clients: per client a descriptor, a state and a time, in one flat Vec per thread.
+//! Owns    the idle clients: per client a descriptor, a state and a time, in one flat Vec per thread; beside it what is above
+//!         the socket of each, when that is not MQTT itself.
 //! Called  by `main`.
 //! Holds   - each client has its own id and one subscription to a topic of its own; PINGREQ leaves in time;
 //!         - a thread's descriptors never leave it (`private_fds`);
 //!         - a set-up that stands still for `STANDSTILL_MAX` is an error, a connection lost later is counted.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -18,21 +19,21 @@ use clap::Args;
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use rustix::net::{RecvFlags, SendFlags, sockopt};
 
 use crate::broker_process::BrokerProcess;
-use crate::client::{check_connack, check_suback, resolve};
+use crate::client::{check_connack, check_suback};
+use crate::dial::dial;
 use crate::pace::Pace;
 use crate::packet::{self, Credentials, SessionKind, run_tag};
 use crate::private_fds;
 use crate::progress::Progress;
 use crate::report::{Host, Idle, grouped};
-use crate::source_ports::SourcePorts;
+use crate::source_ports::{SourcePorts, source_count};
+use crate::transport::{self, Layers, Target};
 
 /// Descriptors of a table that are not connections.
 const OTHER_FDS: u64 = 64;
-/// Clients one source address is asked for, well below the 28,232 ports the kernel gives by default.
-const CLIENTS_PER_SOURCE: u32 = 20_000;
 const STANDSTILL_MAX: Duration = Duration::from_secs(30);
 /// From the last SUBACK, and from the last close, to the reading of the memory.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -75,6 +76,8 @@ pub struct Settings {
     pub filter: String,
     #[command(flatten)]
     pub credentials: Credentials,
+    #[command(flatten)]
+    pub transport: transport::Settings,
 }
 
 /// What the threads and the one that waits for them tell each other.
@@ -104,6 +107,8 @@ struct Share {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Connecting,
+    /// TLS or WebSocket.
+    OpensLayers,
     AwaitsConnack,
     AwaitsSuback,
     Idle,
@@ -121,20 +126,14 @@ struct Client {
 const _: () = assert!(size_of::<Client>() <= 12);
 
 pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Result<Idle> {
-    let target = resolve(address)?;
+    let target = Target::new(address, &settings.transport)?;
     let broker = broker_pid.map(BrokerProcess::new).transpose()?;
     let own = BrokerProcess::new(std::process::id())?;
     let n = settings.connections;
     if !(0.0..=1e7).contains(&settings.hold) {
         bail!("--hold {} is no time span", settings.hold);
     }
-    let is_loopback = matches!(target.ip(), IpAddr::V4(ip) if ip.is_loopback());
-    let sources = match settings.source_addresses {
-        Some(_) if !is_loopback => bail!("--source-addresses are 127.0.0.x, from which {target} cannot be reached"),
-        Some(sources) => sources,
-        None if is_loopback && n > CLIENTS_PER_SOURCE => n.div_ceil(CLIENTS_PER_SOURCE),
-        None => 0,
-    };
+    let sources = source_count(target.address, settings.source_addresses, n)?;
     let per_table = private_fds::raise_limit().saturating_sub(OTHER_FDS).max(1);
     let is_private = n as u64 > per_table;
     let threads = if is_private {
@@ -161,7 +160,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
                 run,
             };
             first += count;
-            let shared = &shared;
+            let (shared, target) = (&shared, &target);
             // The state of a thread is one Vec and a few kilobytes of stack.
             let spawned = thread::Builder::new()
                 .stack_size(256 * 1024)
@@ -203,6 +202,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
             address: address.to_string(),
             broker: broker.as_ref().map(|b| b.name.clone()),
             host: Host::this(),
+            transport: settings.transport.transport.name(),
             filter: settings.filter.clone(),
             connections: n,
             threads,
@@ -311,25 +311,27 @@ fn fail_with_thread(shared: &Shared) -> Result<()> {
 }
 
 /// One thread: connects its clients, answers for them, closes them when told to.
-fn hold_share(target: SocketAddr, settings: &Settings, share: Share, shared: &Shared) -> Result<()> {
+fn hold_share(target: &Target, settings: &Settings, share: Share, shared: &Shared) -> Result<()> {
     let mut holder = Holder {
-        target,
+        target: target.address,
+        broker: target,
         settings,
         share,
         shared,
         start: Instant::now(),
         epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
         clients: Vec::with_capacity(share.count as usize),
+        layers: Vec::with_capacity(if target.is_layered() { share.count as usize } else { 0 }),
         partial: HashMap::new(),
         in_flight: 0,
         ports: SourcePorts::new(share.thread, share.threads, share.sources, share.run)?,
         bytes: Vec::new(),
+        wire: Vec::new(),
+        plain: Vec::new(),
     };
     let result = holder.drive();
     if !settings.abrupt {
-        for socket in holder.clients.iter().filter_map(|client| client.socket.as_ref()) {
-            let _ = rustix::net::send(socket, &packet::DISCONNECT_BYTES, SendFlags::NOSIGNAL);
-        }
+        holder.disconnect();
     }
     drop(holder);
     shared.closed.fetch_add(1, Ordering::Release);
@@ -338,17 +340,24 @@ fn hold_share(target: SocketAddr, settings: &Settings, share: Share, shared: &Sh
 
 struct Holder<'a> {
     target: SocketAddr,
+    broker: &'a Target,
     settings: &'a Settings,
     share: Share,
     shared: &'a Shared,
     start: Instant,
     epoll: OwnedFd,
     clients: Vec<Client>,
+    /// As many as clients, or none where MQTT runs over plain TCP.
+    layers: Vec<Layers>,
     /// The few whose last read ended within a frame.
     partial: HashMap<u32, Vec<u8>>,
     in_flight: u32,
     ports: SourcePorts,
+    /// MQTT packets to send.
     bytes: Vec<u8>,
+    /// What the layers make of them, and what they find in what came.
+    wire: Vec<u8>,
+    plain: Vec<u8>,
 }
 
 impl Holder<'_> {
@@ -396,58 +405,36 @@ impl Holder<'_> {
     }
 
     fn connect_next(&mut self) -> Result<()> {
-        let target = self.target;
-        let cannot = |error: Errno| anyhow!("cannot connect to {target}: {}", std::io::Error::from(error));
         let index = self.clients.len();
-        let family = if target.is_ipv4() {
-            AddressFamily::INET
+        let number = self.number(index);
+        let (socket, is_connected) = dial(self.target, &mut self.ports, number)?;
+        let flags = if is_connected {
+            epoll::EventFlags::IN
         } else {
-            AddressFamily::INET6
+            epoll::EventFlags::OUT
         };
-        // A port in use by another process is passed over: at most all of them once.
-        for _ in 0..=self.ports.per_source() {
-            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).map_err(|error| {
-                anyhow!(
-                    "no socket for connection {}: {}",
-                    self.share.first as usize + index,
-                    std::io::Error::from(error)
-                )
-            })?;
-            sockopt::set_tcp_nodelay(&socket, true)?;
-            if let Some(source) = self.ports.next(self.number(index)) {
-                sockopt::set_socket_reuseaddr(&socket, true)?;
-                match rustix::net::bind(&socket, &source) {
-                    Err(Errno::ADDRINUSE) => continue,
-                    other => other.with_context(|| format!("cannot bind to {source}"))?,
-                }
+        epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(index as u64), flags)?;
+        self.layers.extend(self.broker.layers()?);
+        self.clients.push(Client {
+            socket: Some(socket),
+            sent_s: 0,
+            state: State::Connecting,
+        });
+        self.in_flight += 1;
+        if is_connected { self.connected(index) } else { Ok(()) }
+    }
+
+    /// The socket is connected: MQTT begins, or what is below it.
+    fn connected(&mut self, client: usize) -> Result<()> {
+        match self.layers.get_mut(client) {
+            None => self.send_connect(client),
+            Some(layers) => {
+                self.clients[client].state = State::OpensLayers;
+                self.wire.clear();
+                layers.begin(&mut self.wire)?;
+                self.send_raw(client, &self.wire)
             }
-            let state = match rustix::net::connect(&socket, &target) {
-                Ok(()) => State::AwaitsConnack,
-                Err(Errno::INPROGRESS) => State::Connecting,
-                Err(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE) if self.share.sources > 0 => continue,
-                Err(Errno::ADDRNOTAVAIL) => {
-                    bail!("no port is left to connect to {target} from; --source-addresses gives more")
-                }
-                Err(error) => return Err(cannot(error)),
-            };
-            let flags = match state {
-                State::Connecting => epoll::EventFlags::OUT,
-                _ => epoll::EventFlags::IN,
-            };
-            epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(index as u64), flags)?;
-            self.clients.push(Client {
-                socket: Some(socket),
-                sent_s: 0,
-                state,
-            });
-            self.in_flight += 1;
-            if state == State::AwaitsConnack {
-                self.send_connect(index)?;
-            }
-            return Ok(());
         }
-        bail!("no port is free on the source addresses; --source-addresses gives more")
     }
 
     fn number(&self, client: usize) -> u32 {
@@ -455,6 +442,7 @@ impl Holder<'_> {
     }
 
     fn send_connect(&mut self, client: usize) -> Result<()> {
+        self.clients[client].state = State::AwaitsConnack;
         self.bytes.clear();
         let id = format!("si{:08x}n{}", self.share.run, self.number(client));
         packet::connect(
@@ -468,14 +456,25 @@ impl Holder<'_> {
     }
 
     fn send_bytes(&mut self, client: usize) -> Result<()> {
-        let now_s = self.start.elapsed().as_secs() as u32;
-        let c = &mut self.clients[client];
-        let Some(socket) = &c.socket else { return Ok(()) };
+        match self.layers.get_mut(client) {
+            None => self.send_raw(client, &self.bytes)?,
+            Some(layers) => {
+                self.wire.clear();
+                layers.put(&[], &self.bytes, &mut self.wire)?;
+                self.send_raw(client, &self.wire)?;
+            }
+        }
+        self.clients[client].sent_s = self.start.elapsed().as_secs() as u32;
+        Ok(())
+    }
+
+    fn send_raw(&self, client: usize, bytes: &[u8]) -> Result<()> {
+        let Some(socket) = &self.clients[client].socket else {
+            return Ok(());
+        };
         // These are the first bytes of a connection: they fit its send buffer, or the connection is broken.
-        let sent = rustix::net::send(socket, &self.bytes, SendFlags::NOSIGNAL);
-        c.sent_s = now_s;
-        match sent {
-            Ok(n) if n == self.bytes.len() => Ok(()),
+        match rustix::net::send(socket, bytes, SendFlags::NOSIGNAL) {
+            Ok(n) if n == bytes.len() => Ok(()),
             Ok(_) => bail!("{} takes no bytes", self.target),
             Err(error) => bail!("{} broke the connection: {}", self.target, std::io::Error::from(error)),
         }
@@ -497,8 +496,7 @@ impl Holder<'_> {
                     epoll::EventData::new_u64(client as u64),
                     epoll::EventFlags::IN,
                 )?;
-                self.clients[client].state = State::AwaitsConnack;
-                self.send_connect(client)?;
+                self.connected(client)?;
             }
             return Ok(());
         }
@@ -507,7 +505,11 @@ impl Holder<'_> {
         };
         let cause = match rustix::net::recv(socket, &mut *buffer, RecvFlags::empty()) {
             Ok((_, 0)) => anyhow!("{target} closed the connection"),
-            Ok((_, n)) => return self.take_bytes(client, &buffer[..n]),
+            Ok((_, n)) if self.layers.is_empty() => return self.take_bytes(client, &buffer[..n]),
+            Ok((_, n)) => match self.take_wire(client, &mut buffer[..n])? {
+                None => return Ok(()),
+                Some(cause) => cause,
+            },
             Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
             Err(error) => anyhow!("{target} broke the connection: {}", std::io::Error::from(error)),
         };
@@ -519,6 +521,34 @@ impl Holder<'_> {
         c.socket = None;
         self.shared.lost.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Bytes for the layers of a client. Gives what ends its connection; an error ends the run.
+    fn take_wire(&mut self, client: usize, wire: &mut [u8]) -> Result<Option<anyhow::Error>> {
+        let mut plain = std::mem::take(&mut self.plain);
+        plain.clear();
+        self.wire.clear();
+        let layers = &mut self.layers[client];
+        let taken = layers.take(wire, &mut plain, &mut self.wire);
+        let is_open = layers.is_open();
+        let result = match taken.map_err(|error| anyhow!("{} {error}", self.target)) {
+            Ok(()) if self.wire.is_empty() => Ok(()),
+            Ok(()) => self.send_raw(client, &self.wire),
+            Err(error) => Err(error),
+        };
+        let result = match result {
+            Err(cause) => Ok(Some(cause)),
+            Ok(()) => self.take_plain(client, is_open, &plain).map(|()| None),
+        };
+        self.plain = plain;
+        result
+    }
+
+    fn take_plain(&mut self, client: usize, is_open: bool, plain: &[u8]) -> Result<()> {
+        if is_open && self.clients[client].state == State::OpensLayers {
+            self.send_connect(client)?;
+        }
+        self.take_bytes(client, plain)
     }
 
     fn take_bytes(&mut self, client: usize, bytes: &[u8]) -> Result<()> {
@@ -570,14 +600,22 @@ impl Holder<'_> {
     fn ping_due(&mut self, now_s: u32) {
         let interval_s = (self.settings.keep_alive as u32 * 2 / 3).max(1);
         let (mut pings, mut unanswered) = (0, 0);
-        for client in &mut self.clients {
+        for (index, client) in self.clients.iter_mut().enumerate() {
             if now_s - client.sent_s.min(now_s) < interval_s || !matches!(client.state, State::Idle | State::AwaitsPong)
             {
                 continue;
             }
             let Some(socket) = &client.socket else { continue };
             // What goes wrong here shows up as a lost connection.
-            if rustix::net::send(socket, &packet::PINGREQ_BYTES, SendFlags::NOSIGNAL) == Ok(2) {
+            let bytes = match self.layers.get_mut(index) {
+                None => &packet::PINGREQ_BYTES[..],
+                Some(layers) => {
+                    self.wire.clear();
+                    let _ = layers.put(&[], &packet::PINGREQ_BYTES, &mut self.wire);
+                    &self.wire
+                }
+            };
+            if rustix::net::send(socket, bytes, SendFlags::NOSIGNAL) == Ok(bytes.len()) {
                 unanswered += u64::from(client.state == State::AwaitsPong);
                 client.state = State::AwaitsPong;
                 client.sent_s = now_s;
@@ -586,5 +624,61 @@ impl Holder<'_> {
         }
         self.shared.pings.fetch_add(pings, Ordering::Relaxed);
         self.shared.unanswered.fetch_add(unanswered, Ordering::Relaxed);
+    }
+
+    /// DISCONNECT for all that are still there.
+    fn disconnect(&mut self) {
+        for (index, client) in self.clients.iter().enumerate() {
+            let Some(socket) = &client.socket else { continue };
+            let bytes = match self.layers.get_mut(index) {
+                None => &packet::DISCONNECT_BYTES[..],
+                Some(layers) if layers.is_open() => {
+                    self.wire.clear();
+                    let _ = layers.end(&packet::DISCONNECT_BYTES, &mut self.wire);
+                    &self.wire
+                }
+                Some(_) => continue,
+            };
+            let _ = rustix::net::send(socket, bytes, SendFlags::NOSIGNAL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake_broker::{FakeBroker, Fault};
+    use crate::fake_front::{Identity, front};
+    use crate::transport::Transport;
+
+    #[test]
+    fn clients_are_held_and_answered_over_each_transport() {
+        let identity = Identity::new();
+        thread::scope(|scope| {
+            for transport in [Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss] {
+                let identity = &identity;
+                scope.spawn(move || {
+                    let broker = FakeBroker::start(Fault::None);
+                    let address = front(transport, identity, &broker.address, 3);
+                    let settings = Settings {
+                        connections: 20,
+                        hold: 0.5,
+                        rate: None,
+                        threads: 2,
+                        source_addresses: None,
+                        in_flight: 4,
+                        keep_alive: 2,
+                        measure_close: false,
+                        abrupt: false,
+                        qos: 1,
+                        filter: "idle/{}/x".into(),
+                        credentials: Credentials::default(),
+                        transport: identity.settings(transport),
+                    };
+                    let figures = run(&address, None, &settings).unwrap();
+                    assert!(figures.is_good() && figures.pings >= 20, "{figures}");
+                });
+            }
+        });
     }
 }

@@ -2,19 +2,23 @@
 //!
 //! `throughput` sends messages through a broker, `compare` does so against several brokers in turn, `idle` holds
 //! connections that do nothing, `backlog` queues messages for sessions that are away, `retained` sets retained messages and
-//! reads them back; `relay` is the floor to compare with. What they share: `client` (one connection), `packet` (bytes),
-//! `sequence` and `acknowledgement` (was every rule kept), `pace` (open loop), `senders`, `receivers` and `visits` (clients
-//! with finite work), `broker_process` (/proc), `meter` and `memory_watch` (what a phase cost), `stats` and `report`.
+//! reads them back, `connect` opens connections by the thousand; `relay` is the floor to compare with. What they share:
+//! `client` (one connection), `transport` (what MQTT runs over), `packet` (bytes), `sequence` and `acknowledgement` (was every
+//! rule kept), `pace` (open loop), `senders`, `receivers` and `visits` (clients with finite work), `broker_process` (/proc), `meter` and `memory_watch` (what a phase cost), `stats` and `report`.
 //!
-//! Exit codes: 0 done, 1 the broker broke a delivery rule, 2 it could not be measured (the sentence is on stderr).
+//! Exit codes: 0 done, 1 the broker broke a delivery rule or failed a client, 2 it could not be measured (the sentence is on stderr).
 
 mod acknowledgement;
 mod backlog;
 mod broker_process;
 mod client;
 mod compare;
+mod connect;
+mod dial;
 #[cfg(test)]
 mod fake_broker;
+#[cfg(test)]
+mod fake_front;
 mod idle;
 mod memory_watch;
 mod meter;
@@ -32,6 +36,8 @@ mod sequence;
 mod source_ports;
 mod stats;
 mod throughput;
+mod timer;
+mod transport;
 mod visits;
 
 use std::path::PathBuf;
@@ -114,6 +120,20 @@ enum Scenario {
         broker_pid: Option<u32>,
         #[command(flatten)]
         settings: retained::Settings,
+        /// Write the figures here as well
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Connect again and again: how many a second the broker takes, and what those who were there before notice of it
+    Connect {
+        /// The broker, HOST:PORT
+        #[arg(long, default_value = "127.0.0.1:1883")]
+        addr: String,
+        /// Its process, to read CPU time of
+        #[arg(long)]
+        broker_pid: Option<u32>,
+        #[command(flatten)]
+        settings: connect::Settings,
         /// Write the figures here as well
         #[arg(long)]
         json: Option<PathBuf>,
@@ -201,10 +221,34 @@ fn run(scenario: Scenario) -> Result<ExitCode> {
             }
             figures.verdict == report::Verdict::Good
         }
+        Scenario::Connect {
+            addr,
+            broker_pid,
+            settings,
+            json,
+        } => {
+            let figures = connect::run(&addr, broker_pid, &settings)?;
+            print!("{figures}");
+            if let Some(path) = json {
+                report::write_json(&path, &figures)?;
+            }
+            figures.is_good()
+        }
         Scenario::Relay { settings } => {
             relay::run(&settings)?;
             true
         }
     };
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_of_every_scenario_fit_together() {
+        Arguments::command().debug_assert();
+    }
 }

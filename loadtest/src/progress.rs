@@ -1,6 +1,6 @@
 //! The line that shows a run goes on: drawn on a terminal only.
 //!
-//! Called  by `throughput` and `idle`, as often as they like.
+//! Called  by every scenario, as often as they like.
 
 use std::io::IsTerminal;
 
@@ -30,6 +30,10 @@ impl Progress {
             return None;
         }
         Some(std::mem::replace(&mut self.last, (now_ns, count)))
+    }
+
+    pub fn is_shown(&self) -> bool {
+        self.bar.is_some()
     }
 
     pub fn show(&self, text: &str) {

@@ -5,14 +5,13 @@
 //! Holds   - every message is acknowledged in the order it came, after it was checked;
 //!         - nothing is allocated per message.
 
-use std::net::SocketAddr;
-
 use anyhow::{Context, Result, bail};
 use rustix::event::epoll;
 
 use crate::client::{Connection, Received, check_connack, check_suback};
 use crate::packet::{self, Credentials, Publish, SessionKind};
 use crate::poller::Poller;
+use crate::transport::Target;
 
 const READ_BYTES: usize = 256 * 1024;
 /// A few reads at most for one: the others want their turn.
@@ -76,7 +75,7 @@ impl Receivers {
     /// The next client connects.
     pub fn begin(
         &mut self,
-        target: SocketAddr,
+        target: &Target,
         poller: &Poller,
         client_id: &str,
         session: SessionKind,
@@ -128,7 +127,7 @@ impl Receivers {
         let r = &mut self.receivers[index];
         if !self.answers.is_empty() {
             if r.connection.wants_write() {
-                r.connection.append(&self.answers);
+                r.connection.append(&self.answers).with_context(context)?;
             } else {
                 r.connection.send(&[], &self.answers).with_context(context)?;
             }

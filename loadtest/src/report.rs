@@ -234,6 +234,7 @@ pub struct Idle {
     pub address: String,
     pub broker: Option<String>,
     pub host: Host,
+    pub transport: &'static str,
     pub filter: String,
     pub connections: u32,
     pub threads: u32,
@@ -265,8 +266,8 @@ impl Display for Idle {
         let connections = grouped(self.connections as u64);
         writeln!(
             f,
-            "{broker} at {}: {connections} idle connections, each subscribed to {}",
-            self.address, self.filter
+            "{broker} at {}: {connections} idle connections over {}, each subscribed to {}",
+            self.address, self.transport, self.filter
         )?;
         let tables = if self.private_descriptor_tables {
             "a descriptor table each"

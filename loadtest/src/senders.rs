@@ -7,7 +7,6 @@
 //!         - no allocation, hash or clock read per message: one topic length for all, so that topic, Packet Identifier and
 //!           stamp are patched in copies of one packet.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -21,6 +20,7 @@ use crate::packet::{self, Credentials, PINGREQ_BYTES, PublishTemplate, STAMP_BYT
 use crate::poller::Poller;
 use crate::progress::Progress;
 use crate::report::grouped;
+use crate::transport::{self, Target};
 
 /// A numbered topic ends in this many digits.
 pub const NUMBER_DIGITS: usize = 7;
@@ -32,6 +32,7 @@ const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// The flags that scenarios with a set number of messages share.
 #[derive(Clone, Debug, Args)]
+#[group(skip)]
 pub struct Settings {
     /// Connections that publish
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -47,6 +48,8 @@ pub struct Settings {
     pub silence: u64,
     #[command(flatten)]
     pub credentials: Credentials,
+    #[command(flatten)]
+    pub transport: transport::Settings,
 }
 
 impl Settings {
@@ -163,7 +166,7 @@ pub struct Senders<'a> {
 impl<'a> Senders<'a> {
     /// Connects a publisher for each share; their tokens are `first_token` and up.
     pub fn connect(
-        target: SocketAddr,
+        target: &Target,
         poller: &Poller,
         first_token: u64,
         job: Job<'a>,

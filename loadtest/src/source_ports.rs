@@ -1,13 +1,28 @@
 //! Source addresses and ports for more connections than one address has ports.
 //!
-//! Called  by `idle`, for each connection of a thread.
+//! Called  by `dial`, for each connection of a thread of `idle` or `connect`.
 //! Holds   - a source belongs to one thread only; ports are those the kernel would choose from;
 //!         - ports are bound by number: the kernel's own search through a nearly full range costs far more than the
 //!           connection, and IP_BIND_ADDRESS_NO_PORT has no safe binding.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result, bail};
+
+/// Connections one source address is asked for, well below the 28,232 ports the kernel gives by default.
+const CONNECTIONS_PER_SOURCE: u32 = 20_000;
+
+/// How many source addresses `connections` to `target` need, unless it was `asked` for a number; 0 leaves the choice of address
+/// and port to the kernel.
+pub fn source_count(target: SocketAddr, asked: Option<u32>, connections: u32) -> Result<u32> {
+    let is_loopback = matches!(target.ip(), IpAddr::V4(ip) if ip.is_loopback());
+    Ok(match asked {
+        Some(_) if !is_loopback => bail!("--source-addresses are 127.0.0.x, from which {target} cannot be reached"),
+        Some(sources) => sources,
+        None if is_loopback && connections > CONNECTIONS_PER_SOURCE => connections.div_ceil(CONNECTIONS_PER_SOURCE),
+        None => 0,
+    })
+}
 
 #[derive(Debug)]
 pub struct SourcePorts {

@@ -4,7 +4,6 @@
 //! Holds   - at most `AT_ONCE` connections at a time, so that a broker that commits in groups can do so;
 //!         - a broker from which nobody hears for `HANDSHAKE_MAX` is an error.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -16,12 +15,13 @@ use crate::packet::{self, Credentials, DISCONNECT_BYTES, SessionKind};
 use crate::poller::Poller;
 use crate::progress::Progress;
 use crate::report::grouped;
+use crate::transport::Target;
 
 const AT_ONCE: usize = 64;
 const READ_BYTES: usize = 64 * 1024;
 
 pub struct Visits<'a> {
-    pub address: SocketAddr,
+    pub target: &'a Target,
     pub credentials: &'a Credentials,
     pub count: usize,
     pub client_id: Box<dyn Fn(usize) -> String + 'a>,
@@ -63,7 +63,7 @@ impl Visits<'_> {
                     break;
                 }
                 let id = (self.client_id)(begun);
-                let connection = Connection::begin(self.address, &id, session, self.credentials)
+                let connection = Connection::begin(self.target, &id, session, self.credentials)
                     .with_context(|| format!("client {begun} of {}", self.count))?;
                 poller.add(connection.socket(), slot as u64)?;
                 *visitor = Some(Visitor {
@@ -92,7 +92,7 @@ impl Visits<'_> {
                 let seconds = HANDSHAKE_MAX.as_secs();
                 bail!(
                     "{} answered nobody for {seconds} s; {done} of {} {what}",
-                    self.address,
+                    self.target.address,
                     self.count
                 );
             }

@@ -45,7 +45,7 @@ pub fn run(
     let mut live = match settings.live {
         Some(rate) => Some((
             Pace::new(rate, plan.publishers),
-            Senders::connect(plan.address, &poller, 0, plan.job(settings), &shares)?,
+            Senders::connect(&plan.target, &poller, 0, plan.job(settings), &shares)?,
         )),
         None => None,
     };
@@ -72,7 +72,7 @@ pub fn run(
             ledger.comes(begun as usize);
             let id = plan.client_id(begun as usize);
             let credentials = &settings.senders.credentials;
-            receivers.begin(plan.address, &poller, &id, SessionKind::Durable, credentials)?;
+            receivers.begin(&plan.target, &poller, &id, SessionKind::Durable, credentials)?;
         }
         let mut frames = receivers.frames;
         let (mut live_sent, mut is_live_done) = (0, true);

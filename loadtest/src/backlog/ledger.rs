@@ -148,7 +148,7 @@ mod tests {
 
     fn plan(is_shared: bool) -> Plan {
         Plan {
-            address: ([127, 0, 0, 1], 1).into(),
+            target: crate::transport::Target::tcp(([127, 0, 0, 1], 1).into()),
             run: 9,
             sessions: 2,
             publishers: 2,

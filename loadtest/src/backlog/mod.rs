@@ -14,7 +14,6 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
@@ -24,7 +23,6 @@ use clap::Args;
 use self::report::{Backlog, Queueing};
 use crate::acknowledgement::AcknowledgementFaults;
 use crate::broker_process::BrokerProcess;
-use crate::client::resolve;
 use crate::memory_watch::MemoryWatch;
 use crate::meter::Reading;
 use crate::packet::run_tag;
@@ -32,6 +30,7 @@ use crate::poller::Poller;
 use crate::private_fds;
 use crate::report::{Host, Latency, Verdict, grouped};
 use crate::senders::{self, Job, NUMBER_DIGITS, NUMBER_MAX, Rota, Senders, Share, share_of};
+use crate::transport::Target;
 use crate::visits::Visits;
 
 /// From the last DISCONNECT to the first message: until then the broker may take a session for connected.
@@ -81,7 +80,7 @@ pub fn parse_tag(text: &str) -> Result<u32, String> {
 /// [`Settings`] checked, and where they lead.
 #[derive(Clone, Debug)]
 struct Plan {
-    address: SocketAddr,
+    target: Target,
     run: u32,
     sessions: u64,
     publishers: u64,
@@ -90,7 +89,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(address: SocketAddr, settings: &Settings) -> Result<Plan> {
+    fn new(target: Target, settings: &Settings) -> Result<Plan> {
         settings.senders.check()?;
         let (sessions, publishers) = (u64::from(settings.sessions), u64::from(settings.senders.publishers));
         if sessions - 1 > NUMBER_MAX || sessions * publishers > 100_000_000 {
@@ -101,7 +100,7 @@ impl Plan {
             bail!("{sessions} sessions come back, but this process may have {fds} files open: ulimit -n");
         }
         Ok(Plan {
-            address,
+            target,
             run: settings.drain_only.unwrap_or_else(run_tag),
             sessions,
             publishers,
@@ -196,7 +195,7 @@ impl Plan {
 }
 
 pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Result<Backlog> {
-    let plan = Plan::new(resolve(address)?, settings)?;
+    let plan = Plan::new(Target::new(address, &settings.senders.transport)?, settings)?;
     let broker = broker_pid.map(BrokerProcess::new).transpose()?;
     let result = measure(address, broker.as_ref(), &plan, settings);
     if result.is_err() || !settings.stop_before_drain {
@@ -209,10 +208,9 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
     result
 }
 
-fn visits<'a>(plan: &Plan, settings: &'a Settings) -> Visits<'a> {
-    let plan = plan.clone();
+fn visits<'a>(plan: &'a Plan, settings: &'a Settings) -> Visits<'a> {
     Visits {
-        address: plan.address,
+        target: &plan.target,
         credentials: &settings.senders.credentials,
         count: plan.sessions as usize,
         client_id: Box::new(move |session| plan.client_id(session)),
@@ -260,7 +258,7 @@ fn queue(
 ) -> Result<(Queueing, AcknowledgementFaults)> {
     let mut poller = Poller::new()?;
     let shares = plan.shares(|_| 0, |publisher| plan.queued_by(publisher));
-    let mut senders = Senders::connect(plan.address, &poller, 0, plan.job(settings), &shares)?;
+    let mut senders = Senders::connect(&plan.target, &poller, 0, plan.job(settings), &shares)?;
     let watch = MemoryWatch::start(broker)?;
     let begin = Reading::take(broker)?;
     senders.run(&mut poller, "queued")?;

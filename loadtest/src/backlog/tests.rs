@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::fake_broker::{FakeBroker, Fault};
+use crate::fake_front::{Identity, front};
 use crate::packet::Credentials;
 use crate::sequence::Faults;
+use crate::transport::{self, Transport};
 
 fn settings(is_shared: bool) -> Settings {
     Settings {
@@ -17,6 +19,7 @@ fn settings(is_shared: bool) -> Settings {
             unacked: 10,
             silence: 1,
             credentials: Credentials::default(),
+            transport: transport::Settings::default(),
         },
         at_once: Some(2),
         live: None,
@@ -106,12 +109,27 @@ fn settings_that_cannot_be_checked_are_refused_with_a_sentence() {
     let refused = |change: fn(&mut Settings)| {
         let mut settings = settings(false);
         change(&mut settings);
-        let address = ([127, 0, 0, 1], 1).into();
-        Plan::new(address, &settings).unwrap_err().to_string()
+        let target = Target::tcp(([127, 0, 0, 1], 1).into());
+        Plan::new(target, &settings).unwrap_err().to_string()
     };
     assert!(refused(|s| s.senders.size = 23).contains("--size 23"));
     assert!(refused(|s| s.senders.unacked = 0).contains("--unacked 0"));
     assert!(refused(|s| (s.sessions, s.senders.publishers) = (1_000_000, 1_000)).contains("streams"));
     assert!(refused(|s| s.sessions = 1_000_000).contains("ulimit"));
     assert!(parse_tag("xyz").is_err());
+}
+
+#[test]
+fn a_backlog_drains_over_every_transport() {
+    let identity = Identity::new();
+    for transport in [Transport::Tls, Transport::Ws, Transport::Wss] {
+        let broker = FakeBroker::start(Fault::None);
+        let address = front(transport, &identity, &broker.address, 700);
+        let mut settings = settings(false);
+        settings.senders.transport = identity.settings(transport);
+        settings.senders.silence = 10;
+        let figures = run(&address, None, &settings).unwrap();
+        assert_eq!(figures.verdict, Verdict::Good, "{figures}");
+        assert_eq!(broker.session_count() - 1, 0, "the publisher's alone is left");
+    }
 }

@@ -111,7 +111,7 @@ mod tests {
 
     fn plan() -> Plan {
         Plan {
-            address: ([127, 0, 0, 1], 1).into(),
+            target: crate::transport::Target::tcp(([127, 0, 0, 1], 1).into()),
             run: 9,
             topics: 100,
             updates: 2,

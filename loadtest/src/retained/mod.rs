@@ -11,7 +11,6 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -21,7 +20,6 @@ use self::board::Board;
 use self::report::{Reading as Read, Retained, Setting};
 use crate::acknowledgement::AcknowledgementFaults;
 use crate::broker_process::BrokerProcess;
-use crate::client::resolve;
 use crate::memory_watch::MemoryWatch;
 use crate::meter::Reading;
 use crate::packet::{SessionKind, run_tag};
@@ -31,6 +29,7 @@ use crate::progress::Progress;
 use crate::receivers::{Receivers, Wish};
 use crate::report::{Host, Latency, Verdict, grouped};
 use crate::senders::{self, Job, NUMBER_DIGITS, NUMBER_MAX, Rota, Senders, Share, share_of};
+use crate::transport::Target;
 
 /// After the last message, how long a doubled one may still turn up.
 const LINGER: Duration = Duration::from_millis(100);
@@ -72,7 +71,7 @@ pub struct Settings {
 /// [`Settings`] checked, and where they lead.
 #[derive(Clone, Debug)]
 struct Plan {
-    address: SocketAddr,
+    target: Target,
     run: u32,
     topics: u64,
     updates: u64,
@@ -81,7 +80,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(address: SocketAddr, settings: &Settings) -> Result<Plan> {
+    fn new(target: Target, settings: &Settings) -> Result<Plan> {
         settings.senders.check()?;
         let subscribers = u64::from(settings.subscribers);
         if settings.topics - 1 > NUMBER_MAX || settings.topics * subscribers > BITS_MAX {
@@ -95,7 +94,7 @@ impl Plan {
             bail!("{subscribers} subscribers, but this process may have {fds} files open: ulimit -n");
         }
         Ok(Plan {
-            address,
+            target,
             run: settings.read_only.unwrap_or_else(run_tag),
             topics: settings.topics,
             updates: settings.updates,
@@ -154,7 +153,7 @@ impl Plan {
 }
 
 pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Result<Retained> {
-    let plan = Plan::new(resolve(address)?, settings)?;
+    let plan = Plan::new(Target::new(address, &settings.senders.transport)?, settings)?;
     let broker = broker_pid.map(BrokerProcess::new).transpose()?;
     let mut result = measure(address, broker.as_ref(), &plan, settings);
     if !settings.keep {
@@ -172,7 +171,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
 
 fn clear(plan: &Plan, settings: &Settings) -> Result<()> {
     let mut poller = Poller::new()?;
-    let mut senders = Senders::connect(plan.address, &poller, 0, plan.job(settings, false), &plan.shares(1))?;
+    let mut senders = Senders::connect(&plan.target, &poller, 0, plan.job(settings, false), &plan.shares(1))?;
     senders.run(&mut poller, "cleared")?;
     senders.close();
     Ok(())
@@ -213,7 +212,7 @@ fn measure(address: &str, broker: Option<&BrokerProcess>, plan: &Plan, settings:
 fn set(broker: Option<&BrokerProcess>, plan: &Plan, settings: &Settings) -> Result<(Setting, AcknowledgementFaults)> {
     let mut poller = Poller::new()?;
     let shares = plan.shares(plan.updates);
-    let mut senders = Senders::connect(plan.address, &poller, 0, plan.job(settings, true), &shares)?;
+    let mut senders = Senders::connect(&plan.target, &poller, 0, plan.job(settings, true), &shares)?;
     let watch = MemoryWatch::start(broker)?;
     let begin = Reading::take(broker)?;
     senders.run(&mut poller, "set")?;
@@ -257,7 +256,7 @@ fn read(broker: Option<&BrokerProcess>, plan: &Plan, settings: &Settings) -> Res
         for _ in 0..BEGUN_MAX.min(plan.subscribers - receivers.count() as u64) {
             let id = format!("sl{:08x}r{}", plan.run, receivers.count());
             let credentials = &settings.senders.credentials;
-            receivers.begin(plan.address, &poller, &id, SessionKind::Clean, credentials)?;
+            receivers.begin(&plan.target, &poller, &id, SessionKind::Clean, credentials)?;
         }
         if receivers.frames != heard_frames {
             (heard, heard_frames) = (Instant::now(), receivers.frames);

@@ -3,6 +3,7 @@
 use super::*;
 use crate::fake_broker::{FakeBroker, Fault};
 use crate::packet::Credentials;
+use crate::transport;
 
 fn settings() -> Settings {
     Settings {
@@ -16,6 +17,7 @@ fn settings() -> Settings {
             unacked: 10,
             silence: 1,
             credentials: Credentials::default(),
+            transport: transport::Settings::default(),
         },
         keep: false,
         read_only: None,

@@ -8,7 +8,6 @@
 //!         - no allocation, hash or clock read per message: packets are patched copies in a reused buffer, the clock is read
 //!           once per read and once per write, equal latencies (of deliveries, of acknowledgements) are recorded together.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -27,6 +26,7 @@ use crate::packet::{self, PublishTemplate, SessionKind, Stamp};
 use crate::progress::Progress;
 use crate::report::{Host, Latency, Throughput, Verdict, grouped};
 use crate::sequence::Streams;
+use crate::transport::Target;
 
 const READ_BYTES: usize = 256 * 1024;
 const BATCH_MESSAGES_MAX: usize = 256;
@@ -127,7 +127,7 @@ pub struct Generator<'a> {
 }
 
 impl<'a> Generator<'a> {
-    pub fn connect(target: SocketAddr, plan: &'a Plan, settings: &'a Settings, run: u32) -> Result<Generator<'a>> {
+    pub fn connect(target: &Target, plan: &'a Plan, settings: &'a Settings, run: u32) -> Result<Generator<'a>> {
         let prefix = &settings.topic_prefix;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let timer = rustix::time::timerfd_create(
@@ -573,7 +573,7 @@ impl<'a> Generator<'a> {
             self.answers.clear();
         } else if !self.answers.is_empty() {
             // Its acknowledgements wait behind those the socket did not take.
-            s.connection.append(&self.answers);
+            s.connection.append(&self.answers).with_context(context)?;
             self.answers.clear();
         }
         if s.connection.wants_write() != s.waits_writable {

@@ -10,8 +10,6 @@ mod generator;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
-
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -19,9 +17,9 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use self::generator::Generator;
 use crate::acknowledgement::UNACKED_MAX;
 use crate::broker_process::BrokerProcess;
-use crate::client::resolve;
 use crate::packet::{Credentials, STAMP_BYTES, run_tag};
 use crate::report::{Throughput, grouped};
+use crate::transport::{self, Target};
 use crate::visits::Visits;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -81,6 +79,8 @@ pub struct Settings {
     pub topic_prefix: String,
     #[command(flatten)]
     pub credentials: Credentials,
+    #[command(flatten)]
+    pub transport: transport::Settings,
 }
 
 /// [`Settings`] checked, defaults filled in.
@@ -168,8 +168,13 @@ impl Settings {
         };
         let durable = if self.durable { ", durable Sessions" } else { "" };
         format!(
-            "{topics} {} -> {}{durable}, QoS {}, {} bytes, {loop_}{unacked}, warm-up {} s",
-            plan.publishers, plan.subscribers, self.qos, self.size, self.warmup
+            "{topics} {} -> {}{durable}, QoS {}, {} bytes, {loop_}{unacked}, {}, warm-up {} s",
+            plan.publishers,
+            plan.subscribers,
+            self.qos,
+            self.size,
+            self.transport.transport.name(),
+            self.warmup
         )
     }
 }
@@ -203,7 +208,7 @@ impl Plan {
 pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Result<Throughput> {
     let plan = settings.plan()?;
     let broker = broker_pid.map(BrokerProcess::new).transpose()?;
-    let target = resolve(address)?;
+    let target = Target::new(address, &settings.transport)?;
     if let Some(cpu) = settings.cpu {
         let mut set = CpuSet::new();
         if cpu >= CpuSet::MAX_CPU {
@@ -213,10 +218,10 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
         sched_setaffinity(None, &set).with_context(|| format!("cannot pin to CPU {cpu}"))?;
     }
     let run = run_tag();
-    let result = measure(address, target, broker.as_ref(), &plan, settings, run);
+    let result = measure(address, &target, broker.as_ref(), &plan, settings, run);
     if settings.durable {
         let ended = Visits {
-            address: target,
+            target: &target,
             credentials: &settings.credentials,
             count: plan.subscribers,
             client_id: Box::new(move |i| generator::subscriber_id(run, i)),
@@ -232,7 +237,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
 
 fn measure(
     address: &str,
-    target: SocketAddr,
+    target: &Target,
     broker: Option<&BrokerProcess>,
     plan: &Plan,
     settings: &Settings,

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use super::*;
+use crate::fake_front::{Identity, front};
 use crate::packet;
 use crate::report::Verdict;
+use crate::transport::Transport;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
@@ -124,6 +126,7 @@ fn settings(qos: u8) -> Settings {
         cpu: None,
         topic_prefix: "t".into(),
         credentials: Credentials::default(),
+        transport: transport::Settings::default(),
     }
 }
 
@@ -346,4 +349,25 @@ fn settings_that_cannot_be_measured_are_refused_with_a_sentence() {
     assert!(refused(|s| s.subscribers = Some(2)).contains("pairs"));
     assert!(refused(|s| s.seconds = f64::NAN).contains("--seconds"));
     assert!(refused(|s| s.unacked = Some(0)).contains("--unacked"));
+}
+
+#[test]
+fn an_honest_broker_passes_over_every_transport() {
+    let identity = Identity::new();
+    for transport in [Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss] {
+        for (qos, cut) in [(0, 100_000), (1, 13), (2, 1000)] {
+            let address = front(transport, &identity, &broker(honest), cut);
+            let settings = Settings {
+                transport: identity.settings(transport),
+                drain: 5.0,
+                ..settings(qos)
+            };
+            let figures = run(&address, None, &settings).unwrap();
+            assert_eq!(figures.verdict, Verdict::Good, "{figures}");
+            assert!(
+                figures.delivered_in_time > 10 && figures.sent == figures.received,
+                "{transport:?} {figures}"
+            );
+        }
+    }
 }

@@ -1,0 +1,166 @@
+//! The figures of a storm of connects, for a reader and as JSON.
+//!
+//! Called  by `main` with what `connect` gives back.
+//! Holds   - a figure that was not measured (no --broker-pid, no TLS) is absent, not 0.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::bystanders;
+use crate::report::{Host, Latency, figure, grouped};
+use crate::transport::Transport;
+
+/// What threads of a storm counted. Times are nanoseconds.
+#[derive(Debug)]
+pub struct Storm {
+    pub connected: u64,
+    pub resumed: u64,
+    /// When the last CONNACK came, since the start of the storm.
+    pub last_ns: u64,
+    /// By cause.
+    pub failures: BTreeMap<String, u64>,
+    /// From the intended start to CONNACK.
+    pub total: Histogram<u64>,
+    pub tcp: Histogram<u64>,
+    pub tls: Histogram<u64>,
+    pub websocket: Histogram<u64>,
+    pub mqtt: Histogram<u64>,
+}
+
+/// What a connect run measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Connect {
+    pub address: String,
+    pub broker: Option<String>,
+    pub host: Host,
+    pub settings: String,
+    /// From the start of the storm to its last CONNACK.
+    pub seconds: f64,
+    pub connected: u64,
+    pub connects_per_s: f64,
+    /// From the intended start of each to its CONNACK.
+    pub latency_us: Latency,
+    pub phases_us: Phases,
+    /// Until the storm's threads had ended, less what the bystanders alone cost before.
+    pub broker_cpu_us_per_connect: Option<f64>,
+    pub broker_cpus: Option<f64>,
+    /// With the bystanders alone.
+    pub broker_cpus_before: Option<f64>,
+    pub generator_cpus: f64,
+    pub resumed: Option<u64>,
+    /// By cause.
+    pub failures: BTreeMap<String, u64>,
+    pub bystanders: Option<bystanders::Figures>,
+    pub nice_without_effect: bool,
+}
+
+/// Where the time of a connect goes; from the real start, not the intended one.
+#[derive(Clone, Debug, Serialize)]
+pub struct Phases {
+    pub tcp: Latency,
+    pub tls: Option<Latency>,
+    pub websocket: Option<Latency>,
+    /// From CONNECT to CONNACK.
+    pub mqtt: Latency,
+}
+
+impl Phases {
+    pub fn of(storm: &Storm, transport: Transport) -> Phases {
+        Phases {
+            tcp: Latency::of(&storm.tcp),
+            tls: transport.is_tls().then(|| Latency::of(&storm.tls)),
+            websocket: transport.is_websocket().then(|| Latency::of(&storm.websocket)),
+            mqtt: Latency::of(&storm.mqtt),
+        }
+    }
+}
+
+impl Connect {
+    pub fn is_good(&self) -> bool {
+        self.failures.is_empty()
+    }
+}
+
+impl Display for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let broker = self.broker.as_deref().unwrap_or("broker");
+        writeln!(f, "{broker} at {}: {}", self.address, self.settings)?;
+        self.host.line(f)?;
+        writeln!(
+            f,
+            "connected    {}/s ({} in {:.2} s)",
+            grouped(self.connects_per_s.round() as u64),
+            grouped(self.connected),
+            self.seconds
+        )?;
+        writeln!(f, "latency µs   {}", self.latency_us)?;
+        for (name, latency) in [
+            ("tcp", Some(&self.phases_us.tcp)),
+            ("tls", self.phases_us.tls.as_ref()),
+            ("ws", self.phases_us.websocket.as_ref()),
+            ("mqtt", Some(&self.phases_us.mqtt)),
+        ] {
+            if let Some(latency) = latency {
+                writeln!(f, "  {name:<10} {latency}")?;
+            }
+        }
+        if let Some(cpus) = self.broker_cpus {
+            write!(f, "broker       ")?;
+            if let Some(us) = self.broker_cpu_us_per_connect {
+                write!(f, "{} µs CPU per connect, ", figure(us))?;
+            }
+            write!(f, "{cpus:.2} CPUs")?;
+            match self.broker_cpus_before {
+                Some(before) => writeln!(
+                    f,
+                    " ({before:.2} before the storm, which is not in the cost of a connect)"
+                )?,
+                None => writeln!(f)?,
+            }
+        }
+        writeln!(f, "generator    {:.2} CPUs", self.generator_cpus)?;
+        if let Some(resumed) = self.resumed {
+            let share = resumed as f64 * 100.0 / self.connected.max(1) as f64;
+            writeln!(f, "resumed      {} handshakes, {share:.1} %", grouped(resumed))?;
+        }
+        if let Some(bystanders) = &self.bystanders {
+            writeln!(f, "{bystanders}")?;
+        }
+        if self.nice_without_effect {
+            writeln!(
+                f,
+                "note         --storm-nice does not count against this broker: the kernel groups by session \
+                 (kernel.sched_autogroup_enabled), and the broker was started from another one"
+            )?;
+        }
+        for (cause, count) in &self.failures {
+            writeln!(f, "FAILED       {} times: {cause}", grouped(*count))?;
+        }
+        Ok(())
+    }
+}
+
+impl Display for bystanders::Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "bystanders   {} pairs over {}, {}/s: sent {}, received {}",
+            self.pairs,
+            self.transport,
+            grouped(self.rate),
+            grouped(self.sent),
+            grouped(self.received)
+        )?;
+        for (name, latency) in [
+            ("before", &self.before_us),
+            ("during", &self.during_us),
+            ("after", &self.after_us),
+        ] {
+            write!(f, "\n  {name:<10} {latency}")?;
+        }
+        Ok(())
+    }
+}
