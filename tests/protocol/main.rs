@@ -10,9 +10,9 @@
 
 mod checklist;
 mod heart;
+mod network;
 mod runner;
 mod script;
-mod tcp;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use heart::Heart;
+use network::{Broker, Tcp};
 use script::{Action, Conversation};
-use tcp::{Broker, Tcp};
 
 /// Most of a conversation is waiting, so there are more threads than cores.
 const THREADS: usize = 24;
