@@ -1,5 +1,5 @@
 //! Protocol conversations in hex: every line of the conformance checklist that concerns MQTT 3.1 and 3.1.1, played
-//! over TCP against the real broker and in memory against its heart.
+//! against the real broker over each of its transports and in memory against its heart.
 //!
 //! Owns    the pool of brokers, the report. `README.md` says how to read and write a conversation.
 //! Holds   a conversation that cannot be played is a failure.
@@ -13,6 +13,8 @@ mod heart;
 mod network;
 mod runner;
 mod script;
+mod stream;
+mod websocket;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +22,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use heart::Heart;
-use network::{Broker, Tcp};
+use network::{Broker, Network, Transport};
 use script::{Action, Conversation};
 
 /// Most of a conversation is waiting, so there are more threads than cores.
@@ -99,8 +101,9 @@ fn report(count: usize, failures: &[String]) {
 }
 
 /// Plays all against brokers with these flags, and those of each conversation.
-fn over_tcp(usual: &[&str]) {
+fn over(transport: Transport, usual: &[&str]) {
     if let Ok(address) = std::env::var("SKEIN_PROTOCOL_ADDRESS") {
+        assert_eq!(transport, Transport::Tcp, "SKEIN_PROTOCOL_ADDRESS is played over TCP");
         return against(&address);
     }
     // One broker per file and set of flags; those who need one for themselves get one.
@@ -126,11 +129,11 @@ fn over_tcp(usual: &[&str]) {
         let broker = {
             let mut slot = slot.lock().expect("no thread panics holding it");
             if slot.is_none() {
-                *slot = Some(Arc::new(Broker::start(&flags)?));
+                *slot = Some(Arc::new(Broker::start(transport, &flags)?));
             }
             Arc::clone(slot.as_ref().expect("just filled"))
         };
-        let outcome = runner::run(conversation, &mut Tcp::new(&broker));
+        let outcome = runner::run(conversation, &mut Network::new(&broker, conversation));
         if conversation.alone {
             slot.lock().expect("no thread panics holding it").take();
             let mut broker = Arc::into_inner(broker).expect("nobody else knows it");
@@ -163,7 +166,7 @@ fn against(address: &str) {
     let count = all.len();
     let (alone, shared): (Vec<_>, Vec<_>) = all.into_iter().partition(|conversation| conversation.alone);
     let play = |conversation: &Conversation| {
-        let outcome = runner::run(conversation, &mut Tcp::new(&broker));
+        let outcome = runner::run(conversation, &mut Network::new(&broker, conversation));
         match (&conversation.mosquitto, outcome) {
             (Some(reason), Ok(())) => {
                 println!("{} does not differ: {reason}", conversation.place);
@@ -187,18 +190,38 @@ fn against(address: &str) {
 
 #[test]
 fn conversations_hold_over_tcp_on_one_core() {
-    over_tcp(&["--cores", "1"]);
+    over(Transport::Tcp, &["--cores", "1"]);
 }
 
 #[test]
 fn conversations_hold_over_tcp_on_four_cores() {
-    over_tcp(&["--cores", "4"]);
+    over(Transport::Tcp, &["--cores", "4"]);
 }
 
 /// The driver of hosts that refuse io_uring.
 #[test]
 fn conversations_hold_over_tcp_on_epoll() {
-    over_tcp(&["--cores", "2", "--driver", "epoll"]);
+    over(Transport::Tcp, &["--cores", "2", "--driver", "epoll"]);
+}
+
+#[test]
+fn conversations_hold_over_tls_on_four_cores() {
+    over(Transport::Tls, &["--cores", "4"]);
+}
+
+#[test]
+fn conversations_hold_over_tls_1_2_on_one_core() {
+    over(Transport::Tls12, &["--cores", "1"]);
+}
+
+#[test]
+fn conversations_hold_over_websocket_on_four_cores() {
+    over(Transport::WebSocket, &["--cores", "4"]);
+}
+
+#[test]
+fn conversations_hold_over_secure_websocket_on_four_cores() {
+    over(Transport::SecureWebSocket, &["--cores", "4"]);
 }
 
 fn in_memory(cores: u16, seeds: &[u64]) {

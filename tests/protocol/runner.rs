@@ -4,7 +4,8 @@
 //! Holds   for every conversation, whatever it says itself:
 //!         - a Packet Identifier of the server is never 0 and never one that is still in flight, unless DUP is set
 //!           [MQTT-2.3.1-4];
-//!         - at the end nothing has arrived that was not expected, and no connection has been closed unasked.
+//!         - at the end nothing has arrived that was not expected, and no connection has been closed unasked;
+//!         - nothing has gone wrong below MQTT, where the driver has something there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -34,6 +35,10 @@ pub trait Driver {
     fn patience(&self) -> (Duration, Duration);
     /// Resident memory of the broker; `None` where it is not a process of its own.
     fn memory_bytes(&self) -> Option<u64>;
+    /// At the end: waits for what the broker still owes below MQTT; the error names a rule that it broke there.
+    fn settle(&mut self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 #[derive(Default)]
@@ -62,11 +67,16 @@ pub fn run<D: Driver>(conversation: &Conversation, driver: &mut D) -> Result<(),
         connections: BTreeMap::new(),
         variables: BTreeMap::new(),
     };
-    for step in &conversation.steps {
+    let played = conversation.steps.iter().try_for_each(|step| {
         run.step(&step.action)
-            .map_err(|reason| format!("line {}: {}\n      {reason}", step.line, step.text))?;
+            .map_err(|reason| format!("line {}: {}\n      {reason}", step.line, step.text))
+    });
+    let played = played.and_then(|()| run.finish().map_err(|reason| format!("at the end: {reason}")));
+    match (played, driver.settle()) {
+        (Ok(()), settled) => settled,
+        (Err(reason), Ok(())) => Err(reason),
+        (Err(reason), Err(below)) => Err(format!("{reason}\n      below MQTT: {below}")),
     }
-    run.finish().map_err(|reason| format!("at the end: {reason}"))
 }
 
 impl<D: Driver> Run<'_, D> {
