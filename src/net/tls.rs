@@ -95,6 +95,8 @@ pub struct TlsLayer {
     connection: UnbufferedServerConnection,
     /// Until the handshake has ended.
     verifier: Option<Arc<dyn ClientCertVerifier>>,
+    /// Has ended by a fault: rustls is asked for nothing any more.
+    is_broken: bool,
 }
 
 impl TlsLayer {
@@ -106,6 +108,7 @@ impl TlsLayer {
         Ok(TlsLayer {
             connection,
             verifier: verifier.clone(),
+            is_broken: false,
         })
     }
 
@@ -119,6 +122,7 @@ impl TlsLayer {
     }
 
     /// Opens all whole records; `plaintext` gets what was in each.
+    /// Not to be called again after a fault.
     pub fn open(&mut self, records: &mut [u8], sealed: &mut Sealed, mut plaintext: impl FnMut(&[u8])) -> Opened {
         let was_handshaking = self.is_handshaking();
         let mut opened = Opened {
@@ -169,6 +173,7 @@ impl TlsLayer {
             opened.consumed += discard;
             if let Some(error) = failed {
                 self.alert(sealed);
+                self.is_broken = true;
                 opened.end = Some(TlsEnd::Fault(TlsFault::of(&error)));
                 return opened;
             }
@@ -198,12 +203,12 @@ impl TlsLayer {
         }
     }
 
-    /// After an error rustls has the alert ready, if the peer is to be told.
+    /// After an error rustls has the alert ready, if the peer is to be told. Only that is taken from it: to rustls the
+    /// messages behind the broken one still lie in the buffer, and it panics if it looks for them in another.
     fn alert(&mut self, sealed: &mut Sealed) {
-        loop {
+        while self.connection.wants_write() {
             match self.connection.process_tls_records(&mut []).state {
                 Ok(ConnectionState::EncodeTlsData(data)) => sealed.encode(data),
-                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 _ => return,
             }
         }
@@ -227,8 +232,8 @@ impl TlsLayer {
     }
 
     /// Says that nothing more will come (close_notify), unless the handshake is not over.
-    pub fn close(&mut self, sealed: &mut Sealed) {
-        let closed = self.writing(&mut [], sealed, |traffic, sealed| {
+    pub fn close(&mut self, incoming: &mut [u8], sealed: &mut Sealed) {
+        let closed = self.writing(incoming, sealed, |traffic, sealed| {
             sealed.append(|room| match traffic.queue_close_notify(room) {
                 Err(EncryptError::InsufficientSize(size)) => Err(size.required_size),
                 closed => Ok(closed.unwrap_or(0)),
@@ -245,6 +250,9 @@ impl TlsLayer {
         sealed: &mut Sealed,
         write: impl FnOnce(&mut Traffic<'_>, &mut Sealed) -> Result<(), TlsFault>,
     ) -> Result<(), TlsFault> {
+        if self.is_broken {
+            return Err(TlsFault::Misbehaved);
+        }
         loop {
             match self.connection.process_tls_records(incoming).state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => return write(&mut traffic, sealed),

@@ -514,9 +514,10 @@ impl Layers {
         match &mut self.tls {
             None => first.append(&mut words),
             Some(tls) => {
+                let partial = self.partial.as_mut().map_or(&mut [][..], |partial| partial);
                 core.sealed.clear();
-                if words.is_empty() || tls.seal(&words, &mut [], &mut core.sealed).is_ok() {
-                    tls.close(&mut core.sealed);
+                if words.is_empty() || tls.seal(&words, partial, &mut core.sealed).is_ok() {
+                    tls.close(partial, &mut core.sealed);
                 }
                 first.extend_from_slice(core.sealed.bytes());
             }
