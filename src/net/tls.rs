@@ -4,9 +4,9 @@
 //! Called  by `transport`.
 //! Holds   - whatever rustls wants to say (handshake, tickets, key updates, alerts) is appended to what goes to the socket in
 //!           the order in which it was made: a record that was sealed is never dropped or overtaken;
-//!         - a Session that is resumed shows the client certificate of the first handshake: it is verified again, since it
-//!           may have expired since;
-//!         - a fault leaves the alert that belongs to it (RFC 8446 section 6.2) behind, to be sent before the close.
+//!         - a session that is resumed shows the client certificate of its first handshake: it is verified again, since it may
+//!           have expired since, and nothing of the client's is handed out before that;
+//!         - a fault that rustls finds leaves its alert (RFC 8446 section 6.2) behind, to be sent before the close.
 
 use std::sync::Arc;
 
@@ -125,6 +125,7 @@ impl TlsLayer {
     /// Not to be called again after a fault.
     pub fn open(&mut self, records: &mut [u8], sealed: &mut Sealed, mut plaintext: impl FnMut(&[u8])) -> Opened {
         let was_handshaking = self.is_handshaking();
+        let mut unverified = (was_handshaking && self.verifier.is_some()).then(Vec::new);
         let mut opened = Opened {
             consumed: 0,
             established: None,
@@ -141,7 +142,10 @@ impl TlsLayer {
                         match record {
                             Ok(record) => {
                                 discard += record.discard;
-                                plaintext(record.payload);
+                                match &mut unverified {
+                                    Some(unverified) => unverified.extend_from_slice(record.payload),
+                                    None => plaintext(record.payload),
+                                }
                             }
                             Err(error) => failed = Some(error),
                         }
@@ -182,10 +186,16 @@ impl TlsLayer {
             }
         }
         if was_handshaking && !self.is_handshaking() {
-            opened.established = self.connection.handshake_kind();
-            if let Err(fault) = self.verify_again() {
-                opened.end = Some(TlsEnd::Fault(fault));
+            match self.verify_again() {
+                Ok(()) => opened.established = self.connection.handshake_kind(),
+                Err(fault) => {
+                    opened.end = Some(TlsEnd::Fault(fault));
+                    return opened;
+                }
             }
+        }
+        if let Some(verified) = unverified.filter(|bytes| !bytes.is_empty()) {
+            plaintext(&verified);
         }
         opened
     }

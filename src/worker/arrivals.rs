@@ -215,26 +215,14 @@ impl Core {
                         socket.stash = Some(Box::new(arrival.unread[consumed..].to_vec()));
                         socket.set(Flags::HELD);
                     }
-                    self.resume_layers(connection);
+                    // What they had not said, or had heard, when they left.
+                    self.attend_layers(connection);
                 }
                 Err(error) => {
                     self.parts.connections_open.fetch_sub(1, Ordering::Relaxed);
                     self.refuse_socket(&error);
                 }
             }
-        }
-    }
-
-    /// What the layers had not said, or had heard, when they came home.
-    fn resume_layers(&mut self, connection: ConnectionId) {
-        let layers = self.sockets.get(connection).and_then(|socket| socket.layers.as_ref());
-        let Some(layers) = layers else { return };
-        let end = layers.end();
-        if layers.wants_write() {
-            self.mark(connection);
-        }
-        if let Some(end) = end {
-            self.finish(connection, end);
         }
     }
 

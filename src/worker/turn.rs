@@ -25,7 +25,7 @@ use crate::net::handoff::Passage;
 use crate::net::listener::Listener;
 use crate::net::reader::{Read, Scratch};
 use crate::net::sockets::{Flags, Ready, Sockets};
-use crate::net::transport::{End, OpenedCounts, Sent, Transport, Transports};
+use crate::net::transport::{OpenedCounts, Sent, Transport, Transports};
 use crate::net::writer::{self, Written};
 use crate::registry::access::Access;
 use crate::shard::{CloseReason, ConnectionId, Input, Millis, Output, PeerId, Shard};
@@ -276,8 +276,6 @@ impl Core {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut more = false;
         let mut has_bytes = true;
-        let mut end = None;
-        let mut wants_write = false;
         let is_held = socket.unset(Flags::HELD);
         match socket.stash.take() {
             Some(stash) if is_held => {
@@ -288,9 +286,10 @@ impl Core {
                 let read = match socket.layers.take() {
                     None => scratch.read(socket.fd(), &mut stash),
                     Some(mut layers) => {
-                        let read = layers.read(socket.fd(), &mut scratch, &mut stash, &mut self.parts.transports);
-                        end = layers.end();
-                        wants_write = layers.wants_write();
+                        let read = match layers.end() {
+                            None => layers.read(socket.fd(), &mut scratch, &mut stash, &mut self.parts.transports),
+                            Some(_) => Read::Nothing,
+                        };
                         socket.layers = Some(layers);
                         read
                     }
@@ -319,19 +318,25 @@ impl Core {
             }
         }
         self.scratch = scratch;
-        self.count_opened();
-        if wants_write {
-            self.mark(connection);
-        }
-        if let Some(end) = end {
-            self.finish(connection, end);
-        }
+        self.attend_layers(connection);
     }
 
-    /// Its layers have ended it.
-    pub(super) fn finish(&mut self, connection: ConnectionId, end: End) {
-        self.closing.push((connection, end.into()));
-        self.settle();
+    /// Lets the layers say what they have to say, and ends a connection whose layers have ended: behind everything that came
+    /// before, which a paused connection still holds.
+    pub(super) fn attend_layers(&mut self, connection: ConnectionId) {
+        let Some(socket) = self.sockets.get(connection) else {
+            return;
+        };
+        let Some(layers) = &socket.layers else { return };
+        let end = layers.end().filter(|_| !socket.is(Flags::PAUSED));
+        if layers.wants_write() {
+            self.mark(connection);
+        }
+        self.count_opened();
+        if let Some(end) = end {
+            self.closing.push((connection, end.into()));
+            self.settle();
+        }
     }
 
     fn count_opened(&mut self) {

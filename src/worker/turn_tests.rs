@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::turn::{Core, CoreParts};
 use super::{Control, Mailbox};
+use crate::limits::MESH_BACKLOG_BYTES_MAX;
 use crate::mesh::Mesh;
 use crate::metrics::Counters;
 use crate::net::handoff::passages;
@@ -31,6 +32,22 @@ struct World {
 
 impl World {
     fn new(cores: usize, has_passages: bool, connections_max: usize, connect_timeout_ms: u64) -> World {
+        World::over(
+            Transport::default(),
+            cores,
+            has_passages,
+            connections_max,
+            connect_timeout_ms,
+        )
+    }
+
+    fn over(
+        transport: Transport,
+        cores: usize,
+        has_passages: bool,
+        connections_max: usize,
+        connect_timeout_ms: u64,
+    ) -> World {
         let (port, listeners) = listen_on(LOCAL, 0, cores).unwrap();
         let mut passages = passages(cores).unwrap().into_iter();
         let connections_open = Arc::new(AtomicUsize::new(0));
@@ -58,7 +75,7 @@ impl World {
                     unix_time: UnixTime::default(),
                 }),
                 listeners: vec![listener],
-                transports_of: vec![Transport::default()],
+                transports_of: vec![transport],
                 transports: Transports::new(None, AllowedOrigins::Any),
                 certificate_names_user: false,
                 mesh,
@@ -223,6 +240,58 @@ fn bytes_that_arrive_with_the_end_of_the_stream_are_served_before_it() {
     drop(client);
     assert_eq!(world.read(&listener).unwrap(), publish("last", b"words"));
     assert_eq!(world.connections_open.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn packets_in_front_of_a_close_frame_are_served_before_it() {
+    const UPGRADE: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+    // With a mask of zeros, which changes nothing.
+    let frame = |packet: &[u8]| {
+        let mut frame = match packet.len() {
+            len @ 0..126 => vec![0x82, 0x80 | len as u8],
+            len => [&[0x82, 0xfe], &(len as u16).to_be_bytes()[..]].concat(),
+        };
+        frame.extend([0; 4]);
+        frame.extend(packet);
+        frame
+    };
+    let websocket = Transport {
+        is_websocket: true,
+        ..Transport::default()
+    };
+    let message = frame(&publish("last", &[b'x'; 120]));
+    let mut was_paused = 0;
+    for count in (MESH_BACKLOG_BYTES_MAX / message.len()..).step_by(200).take(14) {
+        let mut world = World::over(websocket, 2, false, 10, 10_000);
+        let mut listener = world.client();
+        let hello = [connect("listener"), subscribe("last")].concat();
+        listener.write_all(&[UPGRADE, &frame(&hello)].concat()).unwrap();
+        world.read(&listener).unwrap();
+        let mut client = world.client();
+        client
+            .write_all(&[UPGRADE, &frame(&connect("from elsewhere"))].concat())
+            .unwrap();
+        world.read(&client).unwrap();
+        let bytes = [&message.repeat(count)[..], &[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8]].concat();
+        client.set_nonblocking(false).unwrap();
+        let sending = std::thread::spawn(move || client.write_all(&bytes).map(|()| client).unwrap());
+        // As much as the sockets hold is there before a core looks.
+        std::thread::sleep(Duration::from_millis(20));
+        let (mut received, mut quiet) = (0, 0);
+        while quiet < 5 {
+            let bytes = world.read(&listener).unwrap();
+            quiet = if bytes.is_empty() { quiet + 1 } else { 0 };
+            received += bytes.iter().filter(|byte| **byte == b'x').count();
+        }
+        drop(sending.join().unwrap());
+        let counters = world.counters();
+        was_paused += counters.pauses.min(1);
+        let dropped = counters.dropped_outbox_full as usize;
+        assert_eq!(received + 120 * dropped, 120 * count, "{counters:?}");
+        assert_eq!(world.connections_open.load(Ordering::Relaxed), 1);
+    }
+    assert!(was_paused > 3, "hardly anybody had to wait");
 }
 
 #[test]
