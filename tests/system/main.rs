@@ -16,4 +16,5 @@ mod exchange;
 mod hostile;
 mod operator;
 mod order;
+mod secure;
 mod sessions;
