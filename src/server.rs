@@ -525,7 +525,14 @@ fn announce(config: &Config, broker: &Broker) {
         let _ = writeln!(words, "  try: mosquitto_sub -h {host} -p {} -t '#' -v", open.port);
     }
     if let Some(certificate) = broker.renewal.as_ref().and_then(Renewal::self_made) {
-        let certificate = certificate.display();
+        // Whoever pastes it may be in another directory than the broker.
+        let certificate = std::path::absolute(certificate).unwrap_or_else(|_| certificate.to_owned());
+        let certificate = match certificate.to_string_lossy() {
+            path if path.contains(|c: char| c.is_whitespace() || c == '\'') => {
+                format!("'{}'", path.replace('\'', "'\\''"))
+            }
+            path => path.into_owned(),
+        };
         let _ = match port_of(true) {
             Some(open) => writeln!(
                 words,
