@@ -328,11 +328,10 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
         .zip(shards)
         .zip(doors);
     for ((((mesh, listeners), passage), shard), store) in ends {
-        let listeners = listeners.into_iter().map(Listener::new).collect::<io::Result<_>>();
         let mailbox = Arc::new(Mailbox::new(Arc::clone(mesh.bell())));
         parts_of.push(CoreParts {
             shard,
-            listeners: listeners.map_err(no_cores)?,
+            listeners: listeners.into_iter().map(Listener::new).collect(),
             transports_of: ports.iter().map(|open| open.transport).collect(),
             transports: Transports::new(tls.clone(), origins.clone()),
             certificate_names_user: config.tls_client_cn_as_username,

@@ -103,25 +103,35 @@ pub enum Accepted {
     Closed,
 }
 
+/// A descriptor that a core gives up for a moment when it has no other: one for all its listeners, opened in its own table.
+#[derive(Default)]
+pub struct Spare(Option<OwnedFd>);
+
+impl Spare {
+    pub fn open() -> Spare {
+        let spare = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+        // Without one, who waits is not closed but goes on to wait.
+        Spare(spare.ok())
+    }
+}
+
 /// One listener of one core.
 pub struct Listener {
     fd: OwnedFd,
-    spare: Option<OwnedFd>,
 }
 
 impl Listener {
-    pub fn new(fd: OwnedFd) -> io::Result<Listener> {
-        let spare = Some(spare()?);
-        Ok(Listener { fd, spare })
+    pub fn new(fd: OwnedFd) -> Listener {
+        Listener { fd }
     }
 
-    pub fn accept(&mut self) -> Accepted {
+    pub fn accept(&self, spare: &mut Spare) -> Accepted {
         loop {
             match accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => return Accepted::Socket(socket),
                 Err(Errno::AGAIN) => return Accepted::Nobody,
                 Err(Errno::INVAL) => return Accepted::Closed,
-                Err(Errno::MFILE | Errno::NFILE) => return self.shed(),
+                Err(Errno::MFILE | Errno::NFILE) => return self.shed(spare),
                 Err(Errno::NOMEM | Errno::NOBUFS) => return Accepted::Exhausted,
                 // Errors of the connection that was waiting (accept(2)): take the next.
                 Err(_) => {}
@@ -129,13 +139,13 @@ impl Listener {
         }
     }
 
-    fn shed(&mut self) -> Accepted {
-        if self.spare.take().is_none() {
-            self.spare = spare().ok();
+    fn shed(&self, spare: &mut Spare) -> Accepted {
+        if spare.0.take().is_none() {
+            *spare = Spare::open();
             return Accepted::Exhausted;
         }
         let shed = accept_with(&self.fd, SocketFlags::CLOEXEC).is_ok();
-        self.spare = spare().ok();
+        *spare = Spare::open();
         if shed { Accepted::Shed } else { Accepted::Exhausted }
     }
 
@@ -149,10 +159,6 @@ impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-fn spare() -> rustix::io::Result<OwnedFd> {
-    socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
 }
 
 #[cfg(test)]
@@ -183,15 +189,16 @@ mod tests {
     #[test]
     fn accepted_sockets_do_not_wait_to_fill_segments_and_a_stopped_listener_takes_nobody() {
         let (port, mut listeners) = listen_on(LOCAL, 0, 1).unwrap();
-        let mut listener = Listener::new(listeners.pop().unwrap()).unwrap();
-        assert!(matches!(listener.accept(), Accepted::Nobody));
+        let listener = Listener::new(listeners.pop().unwrap());
+        let mut spare = Spare::open();
+        assert!(matches!(listener.accept(&mut spare), Accepted::Nobody));
         let _client = TcpStream::connect((LOCAL, port)).unwrap();
-        let Accepted::Socket(socket) = listener.accept() else {
+        let Accepted::Socket(socket) = listener.accept(&mut spare) else {
             panic!("a client waits")
         };
         assert!(sockopt::tcp_nodelay(&socket).unwrap());
         listener.stop();
-        assert!(matches!(listener.accept(), Accepted::Closed));
+        assert!(matches!(listener.accept(&mut spare), Accepted::Closed));
         assert!(TcpStream::connect((LOCAL, port)).is_err());
     }
 }

@@ -34,10 +34,10 @@ impl Core {
             return;
         }
         for _ in 0..ACCEPTS_PER_BATCH {
-            let Some(listener) = self.parts.listeners.get_mut(usize::from(number)) else {
+            let Some(listener) = self.parts.listeners.get(usize::from(number)) else {
                 return;
             };
-            match listener.accept() {
+            match listener.accept(&mut self.spare) {
                 Accepted::Socket(socket) => {
                     self.parts.shard.counters_mut().sockets_accepted += 1;
                     let layers = Layers::new(self.parts.transports_of[usize::from(number)]);

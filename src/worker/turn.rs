@@ -22,7 +22,7 @@ use crate::limits::{HANDSHAKE_MS_PER_BATCH, MESH_PARCELS_PER_BATCH, OUTBOX_FLUSH
 use crate::mesh::{Endpoint, Lane};
 use crate::metrics::Counters;
 use crate::net::handoff::Passage;
-use crate::net::listener::Listener;
+use crate::net::listener::{Listener, Spare};
 use crate::net::reader::{Read, Scratch};
 use crate::net::sockets::{Flags, Ready, Sockets};
 use crate::net::transport::{OpenedCounts, Sent, Transport, Transports};
@@ -70,6 +70,7 @@ pub struct CoreParts {
 pub struct Core {
     pub(super) parts: CoreParts,
     pub(super) sockets: Sockets,
+    pub(super) spare: Spare,
     pub(super) now: Millis,
     ready: Vec<Ready>,
     scratch: Scratch,
@@ -103,6 +104,7 @@ impl Core {
         let mut core = Core {
             parts,
             sockets,
+            spare: Spare::open(),
             now: Millis::default(),
             ready: Vec::new(),
             scratch: Scratch::new(),

@@ -60,7 +60,7 @@ impl World {
         for (core, (mesh, listener)) in Mesh::build(cores, 2).unwrap().into_iter().zip(listeners).enumerate() {
             let sockets = Sockets::new().unwrap();
             sockets.watch_bell(&**mesh.bell()).unwrap();
-            let listener = Listener::new(listener).unwrap();
+            let listener = Listener::new(listener);
             sockets.watch_listener(0, &listener).unwrap();
             let mailbox = Arc::new(Mailbox::new(Arc::clone(mesh.bell())));
             world.mailboxes.push(Arc::clone(&mailbox));
