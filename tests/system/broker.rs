@@ -56,6 +56,37 @@ pub const FURTHER_SETTINGS: [Setting; 4] = [
 /// Four cores, on each driver.
 pub const FOUR_CORES: [Setting; 2] = [setting(4, "io_uring", "on"), setting(4, "epoll", "off")];
 
+/// How a client reaches the broker. Each has a port of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Tcp,
+    Tls,
+    WebSocket,
+    SecureWebSocket,
+}
+
+impl Transport {
+    pub const ALL: [Transport; 4] = [
+        Transport::Tcp,
+        Transport::Tls,
+        Transport::WebSocket,
+        Transport::SecureWebSocket,
+    ];
+
+    /// The scheme of its URLs, its name in the ready file, and what its port's flag begins with.
+    pub fn name(self) -> &'static str {
+        ["mqtt", "mqtts", "ws", "wss"][self as usize]
+    }
+
+    pub fn is_tls(self) -> bool {
+        matches!(self, Transport::Tls | Transport::SecureWebSocket)
+    }
+
+    pub fn flag(self) -> String {
+        format!("--{}-port", self.name())
+    }
+}
+
 /// `io_uring`, or `auto` where the kernel refuses io_uring (many containers): found out once, and said.
 pub fn io_uring() -> &'static str {
     static DRIVER: OnceLock<&str> = OnceLock::new();
@@ -152,9 +183,9 @@ impl Site {
         if !arguments.iter().any(|argument| argument == "--mqtt-port") {
             arguments.extend(["--mqtt-port".into(), self.port().to_string()]);
         }
-        for port in ["--mqtts-port", "--ws-port", "--wss-port"] {
-            if !arguments.iter().any(|argument| argument == port) {
-                arguments.extend([port.into(), "0".into()]);
+        for flag in &Transport::ALL.map(Transport::flag)[1..] {
+            if !arguments.contains(flag) {
+                arguments.extend([flag.clone(), "0".into()]);
             }
         }
         arguments.extend(["--ready-file".into(), ready_file.display().to_string()]);
@@ -177,11 +208,12 @@ impl Site {
         .unwrap();
         Broker {
             process,
-            _directory: Arc::clone(&self.directory),
+            directory: Arc::clone(&self.directory),
             outputs: [stdout, stderr],
             ready_file,
             arguments,
             port: self.port(),
+            ports: [0; 4],
         }
     }
 }
@@ -209,12 +241,15 @@ impl ReservedPort {
 pub struct Broker {
     process: Child,
     /// Goes when the last that needs it does.
-    _directory: Arc<tempfile::TempDir>,
+    directory: Arc<tempfile::TempDir>,
     /// Standard output and standard error.
     outputs: [PathBuf; 2],
     ready_file: PathBuf,
     arguments: Vec<String>,
+    /// The one of MQTT over TCP.
     pub port: u16,
+    /// All of them, in the order of [`Transport::ALL`]; 0 where it is off, or the broker is not known to listen.
+    ports: [u16; 4],
 }
 
 impl Broker {
@@ -253,7 +288,8 @@ impl Broker {
             self.process.id(),
             "the ready file names another process: {ready}"
         );
-        self.port = ready["mqtt"].as_u64().expect("the ready file names the MQTT port") as u16;
+        self.ports = Transport::ALL.map(|transport| ready[transport.name()].as_u64().unwrap_or(0) as u16);
+        self.port = self.ports[Transport::Tcp as usize];
         Ok(())
     }
 
@@ -289,6 +325,24 @@ impl Broker {
 
     pub fn ready_file(&self) -> PathBuf {
         self.ready_file.clone()
+    }
+
+    /// Where it listens for this one, which is not off.
+    pub fn port_of(&self, transport: Transport) -> u16 {
+        let port = self.ports[transport as usize];
+        assert!(port > 0, "the ready file names no port for {transport:?}");
+        port
+    }
+
+    /// The directory it runs in.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The certificate of its own making, for a broker that is given no --data-dir: who has it can verify the broker as
+    /// localhost, 127.0.0.1 and ::1.
+    pub fn certificate(&self) -> PathBuf {
+        self.directory().join("skein-data/tls/cert.pem")
     }
 
     pub fn pid(&self) -> u32 {

@@ -6,7 +6,8 @@
 //!        - nothing is waited for without a limit, and what did not come is named;
 //!        - every process started here is killed when its value is dropped.
 
-use crate::broker::{Broker, patience};
+use crate::broker::{Broker, Transport, patience};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
@@ -52,6 +53,7 @@ impl Message {
 #[derive(Clone, Debug)]
 pub struct Hello {
     pub id: String,
+    pub transport: Transport,
     pub clean: bool,
     pub level: u8,
     pub keep_alive: u16,
@@ -65,6 +67,7 @@ pub struct Hello {
 pub fn hello(id: &str) -> Hello {
     Hello {
         id: id.into(),
+        transport: Transport::Tcp,
         clean: true,
         level: 4,
         keep_alive: 60,
@@ -75,6 +78,10 @@ pub fn hello(id: &str) -> Hello {
 }
 
 impl Hello {
+    pub fn over(self, transport: Transport) -> Hello {
+        Hello { transport, ..self }
+    }
+
     pub fn durable(self) -> Hello {
         Hello { clean: false, ..self }
     }
@@ -88,6 +95,10 @@ impl Hello {
             will: Some(will),
             ..self
         }
+    }
+
+    pub fn keep_alive(self, keep_alive: u16) -> Hello {
+        Hello { keep_alive, ..self }
     }
 
     pub fn inflight(self, inflight: u16) -> Hello {
@@ -228,7 +239,8 @@ impl Agent {
             json!({"topic": will.topic, "payload": hex::encode(&will.payload), "qos": will.qos, "retain": will.retain})
         });
         let command = json!({
-            "host": "127.0.0.1", "port": broker.port, "id": hello.id, "clean": hello.clean, "level": hello.level,
+            "host": "127.0.0.1", "port": broker.port_of(hello.transport), "scheme": hello.transport.name(),
+            "ca": hello.transport.is_tls().then(|| broker.certificate()), "id": hello.id, "clean": hello.clean, "level": hello.level,
             "keep_alive": hello.keep_alive, "will": will, "inflight": hello.inflight, "clip": hello.clip,
         });
         self.connections += 1;
@@ -284,6 +296,13 @@ impl Agent {
         self.tell(client, "burst", command);
     }
 
+    /// Begins to publish these payloads to one topic, in their order. It ends as a burst does.
+    pub fn begin_payloads(&mut self, client: &str, topic: &str, qos: u8, payloads: &[Vec<u8>]) {
+        let payloads: Vec<_> = payloads.iter().map(hex::encode).collect();
+        let command = json!({"topic": topic, "qos": qos, "retain": false, "payloads": payloads});
+        self.tell(client, "payloads", command);
+    }
+
     /// The burst has been sent, and acknowledged where its QoS has acknowledgements.
     pub fn await_burst(&mut self, client: &str) {
         self.await_reply(client, "burst", Duration::from_secs(60));
@@ -331,6 +350,16 @@ impl Agent {
         self.await_reply(client, "closed", Duration::from_secs(10));
     }
 
+    /// Stops the whole agent where it is: its sockets stay open, and nothing is read from them or written to them.
+    pub fn freeze(&self) {
+        kill_process(Pid::from_child(&self.process), Signal::STOP).unwrap();
+    }
+
+    /// Lets an agent go on that was frozen.
+    pub fn thaw(&self) {
+        kill_process(Pid::from_child(&self.process), Signal::CONT).unwrap();
+    }
+
     /// kill -9 of the whole agent: its sockets end without a DISCONNECT.
     pub fn kill(mut self) {
         self.process.kill().unwrap();
@@ -346,10 +375,44 @@ impl Drop for Agent {
     }
 }
 
-/// `mosquitto_pub`, with the payload on its standard input; returns when it has ended well.
+/// `mosquitto_pub` over TCP, with the payload on its standard input; returns when it has ended well.
 pub fn mosquitto_pub(broker: &Broker, arguments: &[&str], message: &Message) {
+    mosquitto_pub_at(&Address::tcp(broker), arguments, message);
+}
+
+/// Where the mosquitto commands connect to.
+pub struct Address {
+    pub port: u16,
+    /// Over TLS, with what they verify the broker by.
+    pub certificate: Option<PathBuf>,
+    /// In place of OpenSSL's own configuration file.
+    pub openssl: Option<PathBuf>,
+}
+
+impl Address {
+    fn tcp(broker: &Broker) -> Address {
+        Address {
+            port: broker.port,
+            certificate: None,
+            openssl: None,
+        }
+    }
+
+    fn give_to(&self, command: &mut Command) {
+        command.args(["-h", "127.0.0.1", "-p", &self.port.to_string()]);
+        if let Some(certificate) = &self.certificate {
+            command.arg("--cafile").arg(certificate);
+        }
+        if let Some(openssl) = &self.openssl {
+            command.env("OPENSSL_CONF", openssl);
+        }
+    }
+}
+
+/// The same, wherever this says.
+pub fn mosquitto_pub_at(address: &Address, arguments: &[&str], message: &Message) {
     let mut command = Command::new("mosquitto_pub");
-    command.args(["-h", "127.0.0.1", "-p", &broker.port.to_string()]);
+    address.give_to(&mut command);
     let qos = message.qos.to_string();
     command.args(["-t", &message.topic, "-q", &qos]).args(arguments);
     // -s sends nothing at all when nothing stands on the input.
@@ -397,16 +460,15 @@ const MARK: &str = "MESSAGE ";
 
 impl MosquittoSub {
     pub fn start(broker: &Broker, arguments: &[&str]) -> MosquittoSub {
+        MosquittoSub::start_at(&Address::tcp(broker), arguments)
+    }
+
+    /// The same, wherever this says.
+    pub fn start_at(address: &Address, arguments: &[&str]) -> MosquittoSub {
         // Into a pipe it would write only when its buffer is full.
         let mut command = Command::new("stdbuf");
-        command.args([
-            "-oL",
-            "mosquitto_sub",
-            "-h",
-            "127.0.0.1",
-            "-p",
-            &broker.port.to_string(),
-        ]);
+        command.args(["-oL", "mosquitto_sub"]);
+        address.give_to(&mut command);
         command
             .args(["-d", "-F", &format!("{MARK}%q %r %x %t")])
             .args(arguments);

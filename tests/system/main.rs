@@ -18,3 +18,4 @@ mod operator;
 mod order;
 mod secure;
 mod sessions;
+mod transports;

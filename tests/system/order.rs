@@ -1,11 +1,12 @@
 //! What four cores could get wrong among themselves: the order of a topic, and floods in all directions.
 
-use crate::broker::{Broker, FOUR_CORES, SETTINGS};
+use crate::broker::{Broker, FOUR_CORES, SETTINGS, Transport};
 use crate::clients::{Agent, LIBRARIES, Message, hello};
 use std::collections::HashMap;
 
-/// Four publishers and six subscribers, of two libraries, on as many cores as their Client Identifiers hash to. That each
-/// publisher's own messages keep their order is [MQTT-4.6.0-5]; that all see one order is the broker's own promise.
+/// Four publishers, one on each port, and eight subscribers, one of either library on each port, on as many cores as their
+/// Client Identifiers hash to. That each publisher's own messages keep their order is [MQTT-4.6.0-5]; that all see one order
+/// is the broker's own promise.
 #[test]
 fn every_subscriber_of_a_topic_sees_the_same_order() {
     const COUNT: usize = 500;
@@ -13,16 +14,17 @@ fn every_subscriber_of_a_topic_sees_the_same_order() {
     let mut agents = LIBRARIES.map(Agent::start);
     for setting in SETTINGS {
         let broker = Broker::start(setting, &[]);
-        for agent in &mut agents {
-            for (kind, count) in [("subscriber", 3), ("publisher", 2)] {
-                for n in 0..count {
-                    let name = format!("{kind} {n}");
-                    agent.connect(&name, &broker, hello(&format!("{:?} {name}", agent.library)));
-                    if kind == "subscriber" {
-                        // Filters that reach the topic in three ways: exact, and by either wildcard.
-                        agent.subscribe(&name, &[([TOPIC, "one/+", "#"][n], 1)]);
-                    }
-                }
+        for (index, agent) in agents.iter_mut().enumerate() {
+            let id = |name: &str| hello(&format!("{index} {name}"));
+            for (n, transport) in Transport::ALL.into_iter().enumerate() {
+                let name = format!("subscriber {n}");
+                agent.connect(&name, &broker, id(&name).over(transport));
+                // Filters that reach the topic in three ways: exact, and by either wildcard.
+                agent.subscribe(&name, &[([TOPIC, "one/+", "#"][(n + index) % 3], 1)]);
+            }
+            for n in 0..2 {
+                let name = format!("publisher {n}");
+                agent.connect(&name, &broker, id(&name).over(Transport::ALL[2 * n + index]));
             }
         }
         for (index, agent) in agents.iter_mut().enumerate() {
@@ -35,7 +37,7 @@ fn every_subscriber_of_a_topic_sees_the_same_order() {
             for n in 0..2 {
                 agent.await_burst(&format!("publisher {n}"));
             }
-            for n in 0..3 {
+            for n in 0..4 {
                 orders.push(agent.labels(&format!("subscriber {n}"), 4 * COUNT));
             }
         }

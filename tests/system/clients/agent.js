@@ -1,6 +1,7 @@
 // MQTT.js, driven line by line: a JSON command on stdin, JSON events on stdout. See clients.rs for both.
 'use strict';
 
+const fs = require('fs');
 const mqtt = require('mqtt');
 const readline = require('readline');
 
@@ -12,9 +13,8 @@ function emit(client, event, fields = {}) {
 
 function connect(name, command) {
   const will = command.will && { ...command.will, payload: Buffer.from(command.will.payload, 'hex') };
-  const client = mqtt.connect({
-    host: command.host,
-    port: command.port,
+  const client = mqtt.connect(`${command.scheme}://${command.host}:${command.port}/mqtt`, {
+    ...(command.ca ? { ca: fs.readFileSync(command.ca) } : {}),
     clientId: command.id,
     clean: command.clean,
     keepalive: command.keep_alive,
@@ -69,6 +69,7 @@ const doing = {
   unsubscribe: (name, command) => clients[name].unsubscribe(command.filters, () => emit(name, 'unsubscribed')),
   publish: (name, command) => send(name, command, [Buffer.from(command.payload, 'hex')], 'published'),
   burst: (name, command) => send(name, command, burst(command), 'burst'),
+  payloads: (name, command) => send(name, command, command.payloads.map((p) => Buffer.from(p, 'hex')), 'burst'),
   disconnect: (name) => clients[name].end(),
 };
 

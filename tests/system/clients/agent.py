@@ -24,7 +24,10 @@ def connect(name, command):
         clean_session=command["clean"],
         protocol=paho.MQTTv31 if command["level"] == 3 else paho.MQTTv311,
         reconnect_on_failure=False,
+        transport="websockets" if command["scheme"] in ("ws", "wss") else "tcp",
     )
+    if command["ca"]:
+        client.tls_set(ca_certs=command["ca"])
     client.max_inflight_messages_set(command["inflight"])
     clip = command["clip"]
 
@@ -94,6 +97,8 @@ for line in sys.stdin:
                 send(name, command, [bytes.fromhex(command["payload"])], "published")
             case "burst":
                 send(name, command, burst(command), "burst")
+            case "payloads":
+                send(name, command, [bytes.fromhex(p) for p in command["payloads"]], "burst")
             case "disconnect":
                 clients[name].disconnect()
     except Exception as error:  # the test shall see it, whatever it is
