@@ -1,12 +1,15 @@
 //! What whoever runs the broker sees: the ready file, the words at the start, refusals that say what to change.
 //! Settings that are refused before anything is opened are in `tests/command_line.rs`.
 
-use crate::broker::{Broker, SETTINGS};
-use crate::clients::{Agent, Library, hello};
-use rustix::process::Signal;
-use std::net::{SocketAddr, TcpListener};
+use crate::broker::{Broker, SETTINGS, Transport, patience};
+use crate::clients::{Agent, INSTALL, Library, Message, hello, mosquitto_pub};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// A start that ends by itself, in a directory of its own.
 fn skein(arguments: &[&str]) -> Output {
@@ -18,9 +21,17 @@ fn skein(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// The one sentence, whatever the log has said before it, of a start that is refused with exit code 2.
+/// The one sentence, whatever the log has said before it, of a start that is refused with exit code 2. Ports that are not
+/// spoken of are any free ones.
 fn refusal(arguments: &[&str]) -> String {
-    let output = skein(arguments);
+    let flags = Transport::ALL.map(Transport::flag);
+    let mut arguments = arguments.to_vec();
+    for flag in &flags {
+        if !arguments.contains(&&flag[..]) {
+            arguments.extend([flag, "0"]);
+        }
+    }
+    let output = skein(&arguments);
     let written = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{written}");
     assert!(output.stdout.is_empty());
@@ -33,14 +44,17 @@ fn refusal(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn a_port_in_use_is_one_sentence_and_exit_code_2() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port().to_string();
-    let sentence = refusal(&["--mqtt-port", &port]);
-    assert!(
-        sentence.contains(&format!("127.0.0.1:{port} is in use")) && sentence.contains("--mqtt-port"),
-        "{sentence}"
-    );
+fn a_port_in_use_is_one_sentence_that_names_its_flag_and_exit_code_2() {
+    for transport in Transport::ALL {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port().to_string();
+        let sentence = refusal(&[&transport.flag(), &port]);
+        assert!(
+            sentence.contains(&format!("127.0.0.1:{port} is in use"))
+                && sentence.contains(&format!("give {} another number", transport.flag())),
+            "{sentence}"
+        );
+    }
 }
 
 /// Every core listens with SO_REUSEPORT, so the kernel would let a second broker share the port.
@@ -49,17 +63,24 @@ fn a_second_broker_on_the_same_port_is_refused() {
     for setting in SETTINGS {
         let broker = Broker::start(setting, &[]);
         let cores = setting.cores.to_string();
-        let sentence = refusal(&["--mqtt-port", &broker.port.to_string(), "--cores", &cores]);
-        assert!(sentence.contains("is in use"), "{sentence}");
+        for transport in Transport::ALL {
+            let port = broker.port_of(transport).to_string();
+            let sentence = refusal(&[&transport.flag(), &port, "--cores", &cores]);
+            assert!(
+                sentence.contains(&format!("127.0.0.1:{port} is in use")) && sentence.contains(&transport.flag()),
+                "{sentence}"
+            );
+        }
         broker.stop();
     }
 }
 
 #[test]
 fn a_bad_start_says_what_to_change() {
-    let nothing_open = refusal(&["--mqtt-port", "off"]);
+    let flags = Transport::ALL.map(Transport::flag);
+    let nothing_open = refusal(&flags.each_ref().map(|flag| [&flag[..], "off"]).concat());
     assert!(
-        nothing_open.contains("no port is open") && nothing_open.contains("--mqtt-port"),
+        nothing_open.contains("no port is open") && flags.iter().all(|flag| nothing_open.contains(flag)),
         "{nothing_open}"
     );
 
@@ -106,17 +127,80 @@ fn the_version_is_the_package_version() {
 
 #[test]
 fn the_ready_file_names_every_port_and_is_gone_after_the_stop() {
-    for setting in SETTINGS {
-        let broker = Broker::start(setting, &[]);
-        let path = broker.ready_file();
-        let ready: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        let expected = serde_json::json!({
-            "pid": broker.pid(), "mqtt": broker.port, "mqtts": null, "ws": null, "wss": null, "api": null,
-        });
-        assert_eq!(ready, expected);
-        assert!(broker.port > 0);
-        broker.stop();
-        assert!(!path.exists());
+    for (setting, off) in SETTINGS.into_iter().zip(Transport::ALL) {
+        for further in [&[][..], &[&off.flag(), "off"]] {
+            let broker = Broker::start(setting, further);
+            let path = broker.ready_file();
+            let ready: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            let mut expected = json!({"pid": broker.pid(), "api": null});
+            for transport in Transport::ALL {
+                expected[transport.name()] = match further {
+                    [_, "off"] if transport == off => Value::Null,
+                    _ => broker.port_of(transport).into(),
+                };
+            }
+            assert_eq!(ready, expected);
+            broker.stop();
+            assert!(!path.exists());
+        }
+    }
+}
+
+/// The ports of a network namespace of its own; where there can be none, those of a loopback address that nobody else uses.
+#[test]
+fn a_start_without_flags_opens_the_four_ports_of_mqtt() {
+    let directory = tempfile::tempdir().unwrap();
+    let ready_file = directory.path().join("ready.json");
+    let in_namespace = |words: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["-rn", "sh", "-c", &format!("ip link set lo up && {words}")]);
+        command
+    };
+    let is_alone = in_namespace("true")
+        .output()
+        .is_ok_and(|output| output.status.success());
+    let (mut command, host) = match is_alone {
+        true => {
+            let mut command = in_namespace("exec \"$0\"");
+            command.arg(env!("CARGO_BIN_EXE_skein"));
+            (command, Ipv4Addr::LOCALHOST)
+        }
+        false => {
+            let [high, low] = (std::process::id() as u16).to_be_bytes();
+            let host = Ipv4Addr::new(127, 77, high, low.max(1));
+            let mut command = Command::new(env!("CARGO_BIN_EXE_skein"));
+            command.args(["--bind", &host.to_string()]);
+            (command, host)
+        }
+    };
+    let (stdout, stderr) = (directory.path().join("stdout"), directory.path().join("stderr"));
+    let mut process = command
+        .current_dir(&directory)
+        .env("SKEIN_READY_FILE", &ready_file)
+        .stdout(File::create(&stdout).unwrap())
+        .stderr(File::create(&stderr).unwrap())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    while !ready_file.exists() && began.elapsed() < patience(Duration::from_secs(20)) {
+        sleep(Duration::from_millis(10));
+    }
+    let ready = std::fs::read(&ready_file);
+    let said = std::fs::read_to_string(&stderr).unwrap();
+    let listening = std::fs::read_to_string(format!("/proc/{}/net/tcp", process.id())).unwrap();
+    kill_process(Pid::from_child(&process), Signal::TERM).unwrap();
+    assert_eq!(process.wait().unwrap().code(), Some(0), "{said}");
+
+    let ready = ready.unwrap_or_else(|error| panic!("no ready file: {error}: {said}"));
+    let ready: Value = serde_json::from_slice(&ready).unwrap();
+    let ports = [1883, 8883, 8083, 8084];
+    assert_eq!(Transport::ALL.map(|transport| ready[transport.name()].clone()), ports);
+    let stdout = std::fs::read_to_string(stdout).unwrap();
+    for port in ports {
+        assert!(stdout.contains(&format!("on {host}:{port} over ")), "{stdout}");
+        let address = u32::from_ne_bytes(host.octets());
+        let socket = format!(" {address:08X}:{port:04X} 00000000:0000 0A ");
+        assert!(listening.contains(&socket), "no socket listens on {port}: {listening}");
     }
 }
 
@@ -139,6 +223,34 @@ fn the_start_says_where_it_listens_what_to_try_and_that_only_this_host_can_conne
     assert!(std::net::TcpStream::connect(SocketAddr::from(([127, 0, 0, 2], broker.port))).is_ok());
     let written = broker.stop();
     assert!(!written.contains("Only this host"), "{written}");
+}
+
+/// As they stand, in the directory the broker was started in. Both commands end by themselves after a message.
+#[test]
+fn the_commands_that_the_start_tells_to_try_receive_messages() {
+    let broker = Broker::start(SETTINGS[0], &[]);
+    mosquitto_pub(&broker, &[], &Message::new("greeting", "hello", 1, true));
+    let written = broker.written();
+    let commands: Vec<_> = written
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("try: "))
+        .collect();
+    assert_eq!(commands.len(), 2, "{written}");
+    assert!(commands[1].contains("--cafile"), "{written}");
+    for command in commands {
+        let output = Command::new("sh")
+            .args(["-c", &format!("{command} -C 1 -W 20")])
+            .current_dir(broker.directory())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{command}: {output:?}: {INSTALL}");
+        assert_eq!(
+            String::from_utf8(output.stdout).unwrap(),
+            "greeting hello\n",
+            "{command}"
+        );
+    }
+    broker.stop();
 }
 
 /// A client that is connected learns of the stop by its connection's end; [`Broker::stop`] checks time and exit code.
