@@ -10,6 +10,7 @@ mod disk_faults;
 mod power_cut;
 mod raw;
 
+mod browser;
 mod descriptors;
 mod durability;
 mod exchange;
