@@ -279,6 +279,14 @@ impl Agent {
         self.await_reply(client, "unsubscribed", Duration::from_secs(10));
     }
 
+    /// Returns when the broker has what this client had to say to all that it has reported: a library reports a message
+    /// before it acknowledges it, and an answer after that, so the second request stands behind the acknowledgement.
+    pub fn fence(&mut self, client: &str) {
+        for _ in 0..2 {
+            self.unsubscribe(client, &["nothing/of/this/name"]);
+        }
+    }
+
     /// Publishes, and returns when QoS 1 and 2 are acknowledged.
     pub fn publish(&mut self, client: &str, message: &Message) {
         let command = json!({

@@ -49,12 +49,16 @@ fn payloads() -> Vec<Vec<u8>> {
     sizes.map(payload).into()
 }
 
-/// Sixteen pairs of ports, four pairs of libraries, three QoS; all publishers of a library at the same time.
+/// Sixteen pairs of ports, four pairs of libraries, three QoS; all publishers of a library at the same time. The large
+/// payloads, which take most of the time, are sent in half of the settings: on one core and on four, on either driver.
 #[test]
 fn a_publisher_on_each_port_reaches_subscribers_on_all_four() {
     let mut agents = LIBRARIES.map(Agent::start);
-    let payloads = payloads();
     for setting in SETTINGS {
+        let mut payloads = payloads();
+        if setting.private_fds == "on" {
+            payloads.retain(|payload| payload.len() <= 16_384);
+        }
         // What is sent at QoS 0 comes faster here than a library reads it.
         let broker = Broker::start(setting, &["--max-outbox", "16 MiB"]);
         for agent in &mut agents {
@@ -202,6 +206,7 @@ fn a_takeover_from_another_port_closes_the_older_connection_and_keeps_the_sessio
             let message = Message::new("mine", step.to_string(), 1, false);
             agents[0].publish("w", &message);
             assert_eq!(agents[newer].message("a"), message, "step {step}, {setting:?}");
+            agents[newer].fence("a");
         }
         broker.stop();
     }
@@ -232,6 +237,7 @@ fn a_durable_session_is_resumed_over_another_port_with_what_waited() {
                         agent.library
                     );
                 }
+                agent.fence("s");
             }
             agent.disconnect("s");
 
