@@ -508,11 +508,16 @@ fn announce(config: &Config, broker: &Broker) {
     let mut words = String::from("skein listens for MQTT\n");
     for OpenPort { transport, port } in &broker.ports {
         let address = SocketAddr::new(config.bind, *port);
+        let in_url = if config.bind.is_ipv6() && !config.bind.is_unspecified() {
+            format!("[{host}]")
+        } else {
+            host.clone()
+        };
         let how = match (transport.is_tls, transport.is_websocket) {
             (false, false) => "over TCP".to_owned(),
             (true, false) => "over TLS".to_owned(),
-            (false, true) => format!("over WebSocket, ws://{host}:{port}/mqtt"),
-            (true, true) => format!("over secure WebSocket, wss://{host}:{port}/mqtt"),
+            (false, true) => format!("over WebSocket, ws://{in_url}:{port}/mqtt"),
+            (true, true) => format!("over secure WebSocket, wss://{in_url}:{port}/mqtt"),
         };
         let _ = writeln!(words, "  on {address} {how}");
     }

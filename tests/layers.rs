@@ -226,3 +226,12 @@ fn monoio_heed_rustls_and_unsafe_stay_where_they_belong() {
     }
     assert_none(found);
 }
+
+/// rustls has one cryptographic provider here, ring: the other one needs more to build and would be chosen in its place where a
+/// dependency asks for rustls with its default features.
+#[test]
+fn no_dependency_brings_a_second_cryptographic_provider() {
+    let lock = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock")).unwrap();
+    assert!(lock.contains("name = \"ring\""));
+    assert!(!lock.contains("name = \"aws-lc"), "see cargo tree -i aws-lc-sys");
+}

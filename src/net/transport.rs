@@ -143,8 +143,10 @@ enum WebSocket {
 struct Pending {
     /// Goes first, as it stands.
     bytes: Vec<u8>,
-    /// Frames of the WebSocket's own (pong, close) that go when no frame is unfinished; not sealed yet.
+    /// A pong that goes when no frame is unfinished; not sealed yet.
     control: Vec<u8>,
+    /// The close frame that answers the peer's, or its fault: the last of all frames (RFC 6455 section 5.5.1).
+    farewell: Vec<u8>,
 }
 
 /// What became of a write.
@@ -204,7 +206,8 @@ impl Layers {
 
     /// Something waits for the socket that is not in the outbox.
     pub fn wants_write(&self) -> bool {
-        self.pending.is_some()
+        let waits = |pending: &Pending| !pending.bytes.is_empty() || !pending.control.is_empty();
+        self.pending.as_deref().is_some_and(waits)
     }
 
     #[cfg(test)]
@@ -377,10 +380,14 @@ impl Layers {
         core.answers.clear();
         let decoded = decoder.decode(&mut bytes[..len], &mut core.answers);
         if !core.answers.is_empty() {
+            let pending = self.pending.get_or_insert_default();
+            let answers = match decoded.end {
+                None => &mut pending.control,
+                Some(_) => &mut pending.farewell,
+            };
             // The latest pong stands for all before it (RFC 6455 section 5.5.3).
-            let control = &mut self.pending.get_or_insert_default().control;
-            control.clear();
-            control.extend_from_slice(&core.answers);
+            answers.clear();
+            answers.extend_from_slice(&core.answers);
         }
         match decoded.end {
             None => {}
@@ -490,27 +497,30 @@ impl Layers {
     /// Says the last words, those of the layers included, as far as the socket takes them at once, and closes.
     pub fn close(&mut self, socket: OwnedFd, last: &[u8], code: CloseCode, core: &mut Transports) {
         let mut words = Vec::new();
-        let has_said_close = self.end.is_some();
-        if let WebSocket::Open { frame_left, .. } = self.websocket {
-            // An unfinished frame goes on with what it has promised.
-            let (of_frame, further) = last.split_at((frame_left as usize).min(last.len()));
-            words.extend_from_slice(of_frame);
-            if of_frame.len() == frame_left as usize {
-                if let Some(pending) = &mut self.pending {
-                    words.append(&mut pending.control);
-                }
+        let Pending {
+            bytes: mut first,
+            control,
+            farewell,
+        } = self.pending.take().map_or_else(Pending::default, |pending| *pending);
+        match self.websocket {
+            WebSocket::Absent => words.extend_from_slice(last),
+            // There is nobody yet who would understand.
+            WebSocket::Upgrading(_) => {}
+            WebSocket::Open { frame_left, .. } => {
+                // An unfinished frame goes on with what it has promised.
+                let (of_frame, further) = last.split_at((frame_left as usize).min(last.len()));
+                words.extend_from_slice(of_frame);
+                words.extend_from_slice(&control);
                 if !further.is_empty() {
                     words.extend_from_slice(binary_header(further.len()).as_bytes());
                     words.extend_from_slice(further);
                 }
-                if !has_said_close {
-                    words.extend_from_slice(&close_frame(code));
+                match farewell.is_empty() {
+                    true => words.extend_from_slice(&close_frame(code)),
+                    false => words.extend_from_slice(&farewell),
                 }
             }
-        } else if matches!(self.websocket, WebSocket::Absent) {
-            words.extend_from_slice(last);
         }
-        let mut first = self.pending.take().map_or(Vec::new(), |pending| pending.bytes);
         match &mut self.tls {
             None => first.append(&mut words),
             Some(tls) => {
@@ -574,7 +584,7 @@ impl Layers {
                 }
             }
             if pending.control.is_empty() {
-                self.pending = None;
+                self.pending.take_if(|pending| pending.farewell.is_empty());
                 return Some(true);
             }
             if let WebSocket::Open { frame_left: 1.., .. } = self.websocket {

@@ -187,6 +187,7 @@ impl Client {
             self.is_upgraded = true;
         }
         while let [first, length, rest @ ..] = &self.framed[..] {
+            assert_eq!(self.close_code, None, "a frame behind the close frame");
             let (header, len) = match (*length, rest) {
                 (len @ 0..126, _) => (2, usize::from(len)),
                 (126, [a, b, ..]) => (4, usize::from(u16::from_be_bytes([*a, *b]))),
@@ -451,8 +452,11 @@ fn a_client_that_closes_is_answered() {
         run(&mut client, &mut server);
         assert_eq!(server.consumed, b"x");
         assert_eq!(server.layers.end(), Some(End::Closed));
-        server.close(CloseCode::Normal);
+        // What stands in the outbox still goes, and in front of the close frame: nobody listens behind it.
+        server.outbox.extend_from_slice(b"the last words");
+        server.close(CloseCode::Policy);
         run(&mut client, &mut server);
+        assert_eq!(client.mqtt, b"the last words", "{transport:?}");
         assert_eq!(client.close_code, Some(1000), "{transport:?}");
         assert!(client.has_ended);
     }
