@@ -176,6 +176,9 @@ pub struct Network<'a> {
     broker: &'a Broker,
     streams: Vec<Stream>,
     seed: u64,
+    /// The end of what was sent on it last waits for what is done next: if that is `shutdown`, the layers' farewell goes
+    /// out with it, in one segment.
+    held: Option<usize>,
 }
 
 impl<'a> Network<'a> {
@@ -185,6 +188,7 @@ impl<'a> Network<'a> {
         Network {
             broker,
             streams: Vec::new(),
+            held: None,
             seed: place.fold(0, |seed: u64, byte| seed.wrapping_mul(31).wrapping_add(byte.into())),
         }
     }
@@ -228,15 +232,26 @@ impl<'a> Network<'a> {
         }
     }
 
+    /// All but the last piece.
     fn write(&mut self, connection: usize, bytes: &[u8], whole: bool) {
         for (index, piece) in self.streams[connection].pieces_of(bytes, whole).iter().enumerate() {
             if index > 0 {
+                self.flush(connection);
                 pause();
             }
             self.streams[connection].push(piece);
-            self.streams[connection].write();
-            self.pump_while(PATIENCE, |streams| streams[connection].wants_write());
-            self.streams[connection].give_up();
+        }
+    }
+
+    fn flush(&mut self, connection: usize) {
+        self.streams[connection].write();
+        self.pump_while(PATIENCE, |streams| streams[connection].wants_write());
+        self.streams[connection].give_up();
+    }
+
+    fn release(&mut self) {
+        if let Some(connection) = self.held.take() {
+            self.flush(connection);
         }
     }
 }
@@ -248,6 +263,7 @@ fn pause() {
 
 impl Driver for Network<'_> {
     fn open(&mut self) -> usize {
+        self.release();
         let connection = self.streams.len();
         // A broker that does not accept, or ends the handshake, looks like one that closes at once.
         let socket = TcpStream::connect(self.broker.address).ok();
@@ -260,23 +276,35 @@ impl Driver for Network<'_> {
     }
 
     fn send(&mut self, connection: usize, bytes: &[u8], chunk: Option<usize>) {
+        self.release();
         let Some(chunk) = chunk else {
-            return self.write(connection, bytes, false);
+            self.write(connection, bytes, false);
+            self.held = Some(connection);
+            return;
         };
         for piece in bytes.chunks(chunk) {
             self.write(connection, piece, true);
+            self.flush(connection);
             pause();
         }
     }
 
     fn end(&mut self, connection: usize, how: Control) {
-        match how {
-            Control::Shutdown => self.streams[connection].shutdown(),
-            _ => self.streams[connection].close(how == Control::Reset),
+        if how != Control::Shutdown || self.held != Some(connection) {
+            self.release();
+        }
+        if how == Control::Shutdown {
+            self.streams[connection].say_farewell();
+            self.held = Some(connection);
+            self.release();
+            self.streams[connection].shutdown();
+        } else {
+            self.streams[connection].close(how == Control::Reset);
         }
     }
 
     fn receive(&mut self, connection: usize, into: &mut Vec<u8>, wait: Duration) -> Heard {
+        self.release();
         self.pump(Duration::ZERO);
         self.pump_while(wait, |streams| {
             streams[connection].arrived.is_empty() && !streams[connection].is_ended()
@@ -293,10 +321,12 @@ impl Driver for Network<'_> {
     }
 
     fn pass(&mut self, time: Duration) {
+        self.release();
         std::thread::sleep(time);
     }
 
     fn settle(&mut self) -> Result<(), String> {
+        self.release();
         self.pump_while(PATIENCE, |streams| {
             streams
                 .iter()

@@ -24,6 +24,8 @@ pub struct Stream {
     tls: Option<Box<ClientConnection>>,
     websocket: Option<Client>,
     dice: Dice,
+    /// What it says during the handshakes goes out in small pieces.
+    hesitates: bool,
     /// Waits for the socket.
     unsent: Vec<u8>,
     /// The broker has ended what carries MQTT: nothing more arrives.
@@ -43,13 +45,15 @@ impl Stream {
             tls.set_buffer_limit(None);
             Box::new(tls)
         });
+        let mut dice = Dice::new(!seed);
         let mut stream = Stream {
+            hesitates: dice.one_in(4),
             ended: socket.is_none(),
             ended_socket: socket.is_none(),
             arrived: Vec::new(),
             tls,
             websocket: is_websocket.then(|| Client::new(seed)),
-            dice: Dice::new(!seed),
+            dice,
             unsent: Vec::new(),
             shut: false,
             fault: None,
@@ -144,10 +148,14 @@ impl Stream {
 
     /// Gives the socket what it takes now.
     pub fn write(&mut self) {
+        let offered = match self.hesitates && self.is_opening() {
+            true => self.unsent.len().min(1 + self.dice.below(100)),
+            false => self.unsent.len(),
+        };
         let Some(socket) = &mut self.socket else { return };
         let mut taken = 0;
-        while taken < self.unsent.len() {
-            match socket.write(&self.unsent[taken..]) {
+        while taken < offered {
+            match socket.write(&self.unsent[taken..offered]) {
                 Ok(length) => taken += length,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -241,15 +249,25 @@ impl Stream {
         }
     }
 
-    /// Ends the sending half.
-    pub fn shutdown(&mut self) {
+    /// What the layers say before the sending half ends: TLS its close_notify, half of the WebSockets a close frame.
+    pub fn say_farewell(&mut self) {
         self.shut = true;
+        if let Some(client) = &mut self.websocket
+            && self.dice.one_in(2)
+        {
+            let frame = client.close_frame();
+            let sealed = self.sealed(&frame);
+            self.unsent.extend(sealed);
+        }
         if let Some(tls) = &mut self.tls {
             tls.send_close_notify();
         }
         let farewell = self.sealed(&[]);
         self.unsent.extend(farewell);
-        self.write();
+    }
+
+    /// Ends the sending half of the socket.
+    pub fn shutdown(&mut self) {
         if let Some(socket) = &self.socket {
             let _ = socket.shutdown(Shutdown::Write);
         }

@@ -75,6 +75,7 @@ pub struct Client {
     /// Bytes of the payload of a binary frame that are still to come.
     payload_left: u64,
     closed: bool,
+    has_said_close: bool,
 }
 
 impl Client {
@@ -90,6 +91,7 @@ impl Client {
             partial: Vec::new(),
             payload_left: 0,
             closed: false,
+            has_said_close: false,
         }
     }
 
@@ -152,6 +154,14 @@ impl Client {
         self.in_message = !is_last;
     }
 
+    /// We send no more.
+    pub fn close_frame(&mut self) -> Vec<u8> {
+        self.has_said_close = true;
+        let mut frame = Vec::new();
+        self.append(&mut frame, true, CLOSE, &1000_u16.to_be_bytes());
+        frame
+    }
+
     fn append(&mut self, frames: &mut Vec<u8>, is_last: bool, opcode: u8, payload: &[u8]) {
         let mask = (self.dice.next() as u32).to_be_bytes();
         append_masked(frames, is_last, opcode, payload, mask);
@@ -203,7 +213,9 @@ impl Client {
                 _ => {
                     self.closed = true;
                     closing_code(payload)?;
-                    self.append(answers, true, CLOSE, payload);
+                    if !self.has_said_close {
+                        self.append(answers, true, CLOSE, payload);
+                    }
                 }
             }
             rest = &rest[frame_bytes..];
