@@ -293,6 +293,8 @@ impl Core {
                             Some(_) => Read::Nothing,
                         };
                         socket.layers = Some(layers);
+                        // Here, since what follows may end it, or take it to another core.
+                        count_opened(&mut self.parts);
                         read
                     }
                 };
@@ -334,20 +336,9 @@ impl Core {
         if layers.wants_write() {
             self.mark(connection);
         }
-        self.count_opened();
         if let Some(end) = end {
             self.closing.push((connection, end.into()));
             self.settle();
-        }
-    }
-
-    fn count_opened(&mut self) {
-        let opened = std::mem::take(&mut self.parts.transports.opened);
-        if opened != OpenedCounts::default() {
-            let counters = self.parts.shard.counters_mut();
-            counters.tls_full += opened.tls_full;
-            counters.tls_resumed += opened.tls_resumed;
-            counters.websockets += opened.websockets;
         }
     }
 
@@ -680,5 +671,15 @@ impl Core {
     /// What it has counted, and what waits in it.
     pub fn report(&self) -> Counters {
         self.parts.shard.report()
+    }
+}
+
+fn count_opened(parts: &mut CoreParts) {
+    let opened = std::mem::take(&mut parts.transports.opened);
+    if opened != OpenedCounts::default() {
+        let counters = parts.shard.counters_mut();
+        counters.tls_full += opened.tls_full;
+        counters.tls_resumed += opened.tls_resumed;
+        counters.websockets += opened.websockets;
     }
 }
