@@ -389,8 +389,10 @@ fn nobody_else_may_look_into_the_data_directory() {
     assert_eq!(mode(&site.data_dir()), 0o700);
     for entry in std::fs::read_dir(site.data_dir()).unwrap() {
         let path = entry.unwrap().path();
-        assert_eq!(mode(&path), 0o600, "{}", path.display());
+        let expected = if path.is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(mode(&path), expected, "{}", path.display());
     }
+    assert_eq!(mode(&site.data_dir().join("tls/key.pem")), 0o600);
     assert!(site.data_file().exists());
     broker.stop();
 }
