@@ -144,6 +144,9 @@ fn tls(c: &mut Criterion) {
             false => rustls::client::Resumption::disabled(),
         };
         let fresh = Arc::new(fresh);
+        shake_hands(begin(&loaded.tls, &fresh));
+        let kind = shake_hands(begin(&loaded.tls, &fresh)).client.handshake_kind();
+        assert_eq!(kind == Some(rustls::HandshakeKind::Resumed), resumes, "{kind:?}");
         group.bench_function(format!("handshake/{name}, server"), |b| {
             b.iter_batched(
                 || {

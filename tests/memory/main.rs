@@ -1,8 +1,9 @@
 //! What the structures that grow with the number of clients hold on the heap.
 //!
-//! Counted by thread: one test function makes and drops what it measures.
+//! Counted by thread: one test function makes and drops what it measures. `layers` is about TLS and WebSocket.
 
 mod counting;
+mod layers;
 
 use counting::{held_bytes, largest_request_bytes};
 use skein::mqtt::packet::QoS;
