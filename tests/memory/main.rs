@@ -2,6 +2,8 @@
 //!
 //! Counted by thread: one test function makes and drops what it measures. `layers` is about TLS and WebSocket.
 
+#![allow(clippy::unwrap_used)]
+
 mod counting;
 mod layers;
 
