@@ -2,7 +2,7 @@
 //! <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>
 //!
 //! Owns    no state: bytes in, a judgement out.
-//! Called  by `worker` with the first bytes of a connection whose port expects a header.
+//! Called  by `transport` with the first bytes of a connection whose port expects a header.
 //! Holds   - a header is judged by as few bytes as can tell: a client that speaks MQTT, TLS or HTTP without one is
 //!           refused by its first bytes, never waited for;
 //!         - a header is at most [`PROXY_HEADER_BYTES_MAX`] long; a longer one is refused by the length it announces;
