@@ -535,3 +535,119 @@ fn a_client_that_never_reads_costs_no_more_the_more_it_pings() {
         assert!(server.layers.waiting_bytes() <= before + 128, "{transport:?}");
     }
 }
+
+/// What a hostile client does to the records it sends.
+#[derive(Clone, Debug)]
+enum Mutation {
+    Flip { at: usize, with: u8 },
+    Cut { to: usize },
+    Extend { by: Vec<u8> },
+    /// Into two records, with this in front of the second.
+    Split { at: usize, with: Vec<u8> },
+    Repeat,
+}
+
+fn mutation() -> impl Strategy<Value = Mutation> {
+    let few = prop::collection::vec(prop_oneof![Just(0u8), any::<u8>()], 0..12);
+    prop_oneof![
+        (any::<usize>(), 1u8..).prop_map(|(at, with)| Mutation::Flip { at, with }),
+        any::<usize>().prop_map(|to| Mutation::Cut { to }),
+        few.clone().prop_map(|by| Mutation::Extend { by }),
+        (any::<usize>(), few).prop_map(|(at, with)| Mutation::Split { at, with }),
+        Just(Mutation::Repeat),
+    ]
+}
+
+/// Mutates the body of one of the records, and keeps their framing whole, so that it is not the framing that is refused.
+fn mutate(records: &[u8], which: usize, mutation: &Mutation) -> Vec<u8> {
+    let mut all = Vec::new();
+    let mut rest = records;
+    while rest.len() >= 5 {
+        let len = usize::from(u16::from_be_bytes([rest[3], rest[4]])).min(rest.len() - 5);
+        all.push((rest[..3].to_vec(), rest[5..5 + len].to_vec()));
+        rest = &rest[5 + len..];
+    }
+    if all.is_empty() {
+        return records.to_vec();
+    }
+    let which = which % all.len();
+    let (head, body) = all[which].clone();
+    let within = |at: usize| at % (body.len() + 1);
+    let mutated = match mutation {
+        Mutation::Flip { at, with } => {
+            let mut body = body.clone();
+            let at = within(*at);
+            body.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= with);
+            vec![body]
+        }
+        Mutation::Cut { to } => vec![body[..within(*to)].to_vec()],
+        Mutation::Extend { by } => vec![[&body[..], by].concat()],
+        Mutation::Split { at, with } => {
+            let (first, second) = body.split_at(within(*at));
+            vec![first.to_vec(), [with, second].concat()]
+        }
+        Mutation::Repeat => vec![body.clone(), body.clone()],
+    };
+    all.splice(which..=which, mutated.into_iter().map(|body| (head.clone(), body)));
+    let framed = all.into_iter().map(|(head, body)| [&head[..], &(body.len() as u16).to_be_bytes(), &body].concat());
+    framed.collect::<Vec<_>>().concat()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Whatever comes in whole records, and however it is cut: a fault or a wait, never a panic, and a close that works. A
+    /// client that is let in has said exactly what is heard.
+    #[test]
+    fn hostile_records_end_their_connection_at_most(
+        is_websocket in any::<bool>(),
+        flight in 0usize..3,
+        which in any::<usize>(),
+        mutations in prop::collection::vec(mutation(), 1..4),
+        pieces in prop::collection::vec(1usize..400, 1..12),
+        ends_by_close in any::<bool>()
+    ) {
+        let (mut client, mut server) = pair(transport(false, true, is_websocket));
+        for step in 0..4 {
+            if step == flight {
+                for mutation in &mutations {
+                    client.out = mutate(&client.out, which, mutation);
+                }
+            }
+            for piece in &pieces {
+                client.let_out(*piece);
+                if server.layers.end().is_none() {
+                    server.read(usize::MAX);
+                    server.write();
+                }
+            }
+            client.let_out(usize::MAX);
+            while server.layers.end().is_none() && server.read(usize::MAX) {}
+            if server.layers.end().is_some() {
+                break;
+            }
+            server.write();
+            let Some(tls) = &mut client.tls else { unreachable!("it speaks TLS") };
+            // The client may not like what the server makes of it.
+            let mut bytes = [0; 16 * 1024];
+            if let Ok(read) = client.socket.read(&mut bytes) {
+                let mut bytes = &bytes[..read];
+                while !bytes.is_empty() {
+                    tls.read_tls(&mut bytes).unwrap();
+                    if tls.process_new_packets().is_err() {
+                        break;
+                    }
+                }
+            }
+            client.take_tls();
+            if step == 1 {
+                client.send(b"words");
+            }
+        }
+        prop_assert!(b"words".starts_with(&server.consumed[..]), "{:?}", server.consumed);
+        if ends_by_close {
+            server.outbox.extend_from_slice(b"last words");
+        }
+        server.close(CloseCode::Policy);
+    }
+}

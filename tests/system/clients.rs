@@ -445,6 +445,8 @@ pub struct MosquittoSub {
     began: Instant,
     /// QoS 2 messages it has received and not released: by Packet Identifier, the topic.
     unreleased: HashMap<String, String>,
+    /// By Packet Identifier, what it keeps: more than one where a message came again before its PUBREL.
+    kept: HashMap<String, usize>,
     /// The topic of one that it has just released: it prints the message next.
     released: Option<String>,
     /// Identifiers it has released, in order.
@@ -461,6 +463,8 @@ pub struct Flows {
     pub repeated: usize,
     /// Released, and not printed.
     pub dropped: usize,
+    /// Begun under an identifier for which a copy was still kept: that one is printed in its place.
+    pub displaced: usize,
 }
 
 /// Stands before the line of a message; what else is printed is what `-d` adds.
@@ -498,6 +502,7 @@ impl MosquittoSub {
             log: Vec::new(),
             began: Instant::now(),
             unreleased: HashMap::new(),
+            kept: HashMap::new(),
             released: None,
             finished: Vec::new(),
             topics: HashMap::new(),
@@ -569,15 +574,22 @@ impl MosquittoSub {
         if line.contains("received PUBLISH") && line.contains(", q2, ") {
             let id = between(", m", ',').unwrap();
             let topic = between(", '", '\'').unwrap();
+            let kept = self.kept.entry(id.clone()).or_default();
+            let is_displaced = *kept > 0;
+            *kept += 1;
             if self.unreleased.insert(id.clone(), topic.clone()).is_none() {
                 let flows = self.topics.entry(topic).or_default();
                 flows.count += 1;
+                flows.displaced += usize::from(is_displaced);
                 // Identifiers come round.
                 let latest = self.finished.iter().rev().take(2_000);
                 flows.repeated += latest.filter(|finished| **finished == id).count();
             }
         } else if let Some(id) = between("sending PUBCOMP (m", ')') {
             self.released = self.unreleased.remove(&id);
+            if let Some(kept) = self.kept.get_mut(&id) {
+                *kept = kept.saturating_sub(1);
+            }
             self.finished.push(id);
         }
     }
@@ -585,6 +597,13 @@ impl MosquittoSub {
     /// What [`MosquittoSub::arrived`] has seen of the QoS 2 messages to this topic.
     pub fn flows(&self, topic: &str) -> Flows {
         self.topics.get(topic).copied().unwrap_or_default()
+    }
+
+    /// From here on what was not printed before excuses nothing.
+    pub fn forget_unprinted(&mut self) {
+        for flows in self.topics.values_mut() {
+            (flows.dropped, flows.displaced) = (0, 0);
+        }
     }
 
     /// What [`MosquittoSub::arrived`] has passed over and returned, for the report of a failure.
