@@ -539,11 +539,21 @@ fn a_client_that_never_reads_costs_no_more_the_more_it_pings() {
 /// What a hostile client does to the records it sends.
 #[derive(Clone, Debug)]
 enum Mutation {
-    Flip { at: usize, with: u8 },
-    Cut { to: usize },
-    Extend { by: Vec<u8> },
+    Flip {
+        at: usize,
+        with: u8,
+    },
+    Cut {
+        to: usize,
+    },
+    Extend {
+        by: Vec<u8>,
+    },
     /// Into two records, with this in front of the second.
-    Split { at: usize, with: Vec<u8> },
+    Split {
+        at: usize,
+        with: Vec<u8>,
+    },
     Repeat,
 }
 
@@ -589,7 +599,9 @@ fn mutate(records: &[u8], which: usize, mutation: &Mutation) -> Vec<u8> {
         Mutation::Repeat => vec![body.clone(), body.clone()],
     };
     all.splice(which..=which, mutated.into_iter().map(|body| (head.clone(), body)));
-    let framed = all.into_iter().map(|(head, body)| [&head[..], &(body.len() as u16).to_be_bytes(), &body].concat());
+    let framed = all
+        .into_iter()
+        .map(|(head, body)| [&head[..], &(body.len() as u16).to_be_bytes(), &body].concat());
     framed.collect::<Vec<_>>().concat()
 }
 
