@@ -36,11 +36,11 @@ pub enum Identity {
     Certificate(Option<String>),
 }
 
-/// Judges the bytes received so far. An empty client identifier where one may be empty is replaced by what
-/// `fresh_client_id` returns [MQTT-3.1.3-6].
+/// Judges the bytes received so far. `identity` is asked for once there is a whole CONNECT. An empty client identifier, where
+/// one may be empty, is replaced by what `fresh_client_id` returns [MQTT-3.1.3-6].
 pub fn greet(
     bytes: &[u8],
-    identity: Identity,
+    identity: impl FnOnce() -> Identity,
     access: &Access,
     client_id_bytes_max: usize,
     fresh_client_id: impl FnOnce() -> String,
@@ -72,7 +72,7 @@ pub fn greet(
     } else if connect.client_id.len() > client_id_bytes_max {
         return Greeting::Refused(ConnectReturnCode::IdentifierRejected);
     }
-    match identity {
+    match identity() {
         Identity::Claimed => {}
         Identity::Certificate(Some(name)) => connect.user_name = Some(name),
         Identity::Certificate(None) => return Greeting::Refused(ConnectReturnCode::NotAuthorized),

@@ -81,7 +81,7 @@ impl Core {
     pub(super) fn greet(&mut self, connection: ConnectionId, bytes: &[u8]) -> usize {
         let parts = &self.parts;
         let layers = self.sockets.get(connection).and_then(|socket| socket.layers.as_deref());
-        let identity = match layers {
+        let identity = || match layers {
             Some(layers) if parts.certificate_names_user && layers.transport().is_tls => {
                 Identity::Certificate(layers.client_common_name())
             }

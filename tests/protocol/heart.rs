@@ -182,7 +182,7 @@ impl Heart {
         let state = &mut self.connections[connection];
         match greet(
             &state.inbound,
-            Identity::Claimed,
+            || Identity::Claimed,
             &self.access,
             self.client_id_bytes_max,
             || format!("fresh-{connection}"),

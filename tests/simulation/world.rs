@@ -447,9 +447,13 @@ impl World {
 
     fn greet(&mut self, link: usize) {
         let l = &mut self.links[link];
-        match greet(&l.arrived, Identity::Claimed, &Access::Open, 65_535, || {
-            unreachable!("clients have names")
-        }) {
+        match greet(
+            &l.arrived,
+            || Identity::Claimed,
+            &Access::Open,
+            65_535,
+            || unreachable!("clients have names"),
+        ) {
             Greeting::Incomplete => {}
             Greeting::Accepted {
                 connect,
