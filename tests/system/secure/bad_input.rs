@@ -175,7 +175,8 @@ fn handshake_cut_after(socket: TcpStream, config: &Arc<ClientConfig>, bytes: usi
         while connection.is_handshaking() {
             connection.complete_io(&mut cut)?;
         }
-        connection.writer().write_all(&connect("cut"))?;
+        // Its own client id: one that got through whole must not take over another.
+        connection.writer().write_all(&connect(&format!("cut-{bytes:06}")))?;
         while connection.wants_write() {
             connection.write_tls(&mut cut)?;
         }
