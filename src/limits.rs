@@ -91,6 +91,23 @@ pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Stop: from SIGTERM to exit 0.
 pub const STOP_TIMEOUT_MS: u64 = 10_000;
 
+// The platform.
+
+/// Client Identifier length in `--access platform` (`--client-id-max`).
+pub const PLATFORM_CLIENT_ID_BYTES_MAX: usize = 23;
+/// Characters of a device id, and of a tag.
+pub const NAME_CHARS_MAX: usize = 64;
+/// Devices of a new account (`skein account add --max-devices`); a further one is refused with `MAX_DEVICE_REACH`.
+pub const ACCOUNT_DEVICES_MAX: u32 = 1_000;
+/// Bytes of a new account's datapoints, keys included (`skein account add --max-storage`); then the oldest go.
+pub const ACCOUNT_STORAGE_BYTES_MAX: u64 = 5_242_880_000;
+/// Rows of a stream in one answer; more are cut off, and `X-TRUNCATED` says so.
+pub const STREAM_ROWS_MAX: usize = 10_000;
+/// Slots of sessions that a core looks through for one question; the asker comes again for the rest.
+pub const SESSION_SLOTS_PER_QUESTION: u32 = 8_192;
+/// Notifications that wait for the control thread; a further one is dropped and counted: ingestion waits for nobody.
+pub const NOTIFICATIONS_MAX: usize = 10_000;
+
 // The store on disk.
 
 /// Rows written by one transaction, and the bytes of its records; the rest waits for the next, in order. It bounds for how

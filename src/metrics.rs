@@ -86,6 +86,8 @@ counters! {
     closed_taken_over,
     /// Connections closed without a whole CONNECT in time.
     closed_connect_timeout,
+    /// Connections closed because their account's device token was rotated, or the account suspended or removed.
+    closed_account_ended,
     /// Connections closed because the broker stops.
     closed_stopping,
     /// Connections that do not begin with a PROXY header where they must.
@@ -115,6 +117,24 @@ counters! {
     publishes_repeated,
     /// PUBLISH packets that the access rules refused; acknowledged and dropped.
     publishes_refused,
+    /// Data that was refused, by why: the first level was not the account's token, the topic broke the grammar, the payload
+    /// was of no kind that can be stored, the device was switched off, mapped to no channel (routed all the same), or one
+    /// too many for its account.
+    refused_bad_token,
+    refused_bad_topic,
+    refused_bad_payload,
+    refused_disabled,
+    refused_unmapped,
+    refused_device_limit,
+    /// Datapoints given to the store, state reports too, and devices registered by what they sent.
+    datapoints,
+    state_reports,
+    devices_registered,
+    /// Devices at this moment.
+    devices_now,
+    /// Notifications of events handed over, and those for which there was no room.
+    notified,
+    dropped_notifications,
     /// Wills published.
     wills_published,
     /// Matches of a message and a Session: each is delivered, queued or dropped.

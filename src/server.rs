@@ -340,6 +340,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
             store,
             mailbox,
             access: shard_config.access.clone(),
+            notifier: None,
             client_id_bytes_max: config.client_id_bytes_max,
             connect_timeout_ms: config.connect_timeout.as_millis() as u64,
             connections_max: config.connections_max,

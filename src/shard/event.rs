@@ -2,8 +2,10 @@
 
 use crate::mqtt::error::DecodeError;
 use crate::mqtt::packet::Connect;
-use crate::registry::access::AccountId;
+use crate::registry::access::{AccountId, AccountsChange};
+use crate::registry::event::Notification;
 
+use super::query::{Answer, Query, Ticket};
 use super::record::{Fetch, Fetched, Record};
 
 /// Milliseconds of a clock that never goes back; only differences mean anything.
@@ -71,6 +73,10 @@ pub enum Input<'a> {
     Committed { up_to: RecordNumber },
     /// The answer to `Output::Fetch`.
     Fetched(Box<Fetched>),
+    /// A question of the control thread's; answered with `Output::Answer`.
+    Asked { ticket: Ticket, query: Box<Query> },
+    /// The accounts have changed.
+    Accounts(Box<AccountsChange>),
     /// Time has passed: see [`Shard::next_deadline`](super::Shard::next_deadline).
     Tick,
 }
@@ -92,6 +98,10 @@ pub enum Output {
     Persist(RecordNumber, Box<Record>),
     /// Ask the store for what is on disk only; it answers with `Input::Fetched`.
     Fetch(Box<Fetch>),
+    /// To whoever asked.
+    Answer(Box<(Ticket, Answer)>),
+    /// An event's rule was met. Whoever takes it must not make this core wait.
+    Notify(Box<Notification>),
 }
 
 // Every message passes some through a queue: what is rare is behind a pointer.
@@ -116,6 +126,8 @@ pub enum CloseReason {
     ConnectTimeout,
     /// A CONNECT was answered with a return code other than 0.
     Refused,
+    /// The account's device token was rotated, or the account suspended or removed.
+    AccountEnded,
     /// The broker stops.
     Stopping,
 }

@@ -16,6 +16,7 @@
 //! poll_output ◀─ outputs, peers (batches for other cores), records and fetches (for the store)
 //! ```
 
+mod asked;
 pub mod clients;
 mod connect;
 pub mod deadlines;
@@ -27,6 +28,7 @@ pub mod message;
 mod overflow;
 pub mod peers;
 mod publish;
+pub mod query;
 pub mod receipt;
 pub mod record;
 pub mod restore;
@@ -259,6 +261,8 @@ impl Shard {
             Input::Disconnected { connection } => self.disconnected(connection),
             Input::Committed { up_to } => self.committed(up_to),
             Input::Fetched(fetched) => self.fetched(*fetched),
+            Input::Asked { ticket, query } => self.asked(ticket, *query),
+            Input::Accounts(change) => self.accounts_changed(*change),
             Input::Tick => self.tick(now),
         }
         0

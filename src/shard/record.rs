@@ -10,6 +10,11 @@ use std::sync::Arc;
 
 use crate::mqtt::packet::{PacketId, QoS};
 use crate::registry::access::AccountId;
+use crate::registry::account::Account;
+use crate::registry::channel::{Channel, ChannelId};
+use crate::registry::datapoint::DatapointId;
+use crate::registry::device::{Device, DeviceChange, DeviceState};
+use crate::registry::event::Event;
 use crate::session::message::SharedMessage;
 
 use super::event::RecordNumber;
@@ -19,6 +24,9 @@ use super::event::RecordNumber;
 pub struct SessionNumber(pub u64);
 
 impl SessionNumber {
+    /// No Session has it: among those that hold a message in doubt it stands for the stream that the message was stored in.
+    pub const STREAM: SessionNumber = SessionNumber(0);
+
     /// The bit that a Session with Clean Session has: it is never on disk.
     pub const CLEAN: u64 = 1 << 63;
 
@@ -107,6 +115,74 @@ pub enum Record {
     SessionBack {
         session: SessionNumber,
     },
+    /// An account is new, or has changed.
+    AccountPut(Box<Account>),
+    /// It is gone, with its devices, channels, datapoints and events.
+    AccountRemoved {
+        account: AccountId,
+    },
+    DeviceRegistered {
+        account: AccountId,
+        device: Box<str>,
+        entry: Box<Device>,
+    },
+    DeviceChanged {
+        account: AccountId,
+        device: Box<str>,
+        change: Box<DeviceChange>,
+    },
+    /// It is gone, with its state. Its datapoints stay in their channel.
+    DeviceRemoved {
+        account: AccountId,
+        device: Box<str>,
+    },
+    /// A state report, in place of the one before.
+    DeviceReported {
+        account: AccountId,
+        device: Box<str>,
+        state: Box<DeviceState>,
+    },
+    /// A channel is new, or has changed.
+    ChannelPut {
+        account: AccountId,
+        channel: ChannelId,
+        entry: Box<Channel>,
+    },
+    /// It is gone, with its datapoints, tags and events; devices that were mapped to it are mapped to none.
+    ChannelRemoved {
+        account: AccountId,
+        channel: ChannelId,
+    },
+    /// A tag of a channel is gone, with its datapoints.
+    TagRemoved {
+        account: AccountId,
+        channel: ChannelId,
+        tag: Box<str>,
+    },
+    EventPut {
+        account: AccountId,
+        event: Box<Event>,
+    },
+    EventRemoved {
+        account: AccountId,
+        event_id: u32,
+    },
+    Datapoint(Box<Datapoint>),
+}
+
+/// A value for a stream. One for a channel that is not there (any more) is dropped.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Datapoint {
+    pub account: AccountId,
+    pub channel: ChannelId,
+    pub id: DatapointId,
+    /// A [`DatapointRow`](crate::registry::datapoint::DatapointRow), packed.
+    pub row: Box<[u8]>,
+    /// The QoS 2 PUBLISH it came in, where another core than its home stores it: it is written down with
+    /// [`SessionNumber::STREAM`] for its holder.
+    pub origin: Option<Origin>,
+    /// An acknowledgement waits for it.
+    pub is_awaited: bool,
 }
 
 impl Record {
@@ -118,7 +194,7 @@ impl Record {
                 | Record::SessionStarted { .. }
                 | Record::SessionAway { .. }
                 | Record::SessionBack { .. }
-        )
+        ) || matches!(self, Record::Datapoint(datapoint) if !datapoint.is_awaited)
     }
 
     /// How many rows of the store it changes.
@@ -136,6 +212,10 @@ impl Record {
             Record::Retained { topic, payload, .. } => topic.len() + payload.len(),
             Record::Subscribed { filter, .. } | Record::Unsubscribed { filter, .. } => filter.len(),
             Record::SessionStarted { client_id, .. } => client_id.len(),
+            Record::Datapoint(datapoint) => size_of::<Datapoint>() + datapoint.row.len(),
+            Record::DeviceReported { state, .. } => size_of::<DeviceState>() + state.json.len(),
+            Record::DeviceRegistered { .. } => size_of::<Device>(),
+            // The rest is rare, and small.
             _ => 0,
         };
         size_of::<Record>() + variable
@@ -247,6 +327,22 @@ pub struct Stored {
     pub newest_session: u64,
     /// Messages that were queued for these Sessions while their PUBLISH was not yet acknowledged.
     pub in_doubt: Vec<(Origin, Vec<SessionNumber>)>,
+    /// In ascending order of their ids, each with its events.
+    pub accounts: Vec<(Account, Vec<Event>)>,
+    pub devices: Vec<StoredDevice>,
+    /// When the newest datapoint there ever was came, in milliseconds of Unix time; 0 before the first.
+    pub newest_datapoint_ms: u64,
+    /// The greatest id that an account ever had; 0 before the first.
+    pub newest_account: u32,
+}
+
+/// What a core holds of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredDevice {
+    pub account: AccountId,
+    pub device: Box<str>,
+    pub is_enabled: bool,
+    pub channel: Option<ChannelId>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -20,6 +20,7 @@ pub fn restore(shards: &mut [Shard], stored: Stored) {
         retained,
         newest_session,
         in_doubt,
+        ..
     } = stored;
     let cores = shards.len() as u64;
     let first = newest_session + 1;

@@ -108,6 +108,7 @@ impl Tables {
             }
             Record::SessionAway { session, since_s } => self.session(*session).away_since_s = Some(*since_s),
             Record::SessionBack { session } => self.session(*session).away_since_s = None,
+            _ => {}
         }
     }
 
@@ -199,6 +200,7 @@ impl Tables {
                 .filter(|(origin, _)| self.sessions.contains_key(&origin.session))
                 .map(|(origin, held)| (*origin, held.iter().copied().collect()))
                 .collect(),
+            ..Stored::default()
         }
     }
 }

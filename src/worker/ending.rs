@@ -38,7 +38,11 @@ impl Ending {
             Ending::Mqtt(CloseReason::Stopping) => CloseCode::GoingAway,
             Ending::Mqtt(CloseReason::Malformed(_) | CloseReason::Violation(_)) => CloseCode::ProtocolError,
             Ending::Mqtt(
-                CloseReason::KeepAlive | CloseReason::TakenOver | CloseReason::ConnectTimeout | CloseReason::Refused,
+                CloseReason::KeepAlive
+                | CloseReason::TakenOver
+                | CloseReason::ConnectTimeout
+                | CloseReason::Refused
+                | CloseReason::AccountEnded,
             ) => CloseCode::Policy,
             Ending::Fault(_) => CloseCode::ProtocolError,
         }
@@ -73,6 +77,7 @@ fn count_close(counters: &mut Counters, connection: ConnectionId, reason: CloseR
             tracing::debug!(?connection, "closed: the CONNECT was refused");
             return;
         }
+        CloseReason::AccountEnded => &mut counters.closed_account_ended,
         CloseReason::Stopping => &mut counters.closed_stopping,
     };
     *count += 1;

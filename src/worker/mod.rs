@@ -8,6 +8,7 @@
 //!         - a core is done with everything that can fail before it says it is ready, and serves nobody before all are.
 
 mod arrivals;
+mod asked;
 mod ending;
 pub mod parcel;
 pub mod turn;
@@ -35,6 +36,9 @@ use crate::metrics::Counters;
 use crate::net::certificate::Tls;
 use crate::net::handoff;
 use crate::net::sockets::Sockets;
+use crate::registry::access::AccountsChange;
+use crate::registry::event::Notification;
+use crate::shard::query::{Answer, Query};
 use turn::{Core, CoreParts};
 
 /// What the runtime waits with.
@@ -53,7 +57,22 @@ pub enum Control {
     Certificate(Box<Tls>),
     /// Its counters, as they stand.
     Report(mpsc::Sender<Counters>),
+    /// A question of the control thread's.
+    Ask(Box<Question>),
+    /// The accounts have changed.
+    Accounts(Box<AccountsChange>),
 }
+
+/// Something asked of a core, and where the answer goes: called on the core's thread, so it only hands over.
+pub struct Question {
+    pub query: Query,
+    pub reply: Reply,
+}
+
+pub type Reply = Box<dyn FnOnce(Answer) + Send>;
+
+/// Takes a notification on the core's thread, at once; false if there is no room for it.
+pub type Notifier = Arc<dyn Fn(Notification) -> bool + Send + Sync>;
 
 /// How any thread speaks to a core.
 pub struct Mailbox {

@@ -30,11 +30,12 @@ use crate::net::writer::{self, Written};
 use crate::registry::access::Access;
 use crate::shard::{CloseReason, ConnectionId, Input, Millis, Output, PeerId, Shard};
 use crate::store::Door;
+use slab::Slab;
 
 use super::arrivals::Departure;
 use super::ending::{Ending, count_ending};
 use super::parcel::Parcel;
-use super::{Control, Mailbox};
+use super::{Control, Mailbox, Notifier, Reply};
 
 /// A passage that was full is tried again after this time: its reader rings no bell for it.
 const PASSAGE_RETRY_MS: u64 = 1;
@@ -58,6 +59,8 @@ pub struct CoreParts {
     pub store: Door,
     pub mailbox: Arc<Mailbox>,
     pub access: Access,
+    /// Takes the notifications of events; false if it has no room. None: nobody wants any.
+    pub notifier: Option<Notifier>,
     pub client_id_bytes_max: usize,
     pub connect_timeout_ms: u64,
     pub connections_max: usize,
@@ -96,6 +99,8 @@ pub struct Core {
     pub(super) listener_rests: Option<Millis>,
     pub(super) stopping: Option<Millis>,
     is_done: bool,
+    /// Questions that are not answered yet, by their tickets.
+    pub(super) asked: Slab<Reply>,
 }
 
 impl Core {
@@ -122,6 +127,7 @@ impl Core {
             listener_rests: None,
             stopping: None,
             is_done: false,
+            asked: Slab::new(),
         };
         // What the shard had to say when it was restored.
         core.settle();
@@ -414,6 +420,8 @@ impl Core {
             }
             Output::Persist(number, record) => self.parts.store.push(number, record),
             Output::Fetch(fetch) => self.parts.store.fetch(*fetch),
+            Output::Answer(answer) => self.answer(*answer),
+            Output::Notify(notification) => self.notify(*notification),
         }
     }
 
@@ -637,6 +645,11 @@ impl Core {
                     self.stopping.get_or_insert(self.now);
                 }
                 Control::Certificate(tls) => self.parts.transports.tls = Some(*tls),
+                Control::Ask(question) => self.ask(*question),
+                Control::Accounts(change) => {
+                    self.parts.access = Access::Platform(Arc::clone(&change.accounts));
+                    self.turn(Input::Accounts(change));
+                }
                 // Whoever asked may be gone.
                 Control::Report(to) => drop(to.send(self.parts.shard.report())),
             }

@@ -83,6 +83,7 @@ impl World {
                 store: Door::memory(),
                 mailbox,
                 access: Access::Open,
+                notifier: None,
                 client_id_bytes_max: 100,
                 connect_timeout_ms,
                 connections_max,

@@ -134,6 +134,7 @@ impl Heart {
                     let up_to = self.stores[core].committed().expect("confirmed at once");
                     self.shards[core].handle(Input::Committed { up_to }, self.now);
                 }
+                Output::Answer(_) | Output::Notify(_) => unreachable!("nobody asks, and nobody has events"),
                 Output::Fetch(fetch) => {
                     self.stores[core].fetch(*fetch);
                     let fetched = self.stores[core].fetched().expect("answered at once");

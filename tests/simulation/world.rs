@@ -888,6 +888,7 @@ impl World {
                     );
                     self.forwards[core].push((peer, lane));
                 }
+                Output::Answer(_) | Output::Notify(_) => unreachable!("nobody asks, and nobody has events"),
                 Output::Persist(number, record) => {
                     let serial = self.oracle.persisted(&record);
                     self.event(14, number.0, || {

@@ -356,6 +356,7 @@ impl Batch<'_, '_> {
                 self.put(Table::Away, &key)
             }
             Record::SessionBack { session } => self.delete(Table::Away, &schema::session_key(*session)),
+            _ => Ok(()),
         }
     }
 

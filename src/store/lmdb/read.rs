@@ -30,6 +30,7 @@ pub(super) fn stored(txn: &Txn<'_>, tables: &Tables, retained_bytes_max: usize) 
         retained: retained(txn, tables, retained_bytes_max)?,
         newest_session: meta_number(txn, tables, schema::META_NEWEST_SESSION)?,
         in_doubt,
+        ..Stored::default()
     })
 }
 
