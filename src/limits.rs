@@ -105,6 +105,18 @@ pub const ACCOUNT_STORAGE_BYTES_MAX: u64 = 5_242_880_000;
 pub const STREAM_ROWS_MAX: usize = 10_000;
 /// Slots of sessions that a core looks through for one question; the asker comes again for the rest.
 pub const SESSION_SLOTS_PER_QUESTION: u32 = 8_192;
+/// Accounts of a broker. Beyond it none is added.
+pub const ACCOUNTS_MAX: usize = 100_000;
+/// Events of one account, all of which are in memory. Beyond it none is created.
+pub const EVENTS_PER_ACCOUNT_MAX: usize = 1_000;
+/// Characters of free texts (descriptions, names of people and places), of a mail address (RFC 5321), of a webhook's URL, and
+/// of an event's source and threshold. A longer one is refused.
+pub const TEXT_CHARS_MAX: usize = 1_024;
+pub const EMAIL_CHARS_MAX: usize = 254;
+pub const POST_URL_CHARS_MAX: usize = 2_048;
+pub const RULE_CHARS_MAX: usize = 256;
+/// Longest time that an event may keep quiet after a notification.
+pub const EVENT_INTERVAL_MS_MAX: u64 = 7 * 24 * 3_600 * 1_000;
 /// Notifications that wait for the control thread; a further one is dropped and counted: ingestion waits for nobody.
 pub const NOTIFICATIONS_MAX: usize = 10_000;
 

@@ -1,0 +1,3 @@
+//! Who is told of an event, and how.
+
+pub mod target;
