@@ -120,6 +120,42 @@ pub const EVENT_INTERVAL_MS_MAX: u64 = 7 * 24 * 3_600 * 1_000;
 /// Notifications that wait for the control thread; a further one is dropped and counted: ingestion waits for nobody.
 pub const NOTIFICATIONS_MAX: usize = 10_000;
 
+// The HTTP API.
+
+/// Connections at the same time; more wait to be accepted.
+pub const HTTP_CONNECTIONS_MAX: usize = 1_024;
+/// Head of a request, and headers in it; a longer one is answered with 431.
+pub const HTTP_HEAD_BYTES_MAX: usize = 16 * 1024;
+pub const HTTP_HEADERS_MAX: usize = 64;
+/// A connection that waits for a request, or in the middle of one, and one whose client takes nothing of its answer, is closed
+/// after so long.
+pub const HTTP_SILENCE_MS: u64 = 30_000;
+/// From a request's head to the whole body; then 408.
+pub const HTTP_BODY_TIMEOUT_MS: u64 = 10_000;
+/// From a request to its answer; then 503. What was begun is done all the same.
+pub const HTTP_ANSWER_TIMEOUT_MS: u64 = 30_000;
+/// Body of a request of the REST API: the largest payload of the publish service fits. A larger one is answered with 413.
+pub const HTTP_BODY_BYTES_MAX: usize = 512 * 1024;
+/// Bytes of a body that is too large which are read all the same, so that the client hears the answer.
+pub const HTTP_DRAIN_BYTES_MAX: usize = 1024 * 1024;
+/// Body of the device connector (`--connector-body-max`).
+pub const CONNECTOR_BODY_BYTES_MAX: usize = 64 * 1024;
+/// Requests that change something, at the same time: they go on when their client has hung up. Beyond it, 503.
+pub const HTTP_CHANGES_MAX: usize = 4_096;
+/// Views of the store at the same time; more wait.
+pub const HTTP_VIEWS_MAX: usize = 4;
+/// Bytes of one answer of the stream service, overshot by one datapoint; the rest is cut off as beyond `STREAM_ROWS_MAX`.
+pub const STREAM_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Calls of the REST API in one second, per account (`--api-rate`), and of the device connector, per account and device
+/// (`--connector-rate`); then 429.
+pub const API_CALLS_PER_SECOND: u32 = 20;
+pub const CONNECTOR_CALLS_PER_SECOND: u32 = 1;
+/// Calls within a second over all accounts that are remembered for that; beyond it everybody gets 429.
+pub const RATE_CALLS_MAX: usize = 200_000;
+/// Channels of an account, and tags of a channel that are declared or have names; beyond it none is created.
+pub const CHANNELS_PER_ACCOUNT_MAX: usize = 10_000;
+pub const TAGS_PER_CHANNEL_MAX: usize = 1_000;
+
 // The store on disk.
 
 /// Rows written by one transaction, and the bytes of its records; the rest waits for the next, in order. It bounds for how
@@ -162,3 +198,5 @@ const _: () = assert!(PROXY_TEXT_BYTES_MAX <= PROXY_HEADER_BYTES_MAX);
 const _: () = assert!(PROXY_HEADER_BYTES_MAX <= READ_BYTES_PER_TURN);
 const _: () = assert!(CORES_MAX <= u16::MAX as usize);
 const _: () = assert!(RETAINED_CHUNK_BYTES <= MESH_BACKLOG_BYTES_MAX);
+const _: () = assert!(CONNECTOR_BODY_BYTES_MAX <= PACKET_BYTES_MAX);
+const _: () = assert!(HTTP_BODY_TIMEOUT_MS < HTTP_ANSWER_TIMEOUT_MS);
