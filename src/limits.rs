@@ -127,9 +127,13 @@ pub const HTTP_CONNECTIONS_MAX: usize = 1_024;
 /// Head of a request, and headers in it; a longer one is answered with 431.
 pub const HTTP_HEAD_BYTES_MAX: usize = 16 * 1024;
 pub const HTTP_HEADERS_MAX: usize = 64;
-/// A connection that waits for a request, or in the middle of one, and one whose client takes nothing of its answer, is closed
-/// after so long.
+/// From accept to the end of a TLS handshake, and from there, or from the answer before, to a request's whole head; then the
+/// connection is closed.
 pub const HTTP_SILENCE_MS: u64 = 30_000;
+/// Time in which no byte moves on a connection, in either direction; at most twice this long, and it is closed.
+pub const HTTP_STALL_MS: u64 = 45_000;
+/// Stop: requests that have begun are answered within this time.
+pub const HTTP_STOP_MS: u64 = 1_000;
 /// From a request's head to the whole body; then 408.
 pub const HTTP_BODY_TIMEOUT_MS: u64 = 10_000;
 /// From a request to its answer; then 503. What was begun is done all the same.
@@ -144,8 +148,12 @@ pub const CONNECTOR_BODY_BYTES_MAX: usize = 64 * 1024;
 pub const HTTP_CHANGES_MAX: usize = 4_096;
 /// Views of the store at the same time; more wait.
 pub const HTTP_VIEWS_MAX: usize = 4;
+/// Threads for what blocks: those views, and a few looks of others.
+pub const HTTP_BLOCKING_THREADS_MAX: usize = HTTP_VIEWS_MAX + 4;
 /// Bytes of one answer of the stream service, overshot by one datapoint; the rest is cut off as beyond `STREAM_ROWS_MAX`.
 pub const STREAM_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Datapoints looked at in one view of the store; who reads more looks again.
+pub const STREAM_LOOKS_PER_VIEW: usize = 4_096;
 /// Calls of the REST API in one second, per account (`--api-rate`), and of the device connector, per account and device
 /// (`--connector-rate`); then 429.
 pub const API_CALLS_PER_SECOND: u32 = 20;
@@ -200,3 +208,5 @@ const _: () = assert!(CORES_MAX <= u16::MAX as usize);
 const _: () = assert!(RETAINED_CHUNK_BYTES <= MESH_BACKLOG_BYTES_MAX);
 const _: () = assert!(CONNECTOR_BODY_BYTES_MAX <= PACKET_BYTES_MAX);
 const _: () = assert!(HTTP_BODY_TIMEOUT_MS < HTTP_ANSWER_TIMEOUT_MS);
+const _: () = assert!(HTTP_ANSWER_TIMEOUT_MS < HTTP_STALL_MS && HTTP_SILENCE_MS < HTTP_STALL_MS);
+const _: () = assert!(HTTP_STOP_MS < STOP_TIMEOUT_MS - STORE_STOP_MS);

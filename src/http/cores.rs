@@ -39,6 +39,15 @@ impl From<Unanswered> for ApiError {
     }
 }
 
+/// Of a question that is answered with done, or with why not.
+pub fn succeeded(answer: Answer) -> Result<(), ApiError> {
+    match answer {
+        Answer::Done => Ok(()),
+        Answer::Refused(refusal) => Err(refusal.into()),
+        Answer::Registered | Answer::Sessions { .. } => unreachable!("a core answers what it was asked"),
+    }
+}
+
 impl Cores {
     pub fn new(mailboxes: Vec<Arc<Mailbox>>, shard_key: ShardKey) -> Cores {
         let door = |mailbox: Arc<Mailbox>| -> Door { Box::new(move |control| mailbox.send(control)) };
