@@ -8,6 +8,8 @@
 //!         - events of a channel go with it, so a channel is removed here too.
 
 mod rules;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
