@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::cores::Cores;
-use super::desk::Desk;
+use super::desk::{Books, Desk};
 use super::error::ApiError;
 use super::rate::RateLimit;
 use crate::limits::{
@@ -20,6 +20,7 @@ use crate::limits::{
     PACKET_BYTES_MAX,
 };
 use crate::registry::access::AccountId;
+use crate::registry::channel::{Channel, ChannelId};
 use crate::registry::datapoint::{DatapointId, DatapointIds};
 use crate::registry::event::Notification;
 use crate::shard::record::Record;
@@ -202,9 +203,23 @@ impl Api {
     /// Has the records committed, all of them or none.
     pub async fn persist(&self, records: Vec<Record>) -> Result<(), ApiError> {
         let (done, committed) = oneshot::channel();
-        self.0.client.persist(records, move || drop(done.send(())));
+        let then = move || {
+            let _ = done.send(());
+        };
+        self.0.client.persist(records, then);
         // What was not called is dropped when the store stops.
         committed.await.map_err(|_| ApiError::Unavailable)
+    }
+}
+
+impl Books for Client {
+    fn persist(&self, records: Vec<Record>, then: Box<dyn FnOnce() + Send>) {
+        Client::persist(self, records, then);
+    }
+
+    fn channel(&self, account: AccountId, channel: ChannelId) -> Result<Option<Channel>, String> {
+        self.view(|view| view.channel(account, channel))
+            .map_err(|error| error.to_string())
     }
 }
 

@@ -244,3 +244,227 @@ async fn ask_with_channel(
     let token = &caller.tenant.account.device_token;
     succeeded(api.cores().ask_owner(token, id, query).await?)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::http::testing::{ONE, OTHER, Platform, START_MS};
+    use crate::shard::query::Query;
+
+    #[tokio::test]
+    async fn a_device_is_shown_with_all_its_fields() {
+        let platform = Platform::new();
+        platform.get("/v2/device").await.is(200, &json!([]));
+        platform.device(ONE, "pump-07", Some(3));
+        platform.device(ONE, "a b", None);
+        platform.device(OTHER, "theirs", None);
+        platform.state(ONE, "pump-07", r#"{"health":"OK","load":12.50}"#, START_MS + 5_999);
+        platform.state(ONE, "a b", "{}", START_MS);
+        let pump = json!({
+            "device_id": "pump-07", "description": "", "enabled": true, "mapped_ch": 3, "device_type": "",
+            "location": "", "manufacturer": "", "activate_at": "2026-03-04T09:15:00+01:00",
+            "state": {"health": "OK", "load": 12.5, "last_update": "2026-03-04T09:15:05+01:00"},
+        });
+        let other = json!({
+            "device_id": "a b", "description": "", "enabled": true, "mapped_ch": null, "device_type": "",
+            "location": "", "manufacturer": "", "activate_at": "2026-03-04T09:15:00+01:00",
+            "state": {"last_update": "2026-03-04T09:15:00+01:00"},
+        });
+        platform.get("/v2/device").await.is(200, &json!([other, pump]));
+        platform.get("/v2/device/").await.is(200, &json!([other, pump]));
+        platform.get("/v2/device/a%20b").await.is(200, &json!([other]));
+        let one = platform.get("/v2/device/pump-07").await;
+        one.is(200, &json!([pump]));
+        assert!(
+            one.text.contains("12.50"),
+            "what was reported is passed on as it is: {}",
+            one.text
+        );
+        platform.device(ONE, "silent", None);
+        let silent = platform.get("/v2/device/silent").await;
+        assert_eq!(silent.json()[0].get("state"), None);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_or_not_ones_own_is_no_device() {
+        let platform = Platform::new();
+        platform.device(OTHER, "theirs", None);
+        for id in ["theirs", "0", "json", "a%2Fb", "%FF", "%F0%9F%98%80", &"x".repeat(65)] {
+            let path = format!("/v2/device/{id}");
+            for (method, body) in [("GET", ""), ("PUT", "{}"), ("DELETE", "")] {
+                platform
+                    .call(method, &path, &[], body)
+                    .await
+                    .is_refused(404, "NO_DEVICE");
+            }
+        }
+        let still = platform.call_as(OTHER, "GET", "/v2/device/theirs", &[], "").await;
+        assert_eq!(still.status, 200);
+    }
+
+    #[tokio::test]
+    async fn a_device_is_created_with_defaults_or_with_what_the_body_says() {
+        let platform = Platform::new();
+        platform.channel(ONE, 3, "water");
+        let created = platform.call("POST", "/v2/device/pump-07", &[], "").await;
+        created.is(201, &json!({"device_id": "pump-07"}));
+        let shown = platform.get("/v2/device/pump-07").await.json();
+        assert_eq!(
+            (&shown[0]["enabled"], &shown[0]["mapped_ch"]),
+            (&json!(true), &json!(null))
+        );
+        assert_eq!(shown[0]["activate_at"], "2026-03-04T09:15:00+01:00");
+
+        let body = r#"{"description":"north","enabled":false,"mapped_ch":3,"device_type":"ESP32","location":"Hall 2",
+            "manufacturer":"we","unknown":[1]}"#;
+        platform
+            .call("POST", "/v2/device/%C3%A4%20%22", &[], body)
+            .await
+            .is(201, &json!({"device_id": "ä \""}));
+        let shown = platform.get("/v2/device/%C3%A4%20%22").await;
+        shown.is(
+            200,
+            &json!([{
+                "device_id": "ä \"", "description": "north", "enabled": false, "mapped_ch": 3,
+                "device_type": "ESP32", "location": "Hall 2", "manufacturer": "we",
+                "activate_at": "2026-03-04T09:15:00+01:00",
+            }]),
+        );
+        platform
+            .call("POST", "/v2/device/pump-07", &[], "")
+            .await
+            .is_refused(403, "DEVICE_INUSE");
+        // The other account may use the same id.
+        assert_eq!(
+            platform
+                .call_as(OTHER, "POST", "/v2/device/pump-07", &[], "")
+                .await
+                .status,
+            201
+        );
+    }
+
+    #[tokio::test]
+    async fn an_id_that_no_device_can_have_is_refused() {
+        let platform = Platform::new();
+        platform
+            .call("POST", "/v2/device/0", &[], "")
+            .await
+            .is_refused(400, "DEVICE_ID_ZERO");
+        let long = "x".repeat(65);
+        for id in [
+            "json",
+            "binary",
+            "state",
+            "subscribe",
+            "a%2Fb",
+            "a%2Bb",
+            "a%23",
+            "a%00b",
+            "%FF",
+            "%7F",
+            &long,
+        ] {
+            platform
+                .call("POST", &format!("/v2/device/{id}"), &[], "")
+                .await
+                .is_refused(400, "BAD_DEVICE_ID");
+        }
+        for id in [
+            "00",
+            &long[..64],
+            "'; DROP TABLE devices; --",
+            "..%5C..",
+            "%0D%0AX-Evil:%201",
+        ] {
+            let path = format!("/v2/device/{}", id.replace(' ', "%20"));
+            let created = platform.call("POST", &path, &[], "").await;
+            assert_eq!(created.status, if id.contains("%0D") { 400 } else { 201 }, "{id}");
+        }
+        assert!(
+            platform
+                .asked()
+                .iter()
+                .all(|(_, query)| matches!(query, Query::CreateDevice { .. }))
+        );
+    }
+
+    #[tokio::test]
+    async fn devices_beyond_the_limit_are_refused() {
+        let platform = Platform::with(crate::http::api::Settings::default(), |account| account.devices_max = 1);
+        assert_eq!(platform.call("POST", "/v2/device/a", &[], "").await.status, 201);
+        platform
+            .call("POST", "/v2/device/b", &[], "")
+            .await
+            .is_refused(403, "MAX_DEVICE_REACH");
+    }
+
+    #[tokio::test]
+    async fn a_change_keeps_what_it_does_not_name() {
+        let platform = Platform::new();
+        platform.channel(ONE, 0, "zero");
+        platform.device(ONE, "d", None);
+        let put = async |body: &str| platform.call("PUT", "/v2/device/d", &[], body).await;
+        put(r#"{"description":"north","mapped_ch":0}"#).await.is_done();
+        put(r#"{"location":"Hall 2"}"#).await.is_done();
+        put("{}").await.is_done();
+        let shown = &platform.get("/v2/device/d").await.json()[0];
+        assert_eq!(
+            (&shown["description"], &shown["mapped_ch"], &shown["location"]),
+            (&json!("north"), &json!(0), &json!("Hall 2"))
+        );
+        put(r#"{"mapped_ch":null}"#).await.is_done();
+        assert_eq!(platform.get("/v2/device/d").await.json()[0]["mapped_ch"], json!(null));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_cannot_be_used_changes_nothing() {
+        let platform = Platform::new();
+        platform.channel(OTHER, 7, "theirs");
+        platform.device(ONE, "d", None);
+        let before = platform.get("/v2/device/d").await;
+        for (body, status, code) in [
+            ("", 400, "BAD_JSON_FORMAT"),
+            ("{", 400, "BAD_JSON_FORMAT"),
+            (&"[".repeat(10_000) as &str, 400, "BAD_JSON_FORMAT"),
+            ("[]", 400, "BAD_PARAMETER"),
+            (r#"{"enabled":1}"#, 400, "BAD_PARAMETER"),
+            (r#"{"description":null}"#, 400, "BAD_PARAMETER"),
+            (r#"{"mapped_ch":"3"}"#, 400, "BAD_PARAMETER"),
+            (r#"{"mapped_ch":3}"#, 404, "NO_CHANNEL"),
+            (r#"{"description":"x","mapped_ch":7}"#, 404, "NO_CHANNEL"),
+            (r#"{"mapped_ch":-1}"#, 404, "NO_CHANNEL"),
+        ] {
+            platform
+                .call("PUT", "/v2/device/d", &[], body)
+                .await
+                .is_refused(status, code);
+            if !body.is_empty() {
+                platform
+                    .call("POST", "/v2/device/new", &[], body)
+                    .await
+                    .is_refused(status, code);
+            }
+        }
+        assert_eq!(platform.get("/v2/device/d").await, before);
+        assert_eq!(platform.get("/v2/device/new").await.status, 404);
+        let large = format!(r#"{{"description":"{}"}}"#, "x".repeat(600 * 1024));
+        platform
+            .call("PUT", "/v2/device/d", &[], &large)
+            .await
+            .is_refused(413, "PAYLOAD_TOO_LARGE");
+    }
+
+    #[tokio::test]
+    async fn a_device_that_is_removed_is_no_device() {
+        let platform = Platform::new();
+        platform.device(ONE, "d", None);
+        platform.call("DELETE", "/v2/device/d", &[], "").await.is_done();
+        platform
+            .call("DELETE", "/v2/device/d", &[], "")
+            .await
+            .is_refused(404, "NO_DEVICE");
+        platform.get("/v2/device").await.is(200, &json!([]));
+    }
+}

@@ -25,6 +25,8 @@ mod router;
 mod serve;
 mod session;
 mod stream;
+#[cfg(test)]
+mod testing;
 mod time;
 mod tls;
 mod user;

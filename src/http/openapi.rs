@@ -10,7 +10,6 @@ use std::sync::LazyLock;
 use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Content, Header, PathItem, Ref, RefOr, Response as Answer};
@@ -25,7 +24,7 @@ pub(super) const TAG_NAME: &str = "A tag: 1 to 64 characters but `/`, `+`, `#` a
                                    `UTF-8''Zul%C3%A4ufe`.";
 
 /// Why a request is refused.
-#[derive(Serialize, ToSchema)]
+#[derive(ToSchema)]
 #[schema(as = Error)]
 #[expect(dead_code, reason = "it describes what `error` writes")]
 pub(super) struct ErrorBody {
@@ -130,9 +129,11 @@ fn refuse(operation: &mut Operation, status: &str, why: &str) {
         let error = Ref::from_schema_name("Error");
         answer
             .content
-            .insert("application/json".to_owned(), Content::new(Some(error)));
+            .insert("application/json".to_owned(), RefOr::T(Content::new(Some(error))));
         if status == "429" {
-            answer.headers.insert("Retry-After".to_owned(), Header::default());
+            answer
+                .headers
+                .insert("Retry-After".to_owned(), RefOr::T(Header::default()));
         }
         RefOr::T(answer)
     };

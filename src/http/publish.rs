@@ -18,7 +18,6 @@ use super::error::ApiError;
 use super::openapi::ErrorBody;
 use super::request::{Fields, Id, Whole};
 use crate::mqtt::packet::QoS;
-use crate::registry::account::Token;
 use crate::registry::device::check_device_id;
 use crate::shard::query::Query;
 
@@ -34,8 +33,8 @@ pub(super) struct Message {
     payload: String,
 }
 
-#[derive(ToSchema)]
-#[schema(untagged)]
+#[derive(serde::Serialize, ToSchema)]
+#[serde(untagged)]
 #[expect(dead_code, reason = "it describes what `message` reads")]
 enum Payload {
     Text(String),
@@ -147,6 +146,7 @@ pub(super) fn must_fit(levels: &[&str], payload: &[u8], packet_bytes_max: usize)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::account::Token;
 
     #[test]
     fn a_text_is_sent_as_it_is_and_an_object_or_number_as_compact_json() {
