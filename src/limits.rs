@@ -97,6 +97,11 @@ pub const STOP_TIMEOUT_MS: u64 = 10_000;
 pub const PLATFORM_CLIENT_ID_BYTES_MAX: usize = 23;
 /// Characters of a device id, and of a tag.
 pub const NAME_CHARS_MAX: usize = 64;
+/// Bits of an account's id, which is never given twice: what the table of devices has room for.
+pub const ACCOUNT_ID_BITS: u32 = 29;
+/// Objects and arrays within each other in a stored value. serde_json, which many a reader is built on, stops at 127, and an
+/// answer of the API puts its own around the value.
+pub const VALUE_DEPTH_MAX: usize = 120;
 /// Devices of a new account (`skein account add --max-devices`); a further one is refused with `MAX_DEVICE_REACH`.
 pub const ACCOUNT_DEVICES_MAX: u32 = 1_000;
 /// Bytes of a new account's datapoints, keys included (`skein account add --max-storage`); then the oldest go.
