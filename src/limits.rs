@@ -106,6 +106,12 @@ pub const VALUE_DEPTH_MAX: usize = 120;
 pub const ACCOUNT_DEVICES_MAX: u32 = 1_000;
 /// Bytes of a new account's datapoints, keys included (`skein account add --max-storage`); then the oldest go.
 pub const ACCOUNT_STORAGE_BYTES_MAX: u64 = 5_242_880_000;
+/// Calls of the HTTP API in a second by one account (`--api-rate`), and times that one device may send over HTTP
+/// (`--connector-rate`); a further one is answered with 429.
+pub const API_CALLS_PER_S: u32 = 20;
+pub const CONNECTOR_SENDS_PER_S: u32 = 1;
+/// Body of an HTTP request (`--api-max-body`); a larger one is answered with 413.
+pub const API_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Rows of a stream in one answer; more are cut off, and `X-TRUNCATED` says so.
 pub const STREAM_ROWS_MAX: usize = 10_000;
 /// Slots of sessions that a core looks through for one question; the asker comes again for the rest.
@@ -122,6 +128,9 @@ pub const POST_URL_CHARS_MAX: usize = 2_048;
 pub const RULE_CHARS_MAX: usize = 256;
 /// Longest time that an event may keep quiet after a notification.
 pub const EVENT_INTERVAL_MS_MAX: u64 = 7 * 24 * 3_600 * 1_000;
+/// How often a core looks at the clock of the host, for the time of datapoints; and how often at most it says that it has
+/// refused data.
+pub const CLOCK_LOOK_MS: u64 = 1_000;
 /// Notifications that wait for the control thread; a further one is dropped and counted: ingestion waits for nobody.
 pub const NOTIFICATIONS_MAX: usize = 10_000;
 

@@ -12,8 +12,6 @@
 //!           16,000 and never all of them;
 //!         - nothing iterates in an order that could leak out.
 
-use std::hash::{BuildHasher, Hash, Hasher};
-
 use ahash::RandomState;
 
 use super::access::AccountId;
@@ -123,11 +121,7 @@ impl Devices {
 
     #[inline]
     fn fingerprint(&self, account: AccountId, id: &str) -> Fingerprint {
-        [&self.hashers[0], &self.hashers[1]].map(|hasher| {
-            let mut hasher = hasher.build_hasher();
-            (account, id).hash(&mut hasher);
-            hasher.finish()
-        })
+        [&self.hashers[0], &self.hashers[1]].map(|hasher| hasher.hash_one((account, id)))
     }
 }
 
@@ -351,7 +345,9 @@ mod tests {
                         let is_there = devices.set(AccountId(account), &id, entry(number));
                         let found = model.get_mut(&(account, id));
                         prop_assert_eq!(is_there, found.is_some());
-                        found.map(|found| *found = entry(number));
+                        if let Some(found) = found {
+                            *found = entry(number);
+                        }
                     }
                     Operation::Remove(account, id) => {
                         let id = format!("pump-{id}");
