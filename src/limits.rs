@@ -102,6 +102,9 @@ pub const ACCOUNT_ID_BITS: u32 = 29;
 /// Objects and arrays within each other in a stored value. serde_json, which many a reader is built on, stops at 127, and an
 /// answer of the API puts its own around the value.
 pub const VALUE_DEPTH_MAX: usize = 120;
+/// Fields of one aggregate, the first that are found, and the bytes of a field's path; further ones are left out.
+pub const AGGREGATE_PATHS_MAX: usize = 1_000;
+pub const AGGREGATE_PATH_BYTES_MAX: usize = 1_024;
 /// Devices of a new account (`skein account add --max-devices`); a further one is refused with `MAX_DEVICE_REACH`.
 pub const ACCOUNT_DEVICES_MAX: u32 = 1_000;
 /// Bytes of a new account's datapoints, keys included (`skein account add --max-storage`); then the oldest go.

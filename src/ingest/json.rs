@@ -1,7 +1,7 @@
 //! JSON text, read without building anything of it.
 //!
 //! Owns    [`settle`], which a text must pass before it is stored, and [`Reader`], which walks one that has.
-//! Called  by `payload` and `decode` (settle), by `trigger`, `aggregate` and `decode` (reader).
+//! Called  by `payload` and `decode` (settle), and by all who read stored values.
 //! Holds   - what is settled is kept to the letter: numbers of any length, white space, the order of names. Only of members
 //!           with one name all but the last are cut out;
 //!         - a settled text is JSON (RFC 8259) whose numbers are finite and whose strings are Unicode, no object in it has a
@@ -28,13 +28,6 @@ pub struct BadJson;
 /// White space as JSON knows it, taken off both ends.
 pub fn trim(text: &str) -> &str {
     text.trim_matches([' ', '\t', '\n', '\r'])
-}
-
-/// Whether a text is a number in JSON's grammar, and finite as a 64-bit float.
-pub fn is_number(text: &str) -> bool {
-    text.starts_with(|first: char| first == '-' || first.is_ascii_digit())
-        && text.ends_with(|last: char| last.is_ascii_digit())
-        && serde_json::from_str::<f64>(text).is_ok_and(f64::is_finite)
 }
 
 /// What is to be stored of a text that may be at most `depth_max` deep: the text itself, or, where an object has a name twice
@@ -77,6 +70,15 @@ impl Check<'_> {
             without: None,
             is_doubtful: self.is_doubtful,
         })
+    }
+
+    /// For the next one beside it.
+    fn again(&mut self) -> Check<'_> {
+        Check {
+            depth_left: self.depth_left,
+            without: self.without,
+            is_doubtful: self.is_doubtful,
+        }
     }
 }
 
@@ -136,16 +138,6 @@ impl<'de> Visitor<'de> for Check<'_> {
         }
         *inner.is_doubtful |= names.meet();
         Ok(())
-    }
-}
-
-impl Check<'_> {
-    fn again(&mut self) -> Check<'_> {
-        Check {
-            depth_left: self.depth_left,
-            without: self.without,
-            is_doubtful: self.is_doubtful,
-        }
     }
 }
 
@@ -449,5 +441,133 @@ impl<'t> Reader<'t> {
         }
         self.at = end;
         &self.text[start..end]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Texts of JSON with names that are there twice, some of them written in two ways.
+    fn json() -> impl Strategy<Value = String> {
+        let scalar = prop::sample::select(vec!["1", "-2.50", "\"x\"", "\"]},\\\"\"", "true", "null", "{}", "[ ]"]);
+        scalar.prop_map(str::to_owned).prop_recursive(5, 80, 24, |inner| {
+            let name = prop::sample::select(vec![
+                "a",
+                "\\u0061",
+                "b",
+                "c",
+                "é",
+                "\\u00e9",
+                "",
+                "q\\\"",
+                "last_update",
+            ]);
+            let blank = prop::sample::select(vec!["", " ", "\n\t"]);
+            let member = (name, blank.clone(), inner.clone(), blank.clone())
+                .prop_map(|(name, before, value, after)| format!("{before}\"{name}\"{after}:{before}{value}{after}"));
+            let few = prop::collection::vec(member.clone(), 0..6);
+            let many = prop::collection::vec(member, 17..24);
+            prop_oneof![
+                3 => few.prop_map(|members| format!("{{{}}}", members.join(","))),
+                1 => many.prop_map(|members| format!("{{{}}}", members.join(","))),
+                2 => prop::collection::vec(inner, 0..6).prop_map(|elements| format!("[{}]", elements.join(" , "))),
+            ]
+        })
+    }
+
+    /// Every name and scalar a reader finds, in order.
+    fn walked(reader: &mut Reader<'_>, found: &mut Vec<String>) {
+        match reader.begin() {
+            None => {}
+            Some(Begun::Scalar(raw)) => found.push(raw.to_owned()),
+            Some(Begun::Array) => {
+                while reader.next_element() {
+                    walked(reader, found);
+                }
+            }
+            Some(Begun::Object) => {
+                while let Some(name) = reader.next_name() {
+                    found.push(unescaped(name).into_owned());
+                    walked(reader, found);
+                }
+            }
+        }
+    }
+
+    /// The same of what serde_json makes of the text.
+    fn listed(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Array(elements) => elements.iter().for_each(|element| listed(element, found)),
+            Value::Object(members) => members.iter().for_each(|(name, value)| {
+                found.push(name.clone());
+                listed(value, found);
+            }),
+            scalar => found.push(scalar.to_string()),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_024))]
+        #[test]
+        fn what_is_settled_means_the_same_and_has_no_name_twice(text in json()) {
+            let settled = settle(&text, VALUE_DEPTH_MAX, None).unwrap();
+            let meant: Value = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(&serde_json::from_str::<Value>(&settled).unwrap(), &meant, "{}", settled);
+            prop_assert!(matches!(settle(&settled, VALUE_DEPTH_MAX, None), Ok(Cow::Borrowed(_))));
+
+            let without = settle(&text, VALUE_DEPTH_MAX, Some("last_update")).unwrap();
+            let mut rest = meant;
+            if let Value::Object(members) = &mut rest {
+                members.shift_remove("last_update");
+            }
+            prop_assert_eq!(&serde_json::from_str::<Value>(&without).unwrap(), &rest, "{}", without);
+        }
+
+        #[test]
+        fn a_reader_finds_what_is_there_and_skips_exactly_one_value(text in json()) {
+            let settled = settle(&text, VALUE_DEPTH_MAX, None).unwrap();
+            let (mut found, mut expected) = (Vec::new(), Vec::new());
+            walked(&mut Reader::new(&settled), &mut found);
+            // serde_json prints numbers and strings in its own way.
+            let found: Vec<_> = found.iter().map(|raw| raw.replace("-2.50", "-2.5")).collect();
+            listed(&serde_json::from_str(&settled).unwrap(), &mut expected);
+            prop_assert_eq!(found, expected);
+
+            let two = format!("[{settled} , 7]");
+            let mut reader = Reader::new(&two);
+            prop_assert_eq!(reader.begin(), Some(Begun::Array));
+            prop_assert!(reader.next_element());
+            reader.skip();
+            prop_assert!(reader.next_element());
+            prop_assert_eq!(reader.begin(), Some(Begun::Scalar("7")));
+            prop_assert!(!reader.next_element());
+        }
+
+        #[test]
+        fn a_reader_comes_to_an_end_of_any_text(text in "[\\[\\]{}:,\"\\\\a1 é]{0,40}") {
+            let mut found = Vec::new();
+            walked(&mut Reader::new(&text), &mut found);
+            Reader::new(&text).skip();
+        }
+
+        #[test]
+        fn a_string_is_what_was_pushed(text in any::<String>()) {
+            let mut raw = String::new();
+            push_string(&text, &mut raw);
+            prop_assert_eq!(&serde_json::from_str::<String>(&raw).unwrap(), &text);
+            prop_assert_eq!(&*unescaped(&raw), &*text);
+        }
+    }
+
+    #[test]
+    fn a_reader_does_not_descend_without_end() {
+        let mut found = Vec::new();
+        walked(&mut Reader::new(&"[".repeat(1_000_000)), &mut found);
+        walked(&mut Reader::new(&r#"{"a":"#.repeat(200_000)), &mut found);
+        Reader::new(&"[".repeat(1_000_000)).skip();
     }
 }

@@ -4,6 +4,7 @@
 //! Holds   - an answer follows what it says onto the disk;
 //!         - who asks is bounded by the control thread, so nobody is held back here.
 
+use crate::ingest::pipeline::{Outcome, Refused};
 use crate::ingest::topic::Format;
 use crate::mqtt::packet::{Level, QoS};
 use crate::mqtt::topic::{TopicFilter, TopicName};
@@ -16,7 +17,7 @@ use crate::session::message::Message;
 
 use super::Shard;
 use super::event::{CloseReason, ConnectionId, Output};
-use super::ingest::{Data, Outcome};
+use super::ingest::{Data, Taken};
 use super::message::Published;
 use super::query::{Answer, ConnectedSession, Query, Refusal, SentFormat, Ticket};
 use super::receipt::{Asker, Sender, Then, Told};
@@ -102,7 +103,7 @@ impl Shard {
             (SentFormat::Json, Some(tag)) => (Format::Json, format!("{}/json/{device}/{tag}", token.as_str())),
             (SentFormat::V1, _) => (Format::V1, format!("{}/{device}", token.as_str())),
         };
-        let (outcome, record) = self.take_data(&Data {
+        let taken = self.take_data(&Data {
             account,
             device,
             tag: tag.unwrap_or_default(),
@@ -111,14 +112,31 @@ impl Shard {
             origin: None,
             is_awaited: true,
         });
-        let then = match outcome {
-            Outcome::Stored => Told::Done,
-            Outcome::Registered => Told::Registered,
-            Outcome::Unmapped => Told::Refused(Refusal::NoMappedChannel),
-            Outcome::Refused(refusal) => Told::Refused(refusal),
+        let Some(Taken {
+            outcome,
+            is_registered,
+            record,
+        }) = taken
+        else {
+            return self.refuse_asker(ticket, Refusal::NoAccount);
         };
+        let then = match outcome {
+            Outcome::Kept(_) | Outcome::Unmapped if is_registered => Told::Registered,
+            Outcome::Kept(_) => Told::Done,
+            Outcome::Unmapped => Told::Refused(Refusal::NoMappedChannel),
+            Outcome::Refused(refused) => Told::Refused(match refused {
+                Refused::DeviceLimit => Refusal::MaxDeviceReach,
+                Refused::Disabled => Refusal::DeviceDisabled,
+                Refused::BadPayload => Refusal::BadPayload,
+            }),
+        };
+        let asker = Asker { ticket, then };
         if !outcome.is_routed() {
-            return self.tell_now(ticket, then);
+            // A device that was registered by it is on disk before anything is said of it.
+            return match record {
+                Some(record) => self.after_commit(record, Then::Answer(asker)),
+                None => self.tell(asker),
+            };
         }
         let published = Published {
             account,
@@ -130,7 +148,6 @@ impl Shard {
             retain: false,
             origin: None,
         };
-        let asker = Asker { ticket, then };
         let dispatched = self.route_kept(&published, Some(Sender::Asker(asker)), record);
         self.hold_back(None);
         if !dispatched.waits {

@@ -7,8 +7,7 @@
 //!         - an acknowledgement waits for everything that this has written;
 //!         - a QoS 2 message that comes again after a crash is kept once, as it is delivered once.
 
-use crate::ingest::payload::{self, BadPayload};
-use crate::ingest::pipeline::{self, Verdict};
+use crate::ingest::pipeline::{self, Outcome, Refused};
 use crate::ingest::topic::{BadTopic, Format, Purpose, purpose};
 use crate::ingest::trigger;
 use crate::registry::access::{Access, AccountId};
@@ -21,7 +20,6 @@ use crate::registry::event::Notification;
 use super::Shard;
 use super::event::{Output, RecordNumber};
 use super::message::{Doubt, Published};
-use super::query::Refusal;
 use super::record::{Datapoint, Record, SessionNumber};
 
 /// Data of a device, from wherever it came.
@@ -37,22 +35,13 @@ pub(super) struct Data<'a> {
     pub is_awaited: bool,
 }
 
-/// What became of data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    Stored,
-    /// The device is new. Its data was kept only if the account maps new devices.
-    Registered,
-    /// Routed, not kept.
-    Unmapped,
-    /// Neither.
-    Refused(Refusal),
-}
-
-impl Outcome {
-    pub fn is_routed(self) -> bool {
-        !matches!(self, Outcome::Refused(_))
-    }
+/// What became of a message, and the record that an acknowledgement of it waits for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Taken {
+    pub outcome: Outcome,
+    /// The device was new.
+    pub is_registered: bool,
+    pub record: Option<RecordNumber>,
 }
 
 impl Shard {
@@ -89,100 +78,113 @@ impl Shard {
                 return (false, None);
             }
         };
-        let (outcome, record) = match purpose {
+        let taken = match purpose {
             // It clears a retained message, no more.
             _ if message.payload.is_empty() => return (true, None),
             Purpose::Other => return (true, None),
             Purpose::State { device } => self.take_state(account, device, message.payload),
-            Purpose::Data { format, device, tag } => self.take_data(&Data {
-                account,
-                device,
-                tag: tag.unwrap_or_default(),
-                format,
-                payload: message.payload,
-                origin,
-                is_awaited,
-            }),
-        };
-        if !outcome.is_routed() {
-            self.counters.publishes_refused += 1;
-        }
-        (outcome.is_routed(), record)
-    }
-
-    /// The pipeline: device, `enabled`, `mapped_ch`, payload, store, events.
-    pub(super) fn take_data(&mut self, data: &Data<'_>) -> (Outcome, Option<RecordNumber>) {
-        let Access::Platform(accounts) = &self.access else {
-            return (Outcome::Refused(Refusal::NoAccount), None);
-        };
-        let Some(tenant) = accounts.tenant(data.account) else {
-            return (Outcome::Refused(Refusal::NoAccount), None);
-        };
-        let entry = self.devices.get(data.account, data.device);
-        let default_channel = tenant.account.default_channel;
-        match pipeline::judge(entry, default_channel, || tenant.take_device()) {
-            Verdict::Store(channel) => match self.store_value(data, channel) {
-                Ok(record) => (Outcome::Stored, record),
-                Err(BadPayload) => (Outcome::Refused(Refusal::BadPayload), None),
-            },
-            Verdict::Register(channel) => {
-                let registered = self.register_device(data.account, data.device, channel);
-                // The first payload of a device counts for what it is: the device is there in any case.
-                let stored = channel.map(|channel| self.store_value(data, channel));
-                let record = match stored {
-                    Some(Ok(Some(stored))) => stored,
-                    _ => registered,
+            Purpose::Data { format, device, tag } => {
+                let data = Data {
+                    account,
+                    device,
+                    tag: tag.unwrap_or_default(),
+                    format,
+                    payload: message.payload,
+                    origin,
+                    is_awaited,
                 };
-                (Outcome::Registered, Some(record))
+                self.take_data(&data).expect("its account was found just now")
             }
-            Verdict::Unmapped => {
-                self.counters.refused_unmapped += 1;
-                (Outcome::Unmapped, None)
-            }
-            Verdict::Disabled => {
-                self.counters.refused_disabled += 1;
-                (Outcome::Refused(Refusal::DeviceDisabled), None)
-            }
-            Verdict::DeviceLimit => {
-                self.counters.refused_device_limit += 1;
-                (Outcome::Refused(Refusal::MaxDeviceReach), None)
-            }
+        };
+        (taken.outcome.is_routed(), taken.record)
+    }
+
+    /// Data: device, `enabled`, `mapped_ch`, payload, store, events. `None`: the account is gone.
+    pub(super) fn take_data(&mut self, data: &Data<'_>) -> Option<Taken> {
+        let Access::Platform(accounts) = &self.access else {
+            return None;
+        };
+        let tenant = accounts.tenant(data.account)?;
+        let known = self.devices.get(data.account, data.device);
+        self.value.clear();
+        let verdict = pipeline::data(
+            data.format,
+            data.payload,
+            known,
+            tenant.account.default_channel,
+            || tenant.take_device(),
+            &mut self.value,
+        );
+        let registered = verdict
+            .registers
+            .map(|entry| self.register_device(data.account, data.device, entry));
+        let stored = match verdict.outcome {
+            Outcome::Kept(channel) => self.store_datapoint(data, channel),
+            Outcome::Unmapped => None,
+            Outcome::Refused(_) => None,
+        };
+        self.count(verdict.outcome, registered.is_some());
+        Some(Taken {
+            outcome: verdict.outcome,
+            is_registered: registered.is_some(),
+            record: registered.max(stored),
+        })
+    }
+
+    /// A state report registers no device, and counts only where data would.
+    fn take_state(&mut self, account: AccountId, device: &str, payload: &[u8]) -> Taken {
+        let known = self.devices.get(account, device);
+        let mut json = String::new();
+        let outcome = pipeline::state(payload, known, &mut json);
+        let record = matches!(outcome, Outcome::Kept(_)).then(|| {
+            self.counters.state_reports += 1;
+            let state = Box::new(DeviceState {
+                json: json.into(),
+                at_ms: self.unix_now_ms(),
+            });
+            let device = device.into();
+            self.persist(Record::DeviceReported { account, device, state })
+        });
+        self.count(outcome, known.is_none());
+        Taken {
+            outcome,
+            is_registered: false,
+            record,
         }
     }
 
-    fn register_device(&mut self, account: AccountId, device: &str, channel: Option<ChannelId>) -> RecordNumber {
-        let activated_ms = self.unix_now_ms();
-        let entry = Entry {
-            is_enabled: true,
-            channel,
+    /// What is not kept is counted by why; that a device is new is no refusal.
+    fn count(&mut self, outcome: Outcome, is_unknown: bool) {
+        let counters = &mut self.counters;
+        let reason = match outcome {
+            Outcome::Kept(_) => return,
+            Outcome::Unmapped if is_unknown => return,
+            Outcome::Unmapped => {
+                counters.refused_unmapped += 1;
+                return;
+            }
+            Outcome::Refused(Refused::Disabled) => &mut counters.refused_disabled,
+            Outcome::Refused(Refused::BadPayload) => &mut counters.refused_bad_payload,
+            Outcome::Refused(Refused::DeviceLimit) => &mut counters.refused_device_limit,
         };
+        *reason += 1;
+        counters.publishes_refused += 1;
+    }
+
+    fn register_device(&mut self, account: AccountId, device: &str, entry: Entry) -> RecordNumber {
+        let activated_ms = self.unix_now_ms();
         let is_new = self.devices.insert(account, device, entry);
         assert!(is_new, "looked up just now");
         self.counters.devices_registered += 1;
         self.persist(Record::DeviceRegistered {
             account,
             device: device.into(),
-            entry: Box::new(Device::new(channel, activated_ms)),
+            entry: Box::new(Device::new(entry.channel, activated_ms)),
         })
     }
 
-    /// `None`: the stream has it already.
-    fn store_value(&mut self, data: &Data<'_>, channel: ChannelId) -> Result<Option<RecordNumber>, BadPayload> {
-        let mut value = std::mem::take(&mut self.value);
-        value.clear();
-        let made = payload::value(data.format, data.payload, &mut value);
-        let stored = match made {
-            Ok(()) => Ok(self.store_datapoint(data, channel, &value)),
-            Err(BadPayload) => {
-                self.counters.refused_bad_payload += 1;
-                Err(BadPayload)
-            }
-        };
-        self.value = value;
-        stored
-    }
-
-    fn store_datapoint(&mut self, data: &Data<'_>, channel: ChannelId, value: &str) -> Option<RecordNumber> {
+    /// Stores what the pipeline has left in `value`. `None`: the stream has it already.
+    fn store_datapoint(&mut self, data: &Data<'_>, channel: ChannelId) -> Option<RecordNumber> {
         let account = data.account;
         if let Some(doubt) = data.origin
             && doubt.is_again
@@ -196,8 +198,9 @@ impl Shard {
         let row = DatapointRow {
             tag: data.tag,
             device: data.device,
-            value,
+            value: &self.value,
         };
+        let row = row.pack();
         // On one core the identifier is on disk before its message, in the same unit: nothing is in doubt.
         let origin = data.origin.filter(|_| self.cores > 1).map(|doubt| doubt.origin);
         self.counters.datapoints += 1;
@@ -205,21 +208,21 @@ impl Shard {
             account,
             channel,
             id,
-            row: row.pack(),
+            row,
             origin,
             is_awaited: data.is_awaited,
         })));
-        self.look_for_events(account, channel, value, id.at_ms());
+        self.look_for_events(account, channel, id.at_ms());
         Some(record)
     }
 
-    fn look_for_events(&mut self, account: AccountId, channel: ChannelId, value: &str, at_ms: u64) {
+    fn look_for_events(&mut self, account: AccountId, channel: ChannelId, at_ms: u64) {
         let Access::Platform(accounts) = &self.access else {
             return;
         };
         let events = accounts.tenant(account).and_then(|tenant| tenant.events.get(&channel));
         for event in events.into_iter().flatten() {
-            if let Some(current) = trigger::matches(event, value) {
+            if let Some(current) = trigger::matches(event, &self.value) {
                 self.outputs.push_back(Output::Notify(Box::new(Notification {
                     account,
                     event_id: event.event_id,
@@ -229,34 +232,5 @@ impl Shard {
                 })));
             }
         }
-    }
-
-    /// A state report registers no device, and counts only where data would.
-    fn take_state(&mut self, account: AccountId, device: &str, bytes: &[u8]) -> (Outcome, Option<RecordNumber>) {
-        match self.devices.get(account, device) {
-            None => return (Outcome::Unmapped, None),
-            Some(Entry { is_enabled: false, .. }) => {
-                self.counters.refused_disabled += 1;
-                return (Outcome::Refused(Refusal::DeviceDisabled), None);
-            }
-            Some(Entry { channel: None, .. }) => {
-                self.counters.refused_unmapped += 1;
-                return (Outcome::Unmapped, None);
-            }
-            Some(_) => {}
-        }
-        let mut json = String::new();
-        if let Err(BadPayload) = payload::state(bytes, &mut json) {
-            self.counters.refused_bad_payload += 1;
-            return (Outcome::Refused(Refusal::BadPayload), None);
-        }
-        self.counters.state_reports += 1;
-        let state = Box::new(DeviceState {
-            json: json.into(),
-            at_ms: self.unix_now_ms(),
-        });
-        let device = device.into();
-        let record = self.persist(Record::DeviceReported { account, device, state });
-        (Outcome::Stored, Some(record))
     }
 }

@@ -14,7 +14,7 @@ use crate::registry::account::{Account, Token};
 use crate::registry::channel::ChannelId;
 use crate::registry::datapoint::DatapointRow;
 use crate::registry::device::DeviceChange;
-use crate::registry::event::Event;
+use crate::registry::event::{Event, Operator};
 
 const ONE: AccountId = AccountId(1);
 const TWO: AccountId = AccountId(2);
@@ -538,6 +538,36 @@ fn a_channel_that_goes_takes_its_mappings_along() {
         }
         assert_eq!(cores.datapoints(), [(channel(2), r#"b  {"value1":5}"#.to_owned())]);
     });
+}
+
+#[test]
+fn an_event_is_told_for_each_datapoint_that_meets_it() {
+    for count in [1, 2] {
+        let event = Event {
+            event_id: 12,
+            channel: Some(channel(3)),
+            is_enabled: true,
+            source: "temp".to_owned(),
+            operator: Operator::Greater,
+            threshold: "30".to_owned(),
+            ..Event::default()
+        };
+        let mut cores = cores(count, access(account(ONE), vec![event]));
+        let topic = format!("{}/json/d", token(ONE));
+        cores.publish(&topic, false, "1");
+        cores.map("d", 3);
+        for payload in [r#"{"temp":31.2}"#, r#"{"temp":30}"#, r#"{"rh":50}"#, r#"{"temp":31.2}"#] {
+            cores.publish(&topic, false, payload);
+        }
+        let said = cores.said.iter().flatten();
+        let told: Vec<_> = said
+            .filter_map(|output| match output {
+                Output::Notify(told) => Some((told.event_id, told.channel, &*told.current)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(told, [(12, channel(3), "31.2"), (12, channel(3), "31.2")]);
+    }
 }
 
 #[test]
