@@ -117,8 +117,31 @@ pub const POST_URL_CHARS_MAX: usize = 2_048;
 pub const RULE_CHARS_MAX: usize = 256;
 /// Longest time that an event may keep quiet after a notification.
 pub const EVENT_INTERVAL_MS_MAX: u64 = 7 * 24 * 3_600 * 1_000;
-/// Notifications that wait for the control thread; a further one is dropped and counted: ingestion waits for nobody.
+/// Notifications that wait to be told, and their bytes; a further one is dropped and counted: ingestion waits for nobody.
 pub const NOTIFICATIONS_MAX: usize = 10_000;
+pub const NOTIFICATIONS_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Those of one account; a further one is dropped and counted.
+pub const NOTIFY_ACCOUNT_MAX: usize = 1_000;
+pub const NOTIFY_ACCOUNT_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Attempts to tell somebody that run at once, and those of one account; a further one waits for its turn.
+pub const NOTIFY_SLOTS: usize = 64;
+pub const NOTIFY_SLOTS_PER_ACCOUNT: usize = 4;
+/// Time before the second attempt, and before the third and last.
+pub const NOTIFY_RETRY_MS: [u64; 2] = [1_000, 4_000];
+/// At most one warning about a failed notification in so long; the others are for `--log debug`.
+pub const NOTIFY_LOG_MS: u64 = 1_000;
+/// Time for one attempt of a webhook, from looking up its host to the head of the answer; then it has failed.
+pub const WEBHOOK_TIMEOUT_MS: u64 = 5_000;
+/// A connection to a webhook's host is kept so long for the next.
+pub const WEBHOOK_IDLE_MS: u64 = 10_000;
+/// Hosts that are looked up at once, each of which blocks a thread; a further one waits, within its timeout.
+pub const WEBHOOK_LOOKUPS_MAX: usize = 32;
+/// Addresses of a host that are tried; the rest is left.
+pub const WEBHOOK_ADDRESSES_MAX: usize = 16;
+/// Mails to one account in a day of UTC; a further one is not sent, and counted.
+pub const MAILS_PER_DAY_MAX: u32 = 50;
+/// Time for one step of a conversation with the mail relay; then the attempt has failed.
+pub const MAIL_TIMEOUT_MS: u64 = 10_000;
 
 // The store on disk.
 
