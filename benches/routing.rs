@@ -16,9 +16,10 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rustix::time::{ClockId, clock_gettime};
 use skein::mqtt::packet::QoS;
 use skein::mqtt::topic::{TopicFilter, TopicName};
+use skein::registry::access::AccountId;
 use skein::routing::interest::Interest;
 use skein::routing::retained::RetainedMessages;
-use skein::routing::shard_key::ShardKey;
+use skein::routing::shard_key::{Division, ShardKey};
 use skein::routing::subscriptions::Subscriptions;
 
 #[global_allocator]
@@ -287,9 +288,9 @@ fn interest(c: &mut Criterion<ThreadTime>) {
     });
     group.finish();
 
-    let shard_key = ShardKey::new(KEY, 16, 3);
+    let shard_key = ShardKey::new(KEY, 16, Division::Levels(3));
     c.bench_function("shard_key/owner", |b| {
-        b.iter(|| shard_key.owner(TopicName::trusted(topics.next())))
+        b.iter(|| shard_key.owner(AccountId(0), TopicName::trusted(topics.next())))
     });
 }
 

@@ -11,7 +11,7 @@ use skein::mqtt::encode;
 use skein::mqtt::packet::{Connect, Level, PacketId, QoS};
 use skein::mqtt::topic::TopicName;
 use skein::registry::access::{Access, AccountId};
-use skein::routing::shard_key::ShardKey;
+use skein::routing::shard_key::{Division, ShardKey};
 use skein::shard::{ConnectionId, Input, Lane, Limits, Millis, Output, PeerId, Shard, ShardConfig, UnixTime};
 
 const KEY: [u64; 4] = [11, 22, 33, 44];
@@ -30,6 +30,8 @@ fn shard(core: u16, cores: u16) -> Shard {
         limits: Limits::default(),
         access: Access::Open,
         unix_time: UnixTime::default(),
+        v1_topics: false,
+        newest_datapoint_ms: 0,
     })
 }
 
@@ -176,10 +178,10 @@ fn fan_out(criterion: &mut Criterion) {
 
 /// Publisher on core 0, topic and subscriber on core 1.
 fn two_cores(criterion: &mut Criterion) {
-    let shard_key = ShardKey::new(KEY, 2, SHARD_LEVELS);
+    let shard_key = ShardKey::new(KEY, 2, Division::Levels(SHARD_LEVELS));
     let topic = (0..)
         .map(|device| format!("dt/json/{device:06}"))
-        .find(|topic| shard_key.owner(TopicName::new(topic).expect("a topic")) == 1)
+        .find(|topic| shard_key.owner(AccountId(0), TopicName::new(topic).expect("a topic")) == 1)
         .expect("core 1 owns half of them");
     let mut group = criterion.benchmark_group("two_cores");
     for (qos, frames) in [

@@ -97,14 +97,28 @@ pub const STOP_TIMEOUT_MS: u64 = 10_000;
 pub const PLATFORM_CLIENT_ID_BYTES_MAX: usize = 23;
 /// Characters of a device id, and of a tag.
 pub const NAME_CHARS_MAX: usize = 64;
+/// Bits of an account's id, which is never given twice: what the table of devices has room for.
+pub const ACCOUNT_ID_BITS: u32 = 29;
+/// Objects and arrays within each other in a stored value. serde_json, which many a reader is built on, stops at 127, and an
+/// answer of the API puts its own around the value.
+pub const VALUE_DEPTH_MAX: usize = 120;
 /// Devices of a new account (`skein account add --max-devices`); a further one is refused with `MAX_DEVICE_REACH`.
 pub const ACCOUNT_DEVICES_MAX: u32 = 1_000;
 /// Bytes of a new account's datapoints, keys included (`skein account add --max-storage`); then the oldest go.
 pub const ACCOUNT_STORAGE_BYTES_MAX: u64 = 5_242_880_000;
+/// Calls of the HTTP API in a second by one account (`--api-rate`), and times that one device may send over HTTP
+/// (`--connector-rate`); a further one is answered with 429.
+pub const API_CALLS_PER_S: u32 = 20;
+pub const CONNECTOR_SENDS_PER_S: u32 = 1;
+/// Body of an HTTP request (`--api-max-body`); a larger one is answered with 413.
+pub const API_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Rows of a stream in one answer; more are cut off, and `X-TRUNCATED` says so.
 pub const STREAM_ROWS_MAX: usize = 10_000;
 /// Slots of sessions that a core looks through for one question; the asker comes again for the rest.
 pub const SESSION_SLOTS_PER_QUESTION: u32 = 8_192;
+/// How often a core looks at the clock of the host, for the time of datapoints; and how often at most it says that it has
+/// refused data.
+pub const CLOCK_LOOK_MS: u64 = 1_000;
 /// Accounts of a broker. Beyond it none is added.
 pub const ACCOUNTS_MAX: usize = 100_000;
 /// Events of one account, all of which are in memory. Beyond it none is created.

@@ -32,7 +32,8 @@ use crate::net::certificate::{CertificateError, Tls};
 use crate::net::handoff::passages;
 use crate::net::listener::{Listener, listen_on};
 use crate::net::transport::{Transport, Transports};
-use crate::registry::access::Access;
+use crate::registry::access::{Access, Accounts};
+use crate::shard::record::Stored;
 use crate::shard::restore::restore;
 use crate::shard::{Limits, PeerId, Shard, ShardConfig, UnixTime};
 use crate::store::error::StoreError;
@@ -282,16 +283,20 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
             subscriptions_max: config.subscriptions_per_session_max,
             overflow_wait_ms: config.overflow_wait.as_millis() as u64,
             retained_memory_bytes_max: config.retained_memory_bytes_max,
+            publishes_per_s_max: config.publishes_per_s_max,
             session_expiry_s: config.session_expiry.map(|expiry| expiry.as_secs()),
         },
         unix_time: UnixTime {
-            epoch_s: std::time::SystemTime::now()
+            epoch_ms: std::time::SystemTime::now()
                 .duration_since(std::time::UNIX_EPOCH)
-                .map_or(0, |since| since.as_secs()),
+                .map_or(0, |since| since.as_millis() as u64),
         },
         access: match config.access {
             config::Access::Open => Access::Open,
+            config::Access::Platform => Access::Platform(Arc::new(accounts(&stored))),
         },
+        v1_topics: config.api.v1,
+        newest_datapoint_ms: stored.newest_datapoint_ms,
     };
     let driver = match config.driver {
         config::Driver::Auto => Driver::Auto,
@@ -397,6 +402,15 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
         cores: threads,
         store,
     })
+}
+
+/// The accounts that a start finds, with their events.
+fn accounts(stored: &Stored) -> Accounts {
+    let mut accounts = Accounts::default();
+    for (account, events) in &stored.accounts {
+        accounts = accounts.with(account.clone(), events.iter().cloned());
+    }
+    accounts
 }
 
 /// The ports that are not off, with their flags.

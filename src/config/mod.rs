@@ -9,7 +9,7 @@ mod raw;
 mod units;
 
 pub use raw::Raw;
-pub use units::{Expiry, Origins, Port, ProxyPorts, Size, Span};
+pub use units::{Expiry, Networks, Origins, Port, ProxyPorts, Size, Span};
 
 use crate::limits;
 use std::net::{IpAddr, Ipv4Addr};
@@ -37,6 +37,8 @@ pub struct Config {
     pub mqtts_port: Option<u16>,
     pub ws_port: Option<u16>,
     pub wss_port: Option<u16>,
+    /// Only with [`Access::Platform`].
+    pub api: ApiConfig,
     /// None: the broker makes its own.
     pub tls_certificate: Option<CertificateFiles>,
     /// None: no client is asked for a certificate.
@@ -56,6 +58,8 @@ pub struct Config {
     pub queued_max: usize,
     pub queued_bytes_max: usize,
     pub overflow_wait: Duration,
+    /// 0: any number.
+    pub publishes_per_s_max: u32,
     pub outbox_bytes_max: usize,
     pub subscriptions_per_session_max: usize,
     pub client_id_bytes_max: usize,
@@ -63,6 +67,25 @@ pub struct Config {
     pub log: LogLevel,
     pub log_format: LogFormat,
     pub ready_file: Option<PathBuf>,
+}
+
+/// The HTTP API and what comes with it: events, webhooks, mail.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ApiConfig {
+    /// None: closed. 0: any free port.
+    pub port: Option<u16>,
+    pub bind: IpAddr,
+    pub is_tls: bool,
+    /// Calls in a second by one account; 0: any number.
+    pub rate: u32,
+    /// Times in a second by one device; 0: any number.
+    pub connector_rate: u32,
+    pub body_bytes_max: usize,
+    pub v1: bool,
+    pub webhook_allow: Networks,
+    /// None: mails are logged.
+    pub smtp_relay: Option<String>,
+    pub mail_from: String,
 }
 
 /// `--tls-cert` and `--tls-key`
@@ -77,6 +100,8 @@ pub struct CertificateFiles {
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 pub enum Access {
+    /// Accounts with tokens, their devices, and topics that begin with the token
+    Platform,
     /// Anyone, without credentials, on any topic
     Open,
 }
@@ -170,7 +195,7 @@ pub enum ConfigError {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            access: Access::Open,
+            access: Access::Platform,
             cores: cpus(),
             driver: Driver::Auto,
             private_fds: PrivateFds::Auto,
@@ -181,6 +206,18 @@ impl Default for Config {
             mqtts_port: Some(8883),
             ws_port: Some(8083),
             wss_port: Some(8084),
+            api: ApiConfig {
+                port: Some(8080),
+                bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                is_tls: false,
+                rate: limits::API_CALLS_PER_S,
+                connector_rate: limits::CONNECTOR_SENDS_PER_S,
+                body_bytes_max: limits::API_BODY_BYTES_MAX,
+                v1: false,
+                webhook_allow: Networks::These(Vec::new()),
+                smtp_relay: None,
+                mail_from: "skein@localhost".to_owned(),
+            },
             tls_certificate: None,
             tls_client_ca: None,
             tls_client_cn_as_username: false,
@@ -196,9 +233,10 @@ impl Default for Config {
             queued_max: limits::QUEUED_MAX,
             queued_bytes_max: limits::QUEUED_BYTES_MAX,
             overflow_wait: Duration::from_millis(limits::OVERFLOW_WAIT_MS),
+            publishes_per_s_max: 0,
             outbox_bytes_max: limits::OUTBOX_BYTES_MAX,
             subscriptions_per_session_max: limits::SUBSCRIPTIONS_PER_SESSION_MAX,
-            client_id_bytes_max: limits::CLIENT_ID_BYTES_MAX,
+            client_id_bytes_max: limits::PLATFORM_CLIENT_ID_BYTES_MAX,
             connect_timeout: Duration::from_millis(limits::CONNECT_TIMEOUT_MS),
             log: LogLevel::Info,
             log_format: LogFormat::Text,
@@ -246,8 +284,11 @@ impl Config {
             Some(Span(span)) if (min..=max).contains(&span) => Ok(span),
             Some(value) => Err(ConfigError::out_of_range(name, value, Span(min), Span(max))),
         };
+        let access = raw.access.unwrap_or(default.access);
+        let bind = raw.bind.unwrap_or(default.bind);
+        let api_is_tls = raw.api_tls.unwrap_or(default.api.is_tls);
         let config = Config {
-            access: raw.access.unwrap_or(default.access),
+            access,
             cores: count(
                 "cores",
                 raw.cores,
@@ -263,11 +304,33 @@ impl Config {
                 1..=100_000_000,
             )?,
             shard_levels: count("shard-levels", raw.shard_levels, default.shard_levels, 1..=16)?,
-            bind: raw.bind.unwrap_or(default.bind),
+            bind,
             mqtt_port: raw.mqtt_port.map_or(default.mqtt_port, |Port(port)| port),
             mqtts_port: raw.mqtts_port.map_or(default.mqtts_port, |Port(port)| port),
             ws_port: raw.ws_port.map_or(default.ws_port, |Port(port)| port),
             wss_port: raw.wss_port.map_or(default.wss_port, |Port(port)| port),
+            api: ApiConfig {
+                port: raw.api_port.map_or(default.api.port, |Port(port)| port),
+                bind: raw.api_bind.unwrap_or(if api_is_tls { bind } else { default.api.bind }),
+                is_tls: api_is_tls,
+                rate: count("api-rate", raw.api_rate, default.api.rate as usize, 0..=1_000_000)? as u32,
+                connector_rate: count(
+                    "connector-rate",
+                    raw.connector_rate,
+                    default.api.connector_rate as usize,
+                    0..=1_000_000,
+                )? as u32,
+                body_bytes_max: size(
+                    "api-max-body",
+                    raw.api_max_body,
+                    default.api.body_bytes_max,
+                    KIB..=256 * KIB * KIB,
+                )?,
+                v1: raw.v1.unwrap_or(default.api.v1),
+                webhook_allow: raw.webhook_allow.unwrap_or(default.api.webhook_allow),
+                smtp_relay: raw.smtp_relay.or(default.api.smtp_relay),
+                mail_from: raw.mail_from.unwrap_or(default.api.mail_from),
+            },
             tls_certificate: certificate_files(raw.tls_cert, raw.tls_key)?,
             tls_client_ca: raw.tls_client_ca.or(default.tls_client_ca),
             tls_client_cn_as_username: raw
@@ -328,6 +391,7 @@ impl Config {
                 Duration::ZERO,
                 Duration::from_secs(600),
             )?,
+            publishes_per_s_max: count("max-publish-rate", raw.max_publish_rate, 0, 0..=1_000_000)? as u32,
             outbox_bytes_max: size(
                 "max-outbox",
                 raw.max_outbox,
@@ -344,7 +408,10 @@ impl Config {
             client_id_bytes_max: count(
                 "client-id-max",
                 raw.client_id_max,
-                default.client_id_bytes_max,
+                match access {
+                    Access::Platform => default.client_id_bytes_max,
+                    Access::Open => limits::CLIENT_ID_BYTES_MAX,
+                },
                 23..=65_535,
             )?,
             connect_timeout: span(
@@ -363,6 +430,10 @@ impl Config {
             ("mqtts-port", config.mqtts_port),
             ("ws-port", config.ws_port),
             ("wss-port", config.wss_port),
+            (
+                "api-port",
+                config.api.port.filter(|_| config.access == Access::Platform),
+            ),
         ])?;
         match config.tls_client_cn_as_username && config.tls_client_ca.is_none() {
             true => Err(ConfigError::NoClientCertificates),
@@ -371,9 +442,9 @@ impl Config {
     }
 }
 
-/// One is open at least, and no two are the same number.
-fn check_ports(ports: [(&'static str, Option<u16>); 4]) -> Result<(), ConfigError> {
-    if ports.iter().all(|(_, port)| port.is_none()) {
+/// One for MQTT is open at least, and no two are the same number.
+fn check_ports(ports: [(&'static str, Option<u16>); 5]) -> Result<(), ConfigError> {
+    if ports[..4].iter().all(|(_, port)| port.is_none()) {
         return Err(ConfigError::NoPort);
     }
     for (place, (second, port)) in ports.iter().enumerate() {
@@ -464,8 +535,11 @@ mod tests {
     }
 
     /// Keys that the embedded file has as comments, and the examples there.
-    const COMMENTED: [(&str, &str); 5] = [
+    const COMMENTED: [(&str, &str); 8] = [
         ("cores", "2"),
+        ("api-bind", "\"0.0.0.0\""),
+        ("smtp-relay", "\"smtp://user:password@mail.example:587\""),
+        ("client-id-max", "23"),
         ("tls-cert", "\"/etc/skein/cert.pem\""),
         ("tls-key", "\"/etc/skein/key.pem\""),
         ("tls-client-ca", "\"/etc/skein/clients-ca.pem\""),
@@ -484,6 +558,9 @@ mod tests {
             tls_key: None,
             tls_client_ca: None,
             ready_file: None,
+            api_bind: None,
+            smtp_relay: None,
+            client_id_max: None,
             ..
         } = raw
         else {
@@ -545,6 +622,16 @@ mod tests {
             "--mqtts-port=98",
             "--ws-port=off",
             "--wss-port=0",
+            "--api-port=97",
+            "--api-bind=10.0.0.1",
+            "--api-tls",
+            "--api-rate=5",
+            "--connector-rate=0",
+            "--api-max-body=2KiB",
+            "--v1",
+            "--webhook-allow=10.0.0.0/8,::1",
+            "--smtp-relay=smtp://mail",
+            "--mail-from=a@b.example",
             "--tls-cert=/c",
             "--tls-key=/k",
             "--tls-client-ca=/a",
@@ -561,6 +648,7 @@ mod tests {
             "--max-inflight=8",
             "--max-queued=9",
             "--max-queued-bytes=2KiB",
+            "--max-publish-rate=12",
             "--max-outbox=1 MiB",
             "--max-subscriptions=11",
             "--client-id-max=23",
@@ -585,6 +673,18 @@ mod tests {
             mqtts_port: Some(98),
             ws_port: None,
             wss_port: Some(0),
+            api: ApiConfig {
+                port: Some(97),
+                bind: "10.0.0.1".parse().unwrap(),
+                is_tls: true,
+                rate: 5,
+                connector_rate: 0,
+                body_bytes_max: 2048,
+                v1: true,
+                webhook_allow: Networks::These(vec!["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]),
+                smtp_relay: Some("smtp://mail".to_owned()),
+                mail_from: "a@b.example".to_owned(),
+            },
             tls_certificate: Some(CertificateFiles {
                 certificate: "/c".into(),
                 key: "/k".into(),
@@ -607,6 +707,7 @@ mod tests {
             inflight_max: 8,
             queued_max: 9,
             queued_bytes_max: 2048,
+            publishes_per_s_max: 12,
             outbox_bytes_max: 1 << 20,
             subscriptions_per_session_max: 11,
             client_id_bytes_max: 23,

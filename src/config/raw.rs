@@ -3,7 +3,7 @@
 //!
 //! Called by `main` (clap fills it from flags and `SKEIN_…`, a flag winning) and by `config` (which lays it over the file).
 
-use super::units::{Expiry, Origins, Port, ProxyPorts, Size, Span};
+use super::units::{Expiry, Networks, Origins, Port, ProxyPorts, Size, Span};
 use super::{Access, Driver, Durability, LogFormat, LogLevel, PrivateFds};
 use std::{net::IpAddr, path::PathBuf};
 
@@ -11,7 +11,7 @@ use std::{net::IpAddr, path::PathBuf};
 #[derive(Clone, Debug, Default, PartialEq, clap::Args, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Raw {
-    /// Who may connect: `open` lets anyone in, on any topic
+    /// Who may connect: `platform` the devices of accounts, on topics that begin with their token; `open` anyone, on any topic
     #[arg(long, env = "SKEIN_ACCESS", value_enum, hide_env = true)]
     pub access: Option<Access>,
 
@@ -54,6 +54,60 @@ pub struct Raw {
     /// Port of MQTT over WebSocket over TLS; 0 picks a free one, `off` closes it
     #[arg(long, env = "SKEIN_WSS_PORT", value_name = "PORT", hide_env = true)]
     pub wss_port: Option<Port>,
+
+    /// Port of the HTTP API; 0 picks a free one, `off` closes it
+    #[arg(long, env = "SKEIN_API_PORT", value_name = "PORT", hide_env = true)]
+    pub api_port: Option<Port>,
+
+    /// Address of the HTTP API; 127.0.0.1 unless given, or that of --bind with --api-tls
+    #[arg(long, env = "SKEIN_API_BIND", value_name = "IP", hide_env = true)]
+    pub api_bind: Option<IpAddr>,
+
+    /// Serve the HTTP API over TLS, with the certificate of the TLS ports
+    #[arg(
+        long,
+        env = "SKEIN_API_TLS",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        hide_env = true
+    )]
+    pub api_tls: Option<bool>,
+
+    /// Calls of the HTTP API that an account may make in a second; 0: any number
+    #[arg(long, env = "SKEIN_API_RATE", value_name = "N", hide_env = true)]
+    pub api_rate: Option<u64>,
+
+    /// Times that a device may send over HTTP in a second; 0: any number
+    #[arg(long, env = "SKEIN_CONNECTOR_RATE", value_name = "N", hide_env = true)]
+    pub connector_rate: Option<u64>,
+
+    /// Largest body of an HTTP request
+    #[arg(long, env = "SKEIN_API_MAX_BODY", value_name = "SIZE", hide_env = true)]
+    pub api_max_body: Option<Size>,
+
+    /// Take data in the form of version 1 too: `v=1.5&v2=ok` on topics of token and device, and on /post_v1/
+    #[arg(
+        long,
+        env = "SKEIN_V1",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        hide_env = true
+    )]
+    pub v1: Option<bool>,
+
+    /// Networks that webhooks may reach beside the public ones, with commas between, or `any`, or `none`
+    #[arg(long, env = "SKEIN_WEBHOOK_ALLOW", value_name = "NET,...", hide_env = true)]
+    pub webhook_allow: Option<Networks>,
+
+    /// Relay for the mails of events: smtp://user:password@host:port, or smtps://; without it they are logged
+    #[arg(long, env = "SKEIN_SMTP_RELAY", value_name = "URL", hide_env = true)]
+    pub smtp_relay: Option<String>,
+
+    /// Sender of the mails of events
+    #[arg(long, env = "SKEIN_MAIL_FROM", value_name = "ADDRESS", hide_env = true)]
+    pub mail_from: Option<String>,
 
     /// Certificate of the TLS ports and the chain behind it (PEM); without it the broker makes one for itself
     #[arg(long, env = "SKEIN_TLS_CERT", value_name = "FILE", hide_env = true)]
@@ -126,6 +180,10 @@ pub struct Raw {
     #[arg(long, env = "SKEIN_OVERFLOW_WAIT", value_name = "DURATION", hide_env = true)]
     pub overflow_wait: Option<Span>,
 
+    /// PUBLISH packets that one connection may send in a second before it has to wait; 0: any number
+    #[arg(long, env = "SKEIN_MAX_PUBLISH_RATE", value_name = "N", hide_env = true)]
+    pub max_publish_rate: Option<u64>,
+
     /// Encoded bytes one connection may hold that its socket has not taken
     #[arg(long, env = "SKEIN_MAX_OUTBOX", value_name = "SIZE", hide_env = true)]
     pub max_outbox: Option<Size>,
@@ -134,7 +192,7 @@ pub struct Raw {
     #[arg(long, env = "SKEIN_MAX_SUBSCRIPTIONS", value_name = "N", hide_env = true)]
     pub max_subscriptions: Option<u64>,
 
-    /// Longest Client Identifier, in bytes
+    /// Longest Client Identifier, in bytes; 23 unless given, or 65535 with --access open
     #[arg(long, env = "SKEIN_CLIENT_ID_MAX", value_name = "N", hide_env = true)]
     pub client_id_max: Option<u64>,
 
@@ -170,6 +228,16 @@ impl Raw {
             mqtts_port: self.mqtts_port.or(under.mqtts_port),
             ws_port: self.ws_port.or(under.ws_port),
             wss_port: self.wss_port.or(under.wss_port),
+            api_port: self.api_port.or(under.api_port),
+            api_bind: self.api_bind.or(under.api_bind),
+            api_tls: self.api_tls.or(under.api_tls),
+            api_rate: self.api_rate.or(under.api_rate),
+            connector_rate: self.connector_rate.or(under.connector_rate),
+            api_max_body: self.api_max_body.or(under.api_max_body),
+            v1: self.v1.or(under.v1),
+            webhook_allow: self.webhook_allow.or(under.webhook_allow),
+            smtp_relay: self.smtp_relay.or(under.smtp_relay),
+            mail_from: self.mail_from.or(under.mail_from),
             tls_cert: self.tls_cert.or(under.tls_cert),
             tls_key: self.tls_key.or(under.tls_key),
             tls_client_ca: self.tls_client_ca.or(under.tls_client_ca),
@@ -186,6 +254,7 @@ impl Raw {
             max_queued: self.max_queued.or(under.max_queued),
             max_queued_bytes: self.max_queued_bytes.or(under.max_queued_bytes),
             overflow_wait: self.overflow_wait.or(under.overflow_wait),
+            max_publish_rate: self.max_publish_rate.or(under.max_publish_rate),
             max_outbox: self.max_outbox.or(under.max_outbox),
             max_subscriptions: self.max_subscriptions.or(under.max_subscriptions),
             client_id_max: self.client_id_max.or(under.client_id_max),

@@ -2,7 +2,9 @@
 //!
 //! Called by `raw`: `FromStr` reads a flag or a variable, `Deserialize` a value of the file.
 
+use ipnet::IpNet;
 use serde::Deserialize;
+use std::net::IpAddr;
 use std::{fmt, str::FromStr, time::Duration};
 
 /// A number of bytes: `262144`, `"256 KiB"` (1,024), `"1MB"` (1,000,000).
@@ -196,6 +198,53 @@ impl TryFrom<Listed> for ProxyPorts {
 
     fn try_from(listed: Listed) -> Result<Self, String> {
         ProxyPorts::from_names(listed.items())
+    }
+}
+
+/// Networks beside the public ones: `"10.0.0.0/8,192.168.1.7"`, or a list in the file; `"any"`, `"none"`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Listed")]
+pub enum Networks {
+    Any,
+    These(Vec<IpNet>),
+}
+
+impl Networks {
+    fn from_items<'a>(items: impl Iterator<Item = &'a str>) -> Result<Self, String> {
+        let items: Vec<&str> = items.map(str::trim).collect();
+        let network = |item: &&str| match item.parse::<IpAddr>() {
+            Ok(address) => Some(IpNet::from(address)),
+            Err(_) => item.parse().ok(),
+        };
+        match items[..] {
+            ["any"] => return Ok(Networks::Any),
+            ["none"] => return Ok(Networks::These(Vec::new())),
+            _ => {}
+        }
+        match items.iter().map(network).collect::<Option<Vec<_>>>() {
+            Some(networks) if !networks.is_empty() => Ok(Networks::These(networks)),
+            _ => Err(format!(
+                "`{}` is no list of networks: give some, such as 10.0.0.0/8 or 192.168.1.7, with commas between, or any, \
+                 or none",
+                items.join(",")
+            )),
+        }
+    }
+}
+
+impl FromStr for Networks {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Networks::from_items(text.split(','))
+    }
+}
+
+impl TryFrom<Listed> for Networks {
+    type Error = String;
+
+    fn try_from(listed: Listed) -> Result<Self, String> {
+        Networks::from_items(listed.items())
     }
 }
 

@@ -123,8 +123,9 @@ pub struct Connection {
     pub generation: u32,
     /// The Client's place in the slab while `state` is not `Closed`.
     pub client: u32,
-    /// When the last packet came.
+    /// When the last packet came, and when it began.
     pub last_packet: TickNumber,
+    pub connected: TickNumber,
     pub keep_alive_s: u16,
     pub level_is_v31: bool,
     pub state: State,
@@ -146,6 +147,8 @@ pub mod paused {
     pub const HELD_BACK: u8 = 4;
     /// The disk must know that the Session which it replaced has ended.
     pub const ENDED_SESSION: u8 = 8;
+    /// It has published as often as it may in this second.
+    pub const RATE: u8 = 16;
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -257,6 +260,12 @@ impl Clients {
             Err(_) => unreachable!("every Session is found by its Client Identifier"),
         }
         client
+    }
+
+    /// The places of all Sessions of an account.
+    pub fn of_account(&self, account: AccountId) -> Vec<u32> {
+        let sessions = self.sessions.iter().filter(|(_, client)| client.account == account);
+        sessions.map(|(index, _)| index as u32).collect()
     }
 
     pub fn key(&self, index: u32) -> SessionKey {

@@ -18,7 +18,7 @@ use crate::session::will::Ending;
 
 use super::clients::{Client, Connection, State, paused};
 use super::event::{CloseReason, ConnectionId, Lane, PeerId};
-use super::message::ShardMessage;
+use super::message::{Published, ShardMessage};
 use super::receipt::Then;
 use super::record::Record;
 use super::{Shard, mark};
@@ -70,6 +70,7 @@ impl Shard {
             generation: id.generation,
             client,
             last_packet: self.now,
+            connected: self.now,
             keep_alive_s: connect.keep_alive_s,
             level_is_v31: connect.level == Level::V31,
             state: State::Open,
@@ -167,7 +168,7 @@ impl Shard {
             text.clear();
             text.push_str(self.subscriptions.filter_text(*filter));
             if let Unsubscribed::LastOnCore(_) = self.subscriptions.unsubscribe_id(*filter, index) {
-                self.withdraw(TopicFilter::trusted(&text));
+                self.withdraw(client.account, TopicFilter::trusted(&text));
             }
         }
         self.text = text;
@@ -175,11 +176,11 @@ impl Shard {
     }
 
     /// The last holder on this core of `filter` is gone: its owners need not send what matches it any more.
-    pub(super) fn withdraw(&mut self, filter: TopicFilter<'_>) {
+    pub(super) fn withdraw(&mut self, account: AccountId, filter: TopicFilter<'_>) {
         if self.cores == 1 {
             return;
         }
-        let owners = match self.shard_key.owners(filter) {
+        let owners = match self.shard_key.owners(account, filter) {
             Owners::All => 0..self.cores,
             Owners::One(core) => core..core + 1,
         };
@@ -196,6 +197,7 @@ impl Shard {
         let topic = TopicName::trusted(&will.topic);
         if !self.access.may_publish(account, topic) {
             self.counters.publishes_refused += 1;
+            self.counters.refused_bad_token += 1;
             return;
         }
         self.counters.wills_published += 1;
@@ -205,7 +207,13 @@ impl Shard {
             qos: will.qos,
         };
         // Nobody is owed an acknowledgement, so nothing waits for a receipt.
-        self.dispatch(&message, will.retain, None);
+        let published = Published {
+            account,
+            message,
+            retain: will.retain,
+            origin: None,
+        };
+        self.dispatch(&published, None);
         self.hold_back(None);
     }
 }

@@ -20,18 +20,23 @@ const EXPIRED_PER_TICK: usize = 1_000;
 /// Unix time by the clock of the shard.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UnixTime {
-    /// The second of Unix time at `Millis(0)`.
-    pub epoch_s: u64,
+    /// The millisecond of Unix time at `Millis(0)`.
+    pub epoch_ms: u64,
 }
 
 impl UnixTime {
+    /// The second of Unix time.
     fn at(self, now: Millis) -> u64 {
-        self.epoch_s + now.0 / 1_000
+        self.at_ms(now) / 1_000
+    }
+
+    pub fn at_ms(self, now: Millis) -> u64 {
+        self.epoch_ms + now.0
     }
 
     /// The first millisecond of this second; 0 if it was before the clock began.
     fn millis(self, second: u64) -> Millis {
-        Millis(second.saturating_sub(self.epoch_s) * 1_000)
+        Millis((second * 1_000).saturating_sub(self.epoch_ms))
     }
 }
 

@@ -14,6 +14,7 @@
 
 use crate::mqtt::packet::{PacketId, QoS};
 use crate::mqtt::topic::{TopicFilter, TopicName};
+use crate::registry::access::AccountId;
 use crate::session::message::Message;
 
 use super::event::{ConnectionId, PeerId};
@@ -34,9 +35,7 @@ pub enum ShardMessage<'a> {
     /// Home to owner: a client published. `receipt`: answer with `Routed`, and let everybody answer with `Delivered`.
     Publish {
         receipt: Option<ReceiptId>,
-        retain: bool,
-        origin: Option<Doubt>,
-        message: Message<'a>,
+        published: Published<'a>,
     },
     /// Home to owner: this core wants the filter. Answer with `Registered`.
     Register {
@@ -81,6 +80,15 @@ pub enum ShardMessage<'a> {
     LetGo { session: SessionKey },
 }
 
+/// A message as its publisher's home core gives it to the owner of its topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published<'a> {
+    pub account: AccountId,
+    pub message: Message<'a>,
+    pub retain: bool,
+    pub origin: Option<Doubt>,
+}
+
 /// The durable origin of a QoS 2 message, and whether its client sends it again after a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Doubt {
@@ -97,20 +105,17 @@ const RETAIN: u8 = 0b100;
 impl ShardMessage<'_> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         match *self {
-            ShardMessage::Publish {
-                receipt,
-                retain,
-                origin,
-                message,
-            } => {
+            ShardMessage::Publish { receipt, published } => {
+                let Published {
+                    account,
+                    message,
+                    retain,
+                    origin,
+                } = published;
                 put_origin(out, origin);
                 let flags = message.qos as u8 | if retain { RETAIN } else { 0 };
-                put_message(
-                    out,
-                    [1, flags],
-                    &[receipt.map_or(NO_RECEIPT, |receipt| receipt.0)],
-                    &message,
-                );
+                let receipt = receipt.map_or(NO_RECEIPT, |receipt| receipt.0);
+                put_message(out, [1, flags], &[receipt, account.0], &message);
             }
             ShardMessage::Register { request, entry, filter } => {
                 out.extend_from_slice(&[2]);
@@ -324,12 +329,13 @@ impl<'a> Iterator for Messages<'a> {
             1 => {
                 let flags = self.u8();
                 let receipt = self.receipt();
-                ShardMessage::Publish {
-                    receipt,
+                let published = Published {
+                    account: AccountId(self.u32()),
                     retain: flags & RETAIN != 0,
                     origin,
                     message: self.message(flags),
-                }
+                };
+                ShardMessage::Publish { receipt, published }
             }
             2 => {
                 let (request, entry) = (self.u32(), self.u16());
@@ -447,15 +453,21 @@ mod tests {
         let messages = [
             ShardMessage::Publish {
                 receipt: Some(ReceiptId(7)),
-                retain: true,
-                origin: DOUBT,
-                message,
+                published: Published {
+                    account: AccountId(3),
+                    message,
+                    retain: true,
+                    origin: DOUBT,
+                },
             },
             ShardMessage::Publish {
                 receipt: None,
-                retain: false,
-                origin: None,
-                message: empty,
+                published: Published {
+                    account: AccountId(0),
+                    message: empty,
+                    retain: false,
+                    origin: None,
+                },
             },
             ShardMessage::Register {
                 request: 9,

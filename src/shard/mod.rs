@@ -24,11 +24,15 @@ mod deliver;
 pub mod event;
 mod expiry;
 pub mod greeting;
+mod ingest;
 pub mod message;
 mod overflow;
 pub mod peers;
+#[cfg(test)]
+mod platform_tests;
 mod publish;
 pub mod query;
+mod rate;
 pub mod receipt;
 pub mod record;
 pub mod restore;
@@ -49,9 +53,11 @@ use crate::mqtt::decode::decode;
 use crate::mqtt::frame::{Framing, next_frame};
 use crate::mqtt::packet::Packet;
 use crate::registry::access::{Access, AccountId};
+use crate::registry::datapoint::DatapointIds;
+use crate::registry::devices::Devices;
 use crate::routing::interest::Interest;
 use crate::routing::retained::RetainedMessages;
-use crate::routing::shard_key::ShardKey;
+use crate::routing::shard_key::{Division, ShardKey};
 use crate::routing::subscriptions::{Subscriptions, Target};
 use crate::session::outbound;
 use crate::session::outbox::BufferPool;
@@ -63,6 +69,7 @@ use expiry::Expiry;
 use message::{Messages, ShardMessage};
 use overflow::{Overflows, Publisher};
 use peers::Peers;
+use rate::PublishRate;
 use receipt::{AwaitsCommit, Receipts, Then};
 use record::{Fetched, Origin, Record, SessionNumber};
 use scan::Parked;
@@ -87,6 +94,8 @@ pub struct Limits {
     pub session_expiry_s: Option<u64>,
     /// Payloads of retained messages in memory, over all cores.
     pub retained_memory_bytes_max: usize,
+    /// PUBLISH packets of one connection in a second; 0: any number.
+    pub publishes_per_s_max: u32,
 }
 
 impl Default for Limits {
@@ -102,6 +111,7 @@ impl Default for Limits {
             overflow_wait_ms: OVERFLOW_WAIT_MS,
             session_expiry_s: None,
             retained_memory_bytes_max: RETAINED_MEMORY_BYTES_MAX,
+            publishes_per_s_max: 0,
         }
     }
 }
@@ -117,6 +127,10 @@ pub struct ShardConfig {
     pub limits: Limits,
     pub access: Access,
     pub unix_time: UnixTime,
+    /// `DT/DEV` with `v=..&v2=..` is data.
+    pub v1_topics: bool,
+    /// When the newest datapoint came that any run has stored, in milliseconds of Unix time.
+    pub newest_datapoint_ms: u64,
 }
 
 /// The state of one core.
@@ -130,12 +144,18 @@ pub struct Shard {
     shard_key: ShardKey,
     home_hasher: RandomState,
     now: TickNumber,
+    now_ms: Millis,
+    unix_time: UnixTime,
 
     clients: Clients,
     deadlines: Deadlines,
     subscriptions: Subscriptions,
     interest: Interest,
     retained: RetainedMessages,
+    /// Of the topics this core owns.
+    devices: Devices,
+    datapoint_ids: DatapointIds,
+    v1_topics: bool,
 
     receipts: Receipts,
     pending_subscribes: Slab<PendingSubscribe>,
@@ -162,6 +182,7 @@ pub struct Shard {
     unsettled: HashSet<Origin, RandomState>,
 
     overflows: Overflows,
+    publish_rate: PublishRate,
     /// None: durable Sessions wait for their clients for ever.
     expiry: Option<Expiry>,
 
@@ -173,6 +194,8 @@ pub struct Shard {
     cores_wanting: Vec<u16>,
     due: Vec<ConnectionId>,
     text: String,
+    /// A datapoint's value while it is made.
+    value: String,
 }
 
 impl Shard {
@@ -185,6 +208,8 @@ impl Shard {
             limits,
             access,
             unix_time,
+            v1_topics,
+            newest_datapoint_ms,
         } = config;
         let session_expiry_s = limits.session_expiry_s;
         assert!(core.0 < cores, "a core is one of the cores");
@@ -200,8 +225,14 @@ impl Shard {
                 queued_bytes_max: limits.queued_bytes_max,
                 outbox_bytes_max: limits.outbox_bytes_max,
             },
+            shard_key: ShardKey::new(hash_key, cores, Division::of(&access, shard_levels)),
             access,
-            shard_key: ShardKey::new(hash_key, cores, shard_levels),
+            unix_time,
+            now_ms: Millis(0),
+            v1_topics,
+            devices: Devices::new(hash_key),
+            datapoint_ids: DatapointIds::new(core.0, newest_datapoint_ms),
+            value: String::new(),
             // Another key than the tables': else every client of a core would share the low bits of its hash there.
             home_hasher: RandomState::with_seeds(d, c, b, a),
             now: TickNumber(0),
@@ -225,6 +256,7 @@ impl Shard {
             parked: Slab::new(),
             in_doubt: HashMap::with_hasher(RandomState::with_seeds(a, b, c, d)),
             unsettled: HashSet::with_hasher(RandomState::with_seeds(a, b, c, d)),
+            publish_rate: PublishRate::new(limits.publishes_per_s_max, RandomState::with_seeds(a, b, c, d)),
             overflows: Overflows::new(limits.overflow_wait_ms, RandomState::with_seeds(a, b, c, d)),
             expiry: session_expiry_s
                 .map(|after_s| Expiry::new(after_s, unix_time, RandomState::with_seeds(a, b, c, d))),
@@ -246,6 +278,7 @@ impl Shard {
     /// Feeds one input. For `Received`, returns how many bytes were consumed; for all others, 0. `now` never goes back.
     pub fn handle(&mut self, input: Input<'_>, now: Millis) -> usize {
         self.now = self.now.max(TickNumber::at_or_before(now));
+        self.now_ms = self.now_ms.max(now);
         if !self.resumed.is_empty() {
             self.hear_resumed();
         }
@@ -307,8 +340,22 @@ impl Shard {
     /// When a `Tick` is due at the latest; `None` while nothing is timed.
     pub fn next_deadline(&self) -> Option<Millis> {
         let expiry = self.expiry.as_ref().and_then(Expiry::next_deadline);
-        let deadlines = [self.deadlines.next_deadline(), self.overflows.next_deadline(), expiry];
+        let deadlines = [
+            self.deadlines.next_deadline(),
+            self.overflows.next_deadline(),
+            self.publish_rate.next_deadline(),
+            expiry,
+        ];
         deadlines.into_iter().flatten().min()
+    }
+
+    /// What time it is outside: whoever has a clock says so every now and then, since it may be set.
+    pub fn set_unix_time(&mut self, unix_time: UnixTime) {
+        self.unix_time = unix_time;
+    }
+
+    fn unix_now_ms(&self) -> u64 {
+        self.unix_time.at_ms(self.now_ms)
     }
 
     /// Connections that are open now.
@@ -357,6 +404,7 @@ impl Shard {
             sessions_now: self.clients.sessions.len() as u64,
             connections_now: self.clients.open as u64,
             retained_now: self.retained.len() as u64,
+            devices_now: self.devices.len() as u64,
             ..self.counters.clone()
         }
     }
@@ -399,7 +447,12 @@ impl Shard {
     #[inline]
     fn packet(&mut self, id: ConnectionId, packet: Packet<'_>) {
         match packet {
-            Packet::Publish(publish) => self.publish(id, publish),
+            Packet::Publish(publish) => {
+                self.publish(id, publish);
+                if self.publish_rate.is_limited() {
+                    self.count_publish(id);
+                }
+            }
             Packet::PubAck(packet_id) => self.puback(id, packet_id),
             Packet::PubRec(packet_id) => self.pubrec(id, packet_id),
             Packet::PubRel(packet_id) => self.pubrel(id, packet_id),
@@ -414,12 +467,7 @@ impl Shard {
     fn batch(&mut self, from: PeerId, bytes: &[u8]) {
         for message in Messages::new(bytes) {
             match message {
-                ShardMessage::Publish {
-                    receipt,
-                    retain,
-                    origin,
-                    message,
-                } => self.publish_from(from, receipt, retain, origin, &message),
+                ShardMessage::Publish { receipt, published } => self.publish_from(from, receipt, &published),
                 ShardMessage::Deliver {
                     receipt,
                     origin,
@@ -489,6 +537,7 @@ impl Shard {
         match then {
             Then::Confirm { home, receipt } => self.confirm(home, receipt),
             Then::Received(sender) => self.settle(sender),
+            Then::Answer(asker) => self.tell(asker),
             Then::Send(session) => {
                 let client = self.clients.session(session);
                 if let Some(id) = client.and_then(|client| client.connection) {
@@ -521,6 +570,7 @@ impl Shard {
 
     fn tick(&mut self, now: Millis) {
         self.give_up_overflows();
+        self.end_second(now);
         self.expire_sessions(now);
         let mut due = std::mem::take(&mut self.due);
         self.deadlines.expire(now, &mut due);

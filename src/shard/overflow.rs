@@ -27,7 +27,7 @@ use super::clients::paused;
 use super::deadlines::TickNumber;
 use super::event::{ConnectionId, Lane, PeerId};
 use super::message::ShardMessage;
-use super::receipt::ReceiptId;
+use super::receipt::{ReceiptId, Sender};
 use super::record::{SessionKey, SessionNumber};
 use super::{Shard, event::Millis};
 
@@ -150,8 +150,10 @@ impl Shard {
     /// A queue on core `home` holds back the connection that waits for this receipt. It is open: the core that says so has
     /// not confirmed its part.
     pub(super) fn hold_back_sender(&mut self, home: PeerId, session: SessionKey, receipt: ReceiptId) {
-        let connection = self.receipts.sender(receipt).connection;
-        self.held_back(home, session, connection);
+        // Who asked from outside waits for the answer, and sends nothing meanwhile.
+        if let Sender::Client(sender) = self.receipts.sender(receipt) {
+            self.held_back(home, session, sender.connection);
+        }
     }
 
     fn held_back(&mut self, home: PeerId, session: SessionKey, connection: ConnectionId) {

@@ -14,9 +14,9 @@ use crate::session::message::Message;
 
 use super::clients::{Connection, paused};
 use super::event::{ConnectionId, Lane, PeerId};
-use super::message::{Doubt, ShardMessage};
+use super::message::{Doubt, Published, ShardMessage};
 use super::overflow::Publisher;
-use super::receipt::{Sender, Then};
+use super::receipt::{ClientSender, Sender, Then};
 use super::record::{Origin, Record};
 use super::{Shard, mark};
 
@@ -44,14 +44,21 @@ impl Shard {
         let index = connection.client;
         let account = self.clients.sessions[index as usize].account;
         let message = Message { topic, payload, qos };
+        let published = Published {
+            account,
+            message,
+            retain,
+            origin: None,
+        };
         let allowed = self.access.may_publish(account, topic);
         let Some(packet_id) = packet_id else {
             self.counters.publishes_qos0 += 1;
             if !allowed {
                 self.counters.publishes_refused += 1;
+                self.counters.refused_bad_token += 1;
                 return;
             }
-            let dispatched = self.dispatch(&message, retain, None);
+            let dispatched = self.dispatch(&published, None);
             self.pause_if_congested(id, dispatched);
             return;
         };
@@ -60,7 +67,7 @@ impl Shard {
             .acknowledgements
             .as_ref()
             .map_or(0, |owed| owed.next_sequence());
-        let mut sender = Sender {
+        let mut sender = ClientSender {
             connection: id,
             sequence,
             packet_id: None,
@@ -101,12 +108,13 @@ impl Shard {
         if !allowed {
             // 3.1.1 cannot report it: acknowledged as usual, and dropped [MQTT-3.3.5-2].
             self.counters.publishes_refused += 1;
+            self.counters.refused_bad_token += 1;
             self.owe(id, acknowledgement, true);
             return;
         }
         let dispatched = match origin {
-            None => self.dispatch(&message, retain, Some(sender)),
-            Some(origin) => self.dispatch_once(&message, retain, sender, origin, dup),
+            None => self.dispatch(&published, Some(Sender::Client(sender))),
+            Some(origin) => self.dispatch_once(&published, sender, origin, dup),
         };
         self.hold_back(Some(Publisher::Here(id)));
         if dispatched.waits
@@ -143,8 +151,8 @@ impl Shard {
 
     /// Gives a message to the owner of its topic. With a sender, opens a receipt unless everything is done at once.
     #[inline]
-    pub(super) fn dispatch(&mut self, message: &Message<'_>, retain: bool, sender: Option<Sender>) -> Dispatched {
-        self.dispatch_recorded(message, retain, sender, None, None)
+    pub(super) fn dispatch(&mut self, published: &Published<'_>, sender: Option<Sender>) -> Dispatched {
+        self.dispatch_recorded(published, sender, None)
     }
 
     /// The same for a QoS 2 message of a durable Session, which must come through exactly once whenever the broker stops.
@@ -153,9 +161,8 @@ impl Shard {
     /// already knows it again.
     fn dispatch_once(
         &mut self,
-        message: &Message<'_>,
-        retain: bool,
-        sender: Sender,
+        published: &Published<'_>,
+        sender: ClientSender,
         origin: Origin,
         dup: bool,
     ) -> Dispatched {
@@ -165,12 +172,20 @@ impl Shard {
             let doubt = is_again.then_some(Doubt { origin, is_again });
             let Origin { session, packet_id } = origin;
             let record = self.persist(Record::PacketIdReceived { session, packet_id });
-            let dispatched = self.dispatch_recorded(message, retain, Some(sender), Some(record), doubt);
+            let published = Published {
+                origin: doubt,
+                ..*published
+            };
+            let dispatched = self.dispatch_recorded(&published, Some(Sender::Client(sender)), Some(record));
             self.in_doubt.remove(&origin);
             return dispatched;
         }
         let is_again = self.unsettled.remove(&origin) && dup;
-        let dispatched = self.dispatch_recorded(message, retain, Some(sender), None, Some(Doubt { origin, is_again }));
+        let published = Published {
+            origin: Some(Doubt { origin, is_again }),
+            ..*published
+        };
+        let dispatched = self.dispatch_recorded(&published, Some(Sender::Client(sender)), None);
         if !dispatched.waits {
             self.receive(sender, origin);
         }
@@ -181,7 +196,7 @@ impl Shard {
     }
 
     /// Everybody has the message: its identifier goes to disk, and PUBREC follows.
-    fn receive(&mut self, sender: Sender, origin: Origin) {
+    fn receive(&mut self, sender: ClientSender, origin: Origin) {
         let Origin { session, packet_id } = origin;
         let record = self.persist(Record::PacketIdReceived { session, packet_id });
         self.after_commit(record, Then::Received(sender));
@@ -190,19 +205,17 @@ impl Shard {
     /// The same, with a record of this core's that the receipt waits for as well.
     fn dispatch_recorded(
         &mut self,
-        message: &Message<'_>,
-        retain: bool,
+        published: &Published<'_>,
         sender: Option<Sender>,
         record: Option<super::RecordNumber>,
-        origin: Option<Doubt>,
     ) -> Dispatched {
         let owner = PeerId(if self.cores == 1 {
             0
         } else {
-            self.shard_key.owner(message.topic)
+            self.shard_key.owner(published.account, published.message.topic)
         });
         if owner == self.core {
-            return self.route_here(message, retain, sender, record, origin);
+            return self.route_here(published, sender, record);
         }
         debug_assert!(
             record.is_none(),
@@ -211,9 +224,7 @@ impl Shard {
         let receipt = sender.map(|sender| self.receipts.open(sender, None));
         let publish = ShardMessage::Publish {
             receipt,
-            retain,
-            origin,
-            message: *message,
+            published: *published,
         };
         let is_full = self.send(owner, Lane::ToOwner, &publish);
         Dispatched {
@@ -242,6 +253,10 @@ impl Shard {
 
     /// A receipt is complete. What is durable about a QoS 2 identifier goes to disk now.
     pub(super) fn complete(&mut self, sender: Sender) {
+        let sender = match sender {
+            Sender::Client(sender) => sender,
+            Sender::Asker(asker) => return self.tell(asker),
+        };
         match sender.packet_id {
             Some((key, packet_id)) if self.cores > 1 && !key.is_clean() => {
                 let session = key.number;
@@ -255,8 +270,8 @@ impl Shard {
     }
 
     /// Everything a PUBLISH waits for is done: the acknowledgement leaves if all before it have.
-    pub(super) fn settle(&mut self, sender: Sender) {
-        let Sender {
+    pub(super) fn settle(&mut self, sender: ClientSender) {
+        let ClientSender {
             connection,
             sequence,
             packet_id,

@@ -11,6 +11,7 @@ use slab::Slab;
 use crate::mqtt::packet::PacketId;
 
 use super::event::{ConnectionId, PeerId, RecordNumber};
+use super::query::{Refusal, Ticket};
 use super::record::SessionKey;
 
 /// A receipt's place on the publisher's home core.
@@ -19,12 +20,34 @@ pub struct ReceiptId(pub u32);
 
 /// Whom to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sender {
+pub enum Sender {
+    Client(ClientSender),
+    /// Whoever asked with this ticket.
+    Asker(Asker),
+}
+
+/// A connection that is owed PUBACK or PUBREC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientSender {
     pub connection: ConnectionId,
     /// The entry of the connection's `Acknowledgements`.
     pub sequence: u32,
     /// For QoS 2, the identifier the Session remembers, since it may outlive the connection.
     pub packet_id: Option<(SessionKey, PacketId)>,
+}
+
+/// Somebody outside the cores, and what is to be said once all is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asker {
+    pub ticket: Ticket,
+    pub then: Told,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    Done,
+    Registered,
+    Refused(Refusal),
 }
 
 struct Receipt {
@@ -99,7 +122,9 @@ pub enum Then {
     /// A part of a receipt is confirmed to the publisher's home core, this one or another.
     Confirm { home: PeerId, receipt: ReceiptId },
     /// The identifier of a QoS 2 PUBLISH that has reached everybody is on disk: PUBREC may leave.
-    Received(Sender),
+    Received(ClientSender),
+    /// What was asked is on disk.
+    Answer(Asker),
     /// A QoS 2 message may be sent to this Session.
     Send(SessionKey),
     /// PUBREL: that the message is the client's is on disk.
@@ -128,14 +153,14 @@ mod tests {
     use super::*;
 
     fn sender(sequence: u32) -> Sender {
-        Sender {
+        Sender::Client(ClientSender {
             connection: ConnectionId {
                 index: 0,
                 generation: 0,
             },
             sequence,
             packet_id: None,
-        }
+        })
     }
 
     #[test]

@@ -2,16 +2,21 @@
 //!
 //! Called  by `server` before the first core serves, and by the simulation after a crash.
 //! Holds   - every Session goes to its home core, every filter and retained message to its owners, as this run divides them;
+//!         - with accounts, what belongs to none of them is left where it is: Sessions, retained messages, devices;
 //!         - a new Session's number is greater than any that was ever on disk, and no two cores give the same.
+
+use std::sync::Arc;
 
 use crate::mqtt::packet::PacketId;
 use crate::mqtt::topic::{TopicFilter, TopicName};
+use crate::registry::access::{Access, AccountId, Accounts};
+use crate::registry::devices::Entry;
 use crate::routing::shard_key::Owners;
 use crate::routing::subscriptions::Subscribed;
 use crate::session::outbound::Outbound;
 
 use super::Shard;
-use super::record::{SessionKey, Stored, StoredRetained, StoredSession};
+use super::record::{Record, SessionKey, Stored, StoredRetained, StoredSession};
 
 /// Gives the shards what the store kept. `shards` are all cores of the run, in order, fresh.
 pub fn restore(shards: &mut [Shard], stored: Stored) {
@@ -20,8 +25,16 @@ pub fn restore(shards: &mut [Shard], stored: Stored) {
         retained,
         newest_session,
         in_doubt,
-        ..
+        devices,
+        // The first is in the shards' access, the second in their configuration; the last is for whoever makes accounts.
+        accounts: _,
+        newest_datapoint_ms: _,
+        newest_account: _,
     } = stored;
+    let accounts = match &shards[0].access {
+        Access::Open => None,
+        Access::Platform(accounts) => Some(Arc::clone(accounts)),
+    };
     let cores = shards.len() as u64;
     let first = newest_session + 1;
     for (core, shard) in shards.iter_mut().enumerate() {
@@ -47,13 +60,41 @@ pub fn restore(shards: &mut [Shard], stored: Stored) {
             payload_bytes,
             qos,
         } = retained;
+        let account = match &accounts {
+            None => AccountId::default(),
+            Some(accounts) => match account_of(accounts, &topic) {
+                Some(account) => account,
+                // Nobody can get it. It stays on disk for a run with `--access open`.
+                None => continue,
+            },
+        };
         let topic = TopicName::trusted(&topic);
-        let owner = shards[0].shard_key.owner(topic);
+        let owner = shards[0].shard_key.owner(account, topic);
         shards[usize::from(owner)]
             .retained
             .restore(topic, payload, payload_bytes, qos);
     }
+    for device in devices {
+        let Some(tenant) = accounts.as_ref().and_then(|accounts| accounts.tenant(device.account)) else {
+            continue;
+        };
+        tenant.count_device();
+        let owner = shards[0].shard_key.owner_of_device(device.account, &device.device);
+        let entry = Entry {
+            is_enabled: device.is_enabled,
+            channel: device.channel,
+        };
+        shards[usize::from(owner)]
+            .devices
+            .insert(device.account, &device.device, entry);
+    }
     for session in sessions {
+        // Nobody can come for it: it stays on disk for a run with `--access open`.
+        if let Some(accounts) = &accounts
+            && accounts.tenant(session.account).is_none()
+        {
+            continue;
+        }
         let home = shards[0].home(session.account, &session.client_id);
         let since_s = session.away_since_s;
         let (key, new_filters) = shards[usize::from(home.0)].restore_session(session);
@@ -69,6 +110,12 @@ pub fn restore(shards: &mut [Shard], stored: Stored) {
     for (shard, away) in shards.iter_mut().zip(away) {
         shard.restore_expiry(away);
     }
+}
+
+/// Whose token a topic begins with.
+fn account_of(accounts: &Accounts, topic: &str) -> Option<AccountId> {
+    let first = topic.split('/').next().unwrap_or_default();
+    Some(accounts.by_device_token(first)?.id())
 }
 
 /// A filter that is new on its core, and the cores that own its topics.
@@ -97,12 +144,18 @@ impl Shard {
         let mut first = Vec::new();
         for (text, qos) in stored.filters {
             let filter = TopicFilter::trusted(&text);
+            if !self.access.may_subscribe(stored.account, filter) {
+                // The token was rotated, and the broker ended before all of what was below it had gone.
+                let session = stored.session;
+                self.persist(Record::Unsubscribed { session, filter: text });
+                continue;
+            }
             let (filter_id, subscribed) = self.subscriptions.subscribe(filter, index, qos);
             if subscribed != Subscribed::Replaced {
                 self.clients.sessions[index as usize].filters.insert(filter_id);
             }
             if subscribed == Subscribed::FirstOnCore && self.cores > 1 {
-                let owners = match self.shard_key.owners(filter) {
+                let owners = match self.shard_key.owners(stored.account, filter) {
                     Owners::All => 0..self.cores,
                     Owners::One(core) => core..core + 1,
                 };

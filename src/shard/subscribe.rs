@@ -37,6 +37,7 @@ impl Shard {
     pub(super) fn subscribe(&mut self, id: ConnectionId, subscribe: Subscribe<'_>) {
         let connection = &self.clients.connections[id.index as usize];
         let (index, level) = (connection.client, connection.level());
+        let account = self.clients.sessions[index as usize].account;
         let mut pending = PendingSubscribe {
             connection: id,
             packet_id: subscribe.packet_id,
@@ -64,7 +65,7 @@ impl Shard {
                 let filter = filter.as_str().into();
                 record = Some(self.persist(Record::Subscribed { session, filter, qos }));
             }
-            let owners = match self.shard_key.owners(filter) {
+            let owners = match self.shard_key.owners(account, filter) {
                 _ if self.cores == 1 => 0..1,
                 Owners::All => 0..self.cores,
                 Owners::One(core) => core..core + 1,
@@ -184,7 +185,7 @@ impl Shard {
                 Unsubscribed::NotFound => continue,
                 Unsubscribed::Removed(filter_id) => filter_id,
                 Unsubscribed::LastOnCore(filter_id) => {
-                    self.withdraw(filter);
+                    self.withdraw(self.clients.sessions[index as usize].account, filter);
                     filter_id
                 }
             };

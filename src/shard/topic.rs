@@ -13,7 +13,7 @@ use crate::session::message::Message;
 
 use super::Shard;
 use super::event::{Lane, PeerId, RecordNumber};
-use super::message::{Doubt, ShardMessage};
+use super::message::{Doubt, Published, ShardMessage};
 use super::overflow::Publisher;
 use super::publish::Dispatched;
 use super::receipt::{ReceiptId, Sender, Then};
@@ -24,15 +24,40 @@ impl Shard {
     #[inline]
     pub(super) fn route_here(
         &mut self,
-        message: &Message<'_>,
-        retain: bool,
+        published: &Published<'_>,
         sender: Option<Sender>,
         record: Option<RecordNumber>,
-        origin: Option<Doubt>,
     ) -> Dispatched {
-        let retained = if retain { Some(self.retain(message)) } else { None };
+        let (is_routed, stored) = self.admit(published, sender.is_some());
+        self.route(published, is_routed, sender, record.max(stored))
+    }
+
+    /// The same for what has been admitted, and kept, already.
+    pub(super) fn route_kept(
+        &mut self,
+        published: &Published<'_>,
+        sender: Option<Sender>,
+        record: Option<RecordNumber>,
+    ) -> Dispatched {
+        self.route(published, true, sender, record)
+    }
+
+    #[inline]
+    fn route(
+        &mut self,
+        published: &Published<'_>,
+        is_routed: bool,
+        sender: Option<Sender>,
+        record: Option<RecordNumber>,
+    ) -> Dispatched {
+        let Published { message, origin, .. } = published;
+        let retained = (published.retain && is_routed).then(|| self.retain(message));
         if self.cores == 1 {
-            let delivered = self.deliver(message, origin);
+            let delivered = if is_routed {
+                self.deliver(message, *origin)
+            } else {
+                None
+            };
             let record = record.max(retained).max(delivered);
             let (Some(sender), Some(record)) = (sender, record) else {
                 return Dispatched::default();
@@ -50,9 +75,9 @@ impl Shard {
                 congested: None,
             };
         }
-        let cores = self.find_interested(message);
+        let cores = self.find_interested(message, is_routed);
         let delivered = if cores.contains(&self.core.0) {
-            self.deliver(message, origin)
+            self.deliver(message, *origin)
         } else {
             None
         };
@@ -71,7 +96,7 @@ impl Shard {
                 },
             );
         }
-        let congested = self.forward(&cores, receipt.map(|receipt| (self.core, receipt)), origin, message);
+        let congested = self.forward(&cores, receipt.map(|receipt| (self.core, receipt)), *origin, message);
         self.cores_wanting = cores;
         Dispatched {
             waits: receipt.is_some(),
@@ -80,25 +105,20 @@ impl Shard {
     }
 
     /// A message whose publisher is at home on `from`.
-    pub(super) fn publish_from(
-        &mut self,
-        from: PeerId,
-        receipt: Option<ReceiptId>,
-        retain: bool,
-        origin: Option<Doubt>,
-        message: &Message<'_>,
-    ) {
-        let retained = if retain { Some(self.retain(message)) } else { None };
-        let cores = self.find_interested(message);
+    pub(super) fn publish_from(&mut self, from: PeerId, receipt: Option<ReceiptId>, published: &Published<'_>) {
+        let Published { message, origin, .. } = published;
+        let (is_routed, stored) = self.admit(published, receipt.is_some());
+        let retained = (published.retain && is_routed).then(|| self.retain(message));
+        let cores = self.find_interested(message, is_routed);
         let delivered = if cores.contains(&self.core.0) {
-            self.deliver(message, origin)
+            self.deliver(message, *origin)
         } else {
             None
         };
         let publisher = receipt.map(|receipt| Publisher::At(from, receipt));
         self.hold_back(publisher);
         if let Some(receipt) = receipt {
-            let record = retained.max(delivered);
+            let record = stored.max(retained).max(delivered);
             if record.is_some() {
                 self.hold_back_for_disk(publisher);
             }
@@ -109,14 +129,17 @@ impl Shard {
             self.send(from, Lane::ToHome, &ShardMessage::Routed { receipt, parts });
         }
         // Past the bound, the next batch of requests is not taken: nobody to pause here.
-        self.forward(&cores, receipt.map(|receipt| (from, receipt)), origin, message);
+        self.forward(&cores, receipt.map(|receipt| (from, receipt)), *origin, message);
         self.cores_wanting = cores;
     }
 
-    /// The cores with a Session that wants the topic; given back to `cores_wanting` by the caller.
-    fn find_interested(&mut self, message: &Message<'_>) -> Vec<u16> {
+    /// The cores with a Session that wants the topic, none if it is not routed; given back to `cores_wanting` by the caller.
+    fn find_interested(&mut self, message: &Message<'_>, is_routed: bool) -> Vec<u16> {
         let mut cores = std::mem::take(&mut self.cores_wanting);
-        self.interest.matches(message.topic, &mut cores);
+        match is_routed {
+            true => self.interest.matches(message.topic, &mut cores),
+            false => cores.clear(),
+        }
         cores
     }
 

@@ -123,6 +123,7 @@ impl Core {
                     let arrival = Arrival {
                         connect,
                         account,
+                        access_version: parts.access.version(),
                         unread,
                         layers,
                     };
@@ -203,9 +204,14 @@ impl Core {
             self.parts.shard.counters_mut().sockets_refused += lost as u64;
             self.parts.connections_open.fetch_sub(lost, Ordering::Relaxed);
         }
-        for (socket, arrival) in sockets.into_iter().zip(arrivals.connections) {
-            match self.sockets.insert(socket, arrival.layers, Flags::default()) {
+        for (socket, mut arrival) in sockets.into_iter().zip(arrivals.connections) {
+            match self.sockets.insert(socket, arrival.layers.take(), Flags::default()) {
                 Ok(connection) => {
+                    if let Err(code) = self.let_in_again(&arrival) {
+                        self.parts.connections_open.fetch_sub(1, Ordering::Relaxed);
+                        self.refuse(connection, code);
+                        continue;
+                    }
                     self.connected(connection, arrival.connect, arrival.account);
                     let consumed = self.present_rest(connection, &arrival.unread);
                     if consumed < arrival.unread.len()
@@ -223,6 +229,18 @@ impl Core {
                     self.refuse_socket(&error);
                 }
             }
+        }
+    }
+
+    /// The accounts may have changed while a connection was on its way: then what its CONNECT says is looked at again.
+    fn let_in_again(&self, arrival: &Arrival) -> Result<(), ConnectReturnCode> {
+        let access = &self.parts.access;
+        if arrival.access_version >= access.version() {
+            return Ok(());
+        }
+        match access.authenticate(&arrival.connect)? {
+            account if account == arrival.account => Ok(()),
+            _ => Err(ConnectReturnCode::BadUserNameOrPassword),
         }
     }
 

@@ -3,11 +3,14 @@
 //! Called by `turn`.
 //! Holds  - an answer or a notification is handed over, never waited for.
 
+use crate::limits::CLOCK_LOOK_MS;
 use crate::net::listener::peer_address;
 use crate::net::transport::Layers;
 use crate::registry::event::Notification;
-use crate::shard::Input;
 use crate::shard::query::{Answer, Ticket};
+use crate::shard::{Input, UnixTime};
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Question;
 use super::turn::Core;
@@ -35,6 +38,31 @@ impl Core {
         }
         let reply = self.asked.remove(ticket.0 as usize);
         reply(answer);
+    }
+
+    /// The clock may have been set; and whoever refuses data says so now and then, since its sender cannot be told.
+    #[cold]
+    pub(super) fn look_at_clock(&mut self) {
+        self.clock_due = self.now.plus(CLOCK_LOOK_MS);
+        let now_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis() as u64);
+        let epoch_ms = now_ms.saturating_sub(self.now.0);
+        self.parts.shard.set_unix_time(UnixTime { epoch_ms });
+        let counters = self.parts.shard.counters();
+        let refused = counters.publishes_refused + counters.refused_unmapped;
+        if refused > self.refused_before {
+            tracing::info!(
+                bad_token = counters.refused_bad_token,
+                bad_topic = counters.refused_bad_topic,
+                bad_payload = counters.refused_bad_payload,
+                disabled = counters.refused_disabled,
+                unmapped = counters.refused_unmapped,
+                device_limit = counters.refused_device_limit,
+                "data was refused, so often so far"
+            );
+            self.refused_before = refused;
+        }
     }
 
     pub(super) fn notify(&mut self, notification: Notification) {

@@ -38,6 +38,8 @@ pub enum Carried {
 pub struct Arrival {
     pub connect: Box<Connect>,
     pub account: AccountId,
+    /// Of the accounts that let it in: those of its home may be newer.
+    pub access_version: u64,
     /// What came behind the CONNECT.
     pub unread: Vec<u8>,
     /// TLS and WebSocket go on where they were.

@@ -99,6 +99,10 @@ pub struct Core {
     pub(super) listener_rests: Option<Millis>,
     pub(super) stopping: Option<Millis>,
     is_done: bool,
+    /// When the clock of the host is looked at again.
+    pub(super) clock_due: Millis,
+    /// Of the counters, when they were last looked at.
+    pub(super) refused_before: u64,
     /// Questions that are not answered yet, by their tickets.
     pub(super) asked: Slab<Reply>,
 }
@@ -127,6 +131,8 @@ impl Core {
             listener_rests: None,
             stopping: None,
             is_done: false,
+            clock_due: Millis::default(),
+            refused_before: 0,
             asked: Slab::new(),
         };
         // What the shard had to say when it was restored.
@@ -151,6 +157,9 @@ impl Core {
     /// Everything that is ready now, once. Returns whether there was anything.
     pub fn batch(&mut self) -> bool {
         self.now = Millis(self.parts.epoch.elapsed().as_millis() as u64);
+        if self.now >= self.clock_due {
+            self.look_at_clock();
+        }
         let mut ready = std::mem::take(&mut self.ready);
         let polled = self.sockets.poll(&mut ready);
         polled.expect("a core whose epoll set fails can serve nobody");

@@ -73,6 +73,8 @@ impl World {
                     limits: Limits::default(),
                     access: Access::Open,
                     unix_time: UnixTime::default(),
+                    v1_topics: false,
+                    newest_datapoint_ms: 0,
                 }),
                 listeners: vec![listener],
                 transports_of: vec![transport],

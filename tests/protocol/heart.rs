@@ -79,6 +79,8 @@ impl Heart {
                 limits: limits.clone(),
                 access: Access::Open,
                 unix_time: UnixTime::default(),
+                v1_topics: false,
+                newest_datapoint_ms: 0,
             })
         });
         Ok(Heart {

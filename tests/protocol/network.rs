@@ -110,6 +110,7 @@ impl Broker {
             // Settings of the broker may come from the environment; here none does.
             .env_clear()
             .args(ports)
+            .arg("--access=open")
             .arg("--ready-file")
             .arg(&ready_file)
             .args(flags)

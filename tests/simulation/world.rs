@@ -15,8 +15,9 @@ use skein::mqtt::decode::decode;
 use skein::mqtt::frame::{Framing, next_frame};
 use skein::mqtt::packet::{Connect, Level, Packet};
 use skein::registry::access::{Access, AccountId};
+use skein::session::message::Message;
 use skein::shard::greeting::{Greeting, Identity, greet};
-use skein::shard::message::{Messages, ShardMessage};
+use skein::shard::message::{Doubt, Messages, ShardMessage};
 use skein::shard::record::{Fetch, Fetched, Record};
 use skein::shard::restore::restore;
 use skein::shard::{CloseReason, ConnectionId, Input, Lane, Millis, Output, PeerId, Shard, ShardConfig, UnixTime};
@@ -208,6 +209,8 @@ impl World {
             limits: self.profile.limits.clone(),
             access: Access::Open,
             unix_time: UnixTime::default(),
+            v1_topics: false,
+            newest_datapoint_ms: 0,
         };
         self.shards = (0..self.profile.cores).map(|core| Shard::new(config(core))).collect();
         let stored = self.disk.stored(self.profile.limits.retained_memory_bytes_max);
@@ -676,7 +679,7 @@ impl World {
             format!("core {core} -> core {} {lane:?}: {} bytes", peer.0, batch.len())
         });
         for message in Messages::new(&batch) {
-            if let ShardMessage::Publish { message, .. } | ShardMessage::Deliver { message, .. } = message
+            if let Some((message, _)) = carried(&message)
                 && let Some(number) = message_number(message.payload)
             {
                 self.oracle.in_rings(number, 1);
@@ -701,9 +704,7 @@ impl World {
             format!("core {to} takes from core {from}, {lane:?}: {}", messages.join("; "))
         });
         for message in Messages::new(&batch) {
-            if let ShardMessage::Publish { message, origin, .. } | ShardMessage::Deliver { message, origin, .. } =
-                message
-            {
+            if let Some((message, origin)) = carried(&message) {
                 self.met.in_doubt_again += u64::from(origin.is_some_and(|doubt| doubt.is_again));
                 if let Some(number) = message_number(message.payload) {
                     self.oracle.in_rings(number, -1);
@@ -1077,9 +1078,19 @@ impl World {
     }
 }
 
+/// The published message that one between cores carries.
+fn carried<'m>(message: &ShardMessage<'m>) -> Option<(Message<'m>, Option<Doubt>)> {
+    match message {
+        ShardMessage::Publish { published, .. } => Some((published.message, published.origin)),
+        ShardMessage::Deliver { message, origin, .. } => Some((*message, *origin)),
+        _ => None,
+    }
+}
+
 fn brief(message: &ShardMessage<'_>) -> String {
     match message {
-        ShardMessage::Publish { receipt, message, .. } => {
+        ShardMessage::Publish { receipt, published } => {
+            let message = &published.message;
             format!(
                 "Publish m{:?} {} {receipt:?}",
                 message_number(message.payload),

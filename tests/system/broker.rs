@@ -87,6 +87,9 @@ impl Transport {
     }
 }
 
+/// The flag of the port of the HTTP API.
+const API_PORT: &str = "--api-port";
+
 /// `io_uring`, or `auto` where the kernel refuses io_uring (many containers): found out once, and said.
 pub fn io_uring() -> &'static str {
     static DRIVER: OnceLock<&str> = OnceLock::new();
@@ -188,6 +191,16 @@ impl Site {
                 arguments.extend([flag.clone(), "0".into()]);
             }
         }
+        // Most tests want any topic from anyone; only the platform has a port of its API.
+        match arguments.iter().position(|argument| argument == "--access") {
+            None => arguments.extend(["--access".into(), "open".into()]),
+            Some(flag)
+                if arguments[flag + 1] == "platform" && !arguments.iter().any(|argument| argument == API_PORT) =>
+            {
+                arguments.extend([API_PORT.into(), "0".into()]);
+            }
+            Some(_) => {}
+        }
         arguments.extend(["--ready-file".into(), ready_file.display().to_string()]);
         let process = match open_files {
             None => Command::new(env!("CARGO_BIN_EXE_skein")),
@@ -214,6 +227,7 @@ impl Site {
             arguments,
             port: self.port(),
             ports: [0; 4],
+            api_port: 0,
         }
     }
 }
@@ -250,6 +264,8 @@ pub struct Broker {
     pub port: u16,
     /// All of them, in the order of [`Transport::ALL`]; 0 where it is off, or the broker is not known to listen.
     ports: [u16; 4],
+    /// That of the HTTP API, 0 where nothing listens.
+    api_port: u16,
 }
 
 impl Broker {
@@ -288,7 +304,9 @@ impl Broker {
             self.process.id(),
             "the ready file names another process: {ready}"
         );
-        self.ports = Transport::ALL.map(|transport| ready[transport.name()].as_u64().unwrap_or(0) as u16);
+        let port = |name: &str| ready[name].as_u64().unwrap_or(0) as u16;
+        self.ports = Transport::ALL.map(|transport| port(transport.name()));
+        self.api_port = port("api");
         self.port = self.ports[Transport::Tcp as usize];
         Ok(())
     }
