@@ -137,9 +137,10 @@ pub const NOTIFICATIONS_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Those of one account; a further one is dropped and counted.
 pub const NOTIFY_ACCOUNT_MAX: usize = 1_000;
 pub const NOTIFY_ACCOUNT_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// Attempts to tell somebody that run at once, and those of one account; a further one waits for its turn.
-pub const NOTIFY_SLOTS: usize = 64;
-pub const NOTIFY_SLOTS_PER_ACCOUNT: usize = 4;
+/// Webhooks that are posted at once, mails that are sent at once, and both of one account; a further one waits for its turn.
+pub const WEBHOOKS_AT_ONCE_MAX: usize = 64;
+pub const MAILS_AT_ONCE_MAX: usize = 4;
+pub const NOTIFY_AT_ONCE_PER_ACCOUNT_MAX: usize = 4;
 /// Time before the second attempt, and before the third and last.
 pub const NOTIFY_RETRY_MS: [u64; 2] = [1_000, 4_000];
 /// At most one warning about a failed notification in so long; the others are for `--log debug`.
@@ -149,13 +150,15 @@ pub const WEBHOOK_TIMEOUT_MS: u64 = 5_000;
 /// A connection to a webhook's host is kept so long for the next.
 pub const WEBHOOK_IDLE_MS: u64 = 10_000;
 /// Hosts that are looked up at once, each of which blocks a thread; a further one waits, within its timeout.
-pub const WEBHOOK_LOOKUPS_MAX: usize = 32;
+pub const WEBHOOK_LOOKUPS_MAX: usize = 16;
 /// Addresses of a host that are tried; the rest is left.
 pub const WEBHOOK_ADDRESSES_MAX: usize = 16;
 /// Mails to one account in a day of UTC; a further one is not sent, and counted.
 pub const MAILS_PER_DAY_MAX: u32 = 50;
 /// Time for one step of a conversation with the mail relay; then the attempt has failed.
 pub const MAIL_TIMEOUT_MS: u64 = 10_000;
+/// Threads that telling of events may block: of look-ups, of mails, and one that looks into the store.
+pub const NOTIFY_THREADS_MAX: usize = WEBHOOK_LOOKUPS_MAX + MAILS_AT_ONCE_MAX + 1;
 
 // The store on disk.
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 use super::bytes_of;
-use crate::limits::{NOTIFY_ACCOUNT_BYTES_MAX, NOTIFY_ACCOUNT_MAX, NOTIFY_SLOTS_PER_ACCOUNT};
+use crate::limits::{NOTIFY_ACCOUNT_BYTES_MAX, NOTIFY_ACCOUNT_MAX, NOTIFY_AT_ONCE_PER_ACCOUNT_MAX};
 use crate::registry::access::AccountId;
 use crate::registry::event::{Event, Notification};
 
@@ -41,7 +41,7 @@ impl Default for Load {
         Load {
             count: 0,
             bytes: 0,
-            slots: Arc::new(Semaphore::new(NOTIFY_SLOTS_PER_ACCOUNT)),
+            slots: Arc::new(Semaphore::new(NOTIFY_AT_ONCE_PER_ACCOUNT_MAX)),
         }
     }
 }

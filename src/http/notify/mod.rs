@@ -1,11 +1,11 @@
 //! Telling of events: webhooks and mail.
 //!
 //! Owns    what waits to be told, from the door that the cores hold to the last attempt.
-//! Called  by the cores through [`Door`]; by `server`, which makes the one and starts the other.
+//! Called  by the cores through [`Door`]; by `server`, which makes both ends and has [`Notifier::run`] run on the control thread.
 //! Holds   - ingestion waits for nobody: where there is no room, a notification is dropped and counted;
 //!         - notifications of one event are told one after another, in order; those of different events are not held up by
-//!           each other: a target that does not answer has a few attempts of its account
-//!           running, and none while it waits for the next;
+//!           each other: a target that does not answer has a few attempts of its account running, and none while it waits for
+//!           the next;
 //!         - what is told, and where, is what the event says when its turn comes; one that has gone or is disabled tells
 //!           nobody;
 //!         - waiting notifications are bounded in number and bytes, over all and for each account.
@@ -32,7 +32,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc};
 
 use super::desk::Desk;
 use crate::limits::{
-    NOTIFICATIONS_BYTES_MAX, NOTIFICATIONS_MAX, NOTIFY_LOG_MS, NOTIFY_RETRY_MS, NOTIFY_SLOTS, WEBHOOK_TIMEOUT_MS,
+    MAILS_AT_ONCE_MAX, NOTIFICATIONS_BYTES_MAX, NOTIFICATIONS_MAX, NOTIFY_LOG_MS, NOTIFY_RETRY_MS, WEBHOOK_TIMEOUT_MS,
+    WEBHOOKS_AT_ONCE_MAX,
 };
 use crate::registry::account::Account;
 use crate::registry::event::{Event, Notification, NotifyType};
@@ -144,7 +145,7 @@ pub struct Door {
     waiting: Arc<Waiting>,
 }
 
-/// The other side of the door, until it is [started](Notifier::start).
+/// The other side of the door.
 pub struct Inbox {
     receiver: mpsc::Receiver<Notification>,
     waiting: Arc<Waiting>,
@@ -162,6 +163,12 @@ pub fn door() -> (Door, Inbox) {
 }
 
 impl Door {
+    /// As the cores hold it.
+    pub fn of_cores(&self) -> crate::worker::Notifier {
+        let door = self.clone();
+        Arc::new(move |notification| door.take(notification))
+    }
+
     /// At once; false if there is no room.
     pub fn take(&self, notification: Notification) -> bool {
         let bytes = bytes_of(&notification);
@@ -178,7 +185,7 @@ impl Door {
     }
 }
 
-/// Tells of events, on the runtime it was started on. A handle.
+/// Tells of events. A handle.
 #[derive(Clone)]
 pub struct Notifier(Arc<Inner>);
 
@@ -189,8 +196,10 @@ struct Inner {
     retry_ms: [u64; 2],
     waiting: Arc<Waiting>,
     lanes: Mutex<Lanes>,
-    /// Attempts that run now.
-    slots: Semaphore,
+    /// The right to post a webhook, to send a mail, and to look into the store.
+    posting: Semaphore,
+    mailing: Semaphore,
+    looking: Semaphore,
     figures: Figures,
     /// When a failure was last logged at a level that people read.
     logged: Mutex<Option<Instant>>,
@@ -212,28 +221,30 @@ struct Slot<'a> {
 }
 
 impl Notifier {
-    /// On a tokio runtime. Channels' names are those of the desk's store.
-    pub fn start(inbox: Inbox, settings: NotifySettings, desk: Desk) -> Notifier {
-        let Inbox { mut receiver, waiting } = inbox;
+    /// Needs no runtime. Channels' names are those of the desk's store.
+    pub fn new(settings: NotifySettings, desk: Desk, inbox: &Inbox) -> Notifier {
         let timeout = Duration::from_millis(settings.timeout_ms);
-        let notifier = Notifier(Arc::new(Inner {
+        Notifier(Arc::new(Inner {
             desk,
             webhooks: Webhooks::new(settings.allow, timeout),
             mails: Mails::new(settings.mail),
             retry_ms: settings.retry_ms,
-            waiting,
+            waiting: Arc::clone(&inbox.waiting),
             lanes: Mutex::default(),
-            slots: Semaphore::new(NOTIFY_SLOTS),
+            posting: Semaphore::new(WEBHOOKS_AT_ONCE_MAX),
+            mailing: Semaphore::new(MAILS_AT_ONCE_MAX),
+            looking: Semaphore::new(1),
             figures: Figures::default(),
             logged: Mutex::default(),
-        }));
-        let taking = notifier.clone();
-        tokio::spawn(async move {
-            while let Some(notification) = receiver.recv().await {
-                taking.take(notification);
-            }
-        });
-        notifier
+        }))
+    }
+
+    /// On a tokio runtime that has [`NOTIFY_THREADS_MAX`](crate::limits::NOTIFY_THREADS_MAX) threads for what blocks. It ends
+    /// when no core has the door any more.
+    pub async fn run(self, mut inbox: Inbox) {
+        while let Some(notification) = inbox.receiver.recv().await {
+            self.take(notification);
+        }
     }
 
     pub fn report(&self) -> NotifyReport {
@@ -263,7 +274,7 @@ impl Notifier {
             Some((_, event)) => match self.lanes().put(&event, notification) {
                 Place::New(lane) => {
                     let notifier = self.clone();
-                    tokio::spawn(async move { notifier.run(lane).await });
+                    tokio::spawn(async move { notifier.run_lane(lane).await });
                     None
                 }
                 Place::Behind => None,
@@ -278,7 +289,7 @@ impl Notifier {
     }
 
     /// One event's, until none waits.
-    async fn run(&self, lane: lanes::LaneId) {
+    async fn run_lane(&self, lane: lanes::LaneId) {
         loop {
             let Some(notification) = self.lanes().next(lane) else {
                 return;
@@ -303,13 +314,7 @@ impl Notifier {
         let Some((account, event)) = self.event(notification) else {
             return Told::Outdated;
         };
-        let channel_name = match self.0.desk.channel(notification.account, notification.channel).await {
-            Ok(channel) => channel.unwrap_or_default().name,
-            Err(error) => {
-                tracing::warn!(%error, "a channel's name cannot be read, and an event is told without it");
-                String::new()
-            }
-        };
+        let channel_name = self.channel_name(notification).await;
         let message = match message::Message::new(&event, notification, &channel_name) {
             Ok(message) => message,
             Err(error) => {
@@ -326,12 +331,23 @@ impl Notifier {
         }
     }
 
+    async fn channel_name(&self, notification: &Notification) -> String {
+        let _turn = self.0.looking.acquire().await.expect("it is never closed");
+        match self.0.desk.channel(notification.account, notification.channel).await {
+            Ok(channel) => channel.unwrap_or_default().name,
+            Err(error) => {
+                tracing::warn!(%error, "a channel's name cannot be read, and an event is told without it");
+                String::new()
+            }
+        }
+    }
+
     async fn post(&self, url: Url, notification: &Notification, message: &message::Message<'_>) -> Told {
         let json = message.json();
         let host = url.host_str().unwrap_or_default().to_owned();
         let mut attempt = 0;
         loop {
-            let slot = self.slot(notification).await;
+            let slot = self.slot(notification, &self.0.posting).await;
             let posted = self.0.webhooks.post(url.clone(), json.clone()).await;
             drop(slot);
             let failure = match posted {
@@ -354,7 +370,7 @@ impl Notifier {
         };
         let mut attempt = 0;
         loop {
-            let slot = self.slot(notification).await;
+            let slot = self.slot(notification, &self.0.mailing).await;
             let posted = mail.send().await;
             drop(slot);
             let failure = match posted {
@@ -402,10 +418,10 @@ impl Notifier {
     }
 
     /// The right to one attempt: the account's, then that of all.
-    async fn slot(&self, notification: &Notification) -> Slot<'_> {
+    async fn slot<'a>(&self, notification: &Notification, of_all: &'a Semaphore) -> Slot<'a> {
         let of_account = self.lanes().slots(notification.account);
         let of_account = of_account.acquire_owned().await.expect("it is never closed");
-        let of_all = self.0.slots.acquire().await.expect("it is never closed");
+        let of_all = of_all.acquire().await.expect("it is never closed");
         Slot {
             _of_account: of_account,
             _of_all: of_all,

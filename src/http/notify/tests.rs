@@ -35,7 +35,8 @@ async fn world(settings: NotifySettings) -> World {
     let account = desk.add_account(NewAccount::default()).await.unwrap().id;
     books.put_channel(account, channel(3), "water");
     let (door, inbox) = door();
-    let notifier = Notifier::start(inbox, settings, desk.clone());
+    let notifier = Notifier::new(settings, desk.clone(), &inbox);
+    tokio::spawn(notifier.clone().run(inbox));
     World {
         desk,
         books,
