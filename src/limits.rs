@@ -134,8 +134,34 @@ pub const EVENT_INTERVAL_MS_MAX: u64 = 7 * 24 * 3_600 * 1_000;
 /// How often a core looks at the clock of the host, for the time of datapoints; and how often at most it says that it has
 /// refused data.
 pub const CLOCK_LOOK_MS: u64 = 1_000;
-/// Notifications that wait for the control thread; a further one is dropped and counted: ingestion waits for nobody.
+/// Notifications that wait to be told, and their bytes; a further one is dropped and counted: ingestion waits for nobody.
 pub const NOTIFICATIONS_MAX: usize = 10_000;
+pub const NOTIFICATIONS_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Those of one account; a further one is dropped and counted.
+pub const NOTIFY_ACCOUNT_MAX: usize = 1_000;
+pub const NOTIFY_ACCOUNT_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Webhooks that are posted at once, mails that are sent at once, and both of one account; a further one waits for its turn.
+pub const WEBHOOKS_AT_ONCE_MAX: usize = 64;
+pub const MAILS_AT_ONCE_MAX: usize = 4;
+pub const NOTIFY_AT_ONCE_PER_ACCOUNT_MAX: usize = 4;
+/// Time before the second attempt, and before the third and last.
+pub const NOTIFY_RETRY_MS: [u64; 2] = [1_000, 4_000];
+/// At most one warning about a failed notification in so long; the others are for `--log debug`.
+pub const NOTIFY_LOG_MS: u64 = 1_000;
+/// Time for one attempt of a webhook, from looking up its host to the head of the answer; then it has failed.
+pub const WEBHOOK_TIMEOUT_MS: u64 = 5_000;
+/// A connection to a webhook's host is kept so long for the next.
+pub const WEBHOOK_IDLE_MS: u64 = 10_000;
+/// Hosts that are looked up at once, each of which blocks a thread; a further one waits, within its timeout.
+pub const WEBHOOK_LOOKUPS_MAX: usize = 16;
+/// Addresses of a host that are tried; the rest is left.
+pub const WEBHOOK_ADDRESSES_MAX: usize = 16;
+/// Mails to one account in a day of UTC; a further one is not sent, and counted.
+pub const MAILS_PER_DAY_MAX: u32 = 50;
+/// Time for one step of a conversation with the mail relay; then the attempt has failed.
+pub const MAIL_TIMEOUT_MS: u64 = 10_000;
+/// Threads that telling of events may block: of look-ups, of mails, and one that looks into the store.
+pub const NOTIFY_THREADS_MAX: usize = WEBHOOK_LOOKUPS_MAX + MAILS_AT_ONCE_MAX + 1;
 
 // The HTTP API.
 
@@ -155,12 +181,8 @@ pub const HTTP_STOP_MS: u64 = 1_000;
 pub const HTTP_BODY_TIMEOUT_MS: u64 = 10_000;
 /// From a request to its answer; then 503. What was begun is done all the same.
 pub const HTTP_ANSWER_TIMEOUT_MS: u64 = 30_000;
-/// Body of a request of the REST API: the largest payload of the publish service fits. A larger one is answered with 413.
-pub const HTTP_BODY_BYTES_MAX: usize = 512 * 1024;
 /// Bytes of a body that is too large which are read all the same, so that the client hears the answer.
 pub const HTTP_DRAIN_BYTES_MAX: usize = 1024 * 1024;
-/// Body of the device connector (`--connector-body-max`).
-pub const CONNECTOR_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Requests that change something, at the same time: they go on when their client has hung up. Beyond it, 503.
 pub const HTTP_CHANGES_MAX: usize = 4_096;
 /// Views of the store at the same time; more wait.
@@ -171,10 +193,6 @@ pub const HTTP_BLOCKING_THREADS_MAX: usize = HTTP_VIEWS_MAX + 4;
 pub const STREAM_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Datapoints looked at in one view of the store; who reads more looks again.
 pub const STREAM_LOOKS_PER_VIEW: usize = 4_096;
-/// Calls of the REST API in one second, per account (`--api-rate`), and of the device connector, per account and device
-/// (`--connector-rate`); then 429.
-pub const API_CALLS_PER_SECOND: u32 = 20;
-pub const CONNECTOR_CALLS_PER_SECOND: u32 = 1;
 /// Calls within a second over all accounts that are remembered for that; beyond it everybody gets 429.
 pub const RATE_CALLS_MAX: usize = 200_000;
 /// Channels of an account, and tags of a channel that are declared or have names; beyond it none is created.
@@ -223,7 +241,6 @@ const _: () = assert!(PROXY_TEXT_BYTES_MAX <= PROXY_HEADER_BYTES_MAX);
 const _: () = assert!(PROXY_HEADER_BYTES_MAX <= READ_BYTES_PER_TURN);
 const _: () = assert!(CORES_MAX <= u16::MAX as usize);
 const _: () = assert!(RETAINED_CHUNK_BYTES <= MESH_BACKLOG_BYTES_MAX);
-const _: () = assert!(CONNECTOR_BODY_BYTES_MAX <= PACKET_BYTES_MAX);
 const _: () = assert!(HTTP_BODY_TIMEOUT_MS < HTTP_ANSWER_TIMEOUT_MS);
 const _: () = assert!(HTTP_ANSWER_TIMEOUT_MS < HTTP_STALL_MS && HTTP_SILENCE_MS < HTTP_STALL_MS);
 const _: () = assert!(HTTP_STOP_MS < STOP_TIMEOUT_MS - STORE_STOP_MS);

@@ -16,8 +16,7 @@ use super::desk::{Books, Desk};
 use super::error::ApiError;
 use super::rate::RateLimit;
 use crate::limits::{
-    API_CALLS_PER_SECOND, CONNECTOR_BODY_BYTES_MAX, CONNECTOR_CALLS_PER_SECOND, HTTP_CHANGES_MAX, HTTP_VIEWS_MAX,
-    PACKET_BYTES_MAX,
+    API_BODY_BYTES_MAX, API_CALLS_PER_S, CONNECTOR_SENDS_PER_S, HTTP_CHANGES_MAX, HTTP_VIEWS_MAX, PACKET_BYTES_MAX,
 };
 use crate::registry::access::AccountId;
 use crate::registry::channel::{Channel, ChannelId};
@@ -31,10 +30,10 @@ use crate::worker::Notifier;
 /// What an operator may say of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// 0: no limit.
-    pub api_calls_per_second: u32,
-    pub connector_calls_per_second: u32,
-    pub connector_body_bytes_max: usize,
+    /// Of one account, and of one device of the connector; 0: any number.
+    pub calls_per_s: u32,
+    pub connector_sends_per_s: u32,
+    pub body_bytes_max: usize,
     /// The largest MQTT packet: what is sent by HTTP must fit as well.
     pub packet_bytes_max: usize,
     /// `/post_v1`
@@ -44,9 +43,9 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
-            api_calls_per_second: API_CALLS_PER_SECOND,
-            connector_calls_per_second: CONNECTOR_CALLS_PER_SECOND,
-            connector_body_bytes_max: CONNECTOR_BODY_BYTES_MAX,
+            calls_per_s: API_CALLS_PER_S,
+            connector_sends_per_s: CONNECTOR_SENDS_PER_S,
+            body_bytes_max: API_BODY_BYTES_MAX,
             packet_bytes_max: PACKET_BYTES_MAX,
             has_v1: false,
         }
@@ -118,8 +117,8 @@ impl Api {
         // The cores have the numbers below.
         let source = u16::try_from(cores.count()).expect("there are at most CORES_MAX cores");
         Api(Arc::new(Inner {
-            api_rate: Mutex::new(RateLimit::new(settings.api_calls_per_second)),
-            connector_rate: Mutex::new(RateLimit::new(settings.connector_calls_per_second)),
+            api_rate: Mutex::new(RateLimit::new(settings.calls_per_s)),
+            connector_rate: Mutex::new(RateLimit::new(settings.connector_sends_per_s)),
             datapoint_ids: Mutex::new(DatapointIds::new(source, newest_datapoint_ms)),
             views: Arc::new(Semaphore::new(HTTP_VIEWS_MAX)),
             changes: Arc::new(Semaphore::new(HTTP_CHANGES_MAX)),

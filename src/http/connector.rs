@@ -65,7 +65,7 @@ async fn post(api: &Api, request: Request, format: SentFormat) -> Result<Respons
     check_device_id(&device)?;
     api.let_device_in(tenant.id(), &device)?;
     let tag = sent_tag(headers, format)?;
-    let payload = whole_body(headers, body, api.settings().connector_body_bytes_max).await?;
+    let payload = whole_body(headers, body, api.settings().body_bytes_max).await?;
     let token = &tenant.account.device_token;
     let levels = [token.as_str(), "json", &device, tag.as_deref().unwrap_or_default()];
     must_fit(&levels, &payload, api.settings().packet_bytes_max)?;
@@ -76,7 +76,7 @@ async fn post(api: &Api, request: Request, format: SentFormat) -> Result<Respons
         payload: payload[..].into(),
         format,
     };
-    match api.cores().ask_owner(token, &device, query).await? {
+    match api.cores().ask_owner(tenant.id(), &device, query).await? {
         Answer::Done => Ok(done()),
         Answer::Registered => {
             let result = "NEW_DEVICE_FOUND";

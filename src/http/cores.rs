@@ -10,9 +10,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::error::ApiError;
-use crate::mqtt::topic::TopicName;
-use crate::registry::access::AccountsChange;
-use crate::registry::account::Token;
+use crate::registry::access::{AccountId, AccountsChange};
 use crate::routing::shard_key::ShardKey;
 use crate::shard::query::{Answer, Query};
 use crate::worker::{Control, Mailbox, Question};
@@ -64,11 +62,9 @@ impl Cores {
         self.0.doors.len()
     }
 
-    /// Asks the core that owns a device of the account with this device token, and so all topics of it.
-    pub async fn ask_owner(&self, token: &Token, device: &str, query: Query) -> Result<Answer, Unanswered> {
-        // Any of the device's topics has the same owner as the device.
-        let topic = format!("{}/json/{device}", token.as_str());
-        let owner = self.0.shard_key.owner(TopicName::trusted(&topic));
+    /// Asks the core that owns a device, and so all topics of it.
+    pub async fn ask_owner(&self, account: AccountId, device: &str, query: Query) -> Result<Answer, Unanswered> {
+        let owner = self.0.shard_key.owner_of_device(account, device);
         self.ask(usize::from(owner), query).await
     }
 
@@ -107,8 +103,9 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::registry::access::AccountId;
+    use crate::mqtt::topic::TopicName;
     use crate::registry::channel::ChannelId;
+    use crate::routing::shard_key::Division;
     use crate::shard::query::Refusal;
 
     type Asked = Arc<Mutex<Vec<(usize, Option<Query>)>>>;
@@ -129,7 +126,7 @@ mod tests {
             })
         };
         let doors = (0..usize::from(count)).map(door).collect();
-        (Cores::behind(doors, ShardKey::new([1, 2, 3, 4], count, 3)), asked)
+        (Cores::behind(doors, ShardKey::new([1, 2, 3, 4], count, Division::Devices)), asked)
     }
 
     fn unmap() -> Query {
@@ -160,19 +157,19 @@ mod tests {
     #[tokio::test]
     async fn a_device_is_asked_for_where_its_topics_are() {
         let (cores, asked) = cores(64);
-        let token = Token::from_random([7; 16]);
-        let key = ShardKey::new([1, 2, 3, 4], 64, 3);
+        let key = ShardKey::new([1, 2, 3, 4], 64, Division::Devices);
+        let token = "A0".repeat(16);
         for device in ["pump-07", "a b", "ä"] {
-            cores.ask_owner(&token, device, unmap()).await.unwrap();
-            let topic = format!("{}/json/{device}", token.as_str());
-            let owner = key.owner(TopicName::trusted(&topic));
+            cores.ask_owner(AccountId(1), device, unmap()).await.unwrap();
+            let topic = format!("{token}/json/{device}/inlet");
+            let owner = key.owner(AccountId(1), TopicName::trusted(&topic));
             assert_eq!(asked.lock().unwrap().pop().unwrap().0, usize::from(owner));
         }
     }
 
     #[tokio::test]
     async fn a_core_that_stops_leaves_no_question_open() {
-        let cores = Cores::behind(vec![Box::new(drop)], ShardKey::new([1, 2, 3, 4], 1, 3));
+        let cores = Cores::behind(vec![Box::new(drop)], ShardKey::new([1, 2, 3, 4], 1, Division::Devices));
         assert_eq!(cores.ask_all(unmap).await, Err(Unanswered));
     }
 

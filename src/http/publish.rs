@@ -77,7 +77,7 @@ pub(super) async fn send(
         qos,
         payload,
     };
-    succeeded(api.cores().ask_owner(token, &id, query).await?)?;
+    succeeded(api.cores().ask_owner(caller.account, &id, query).await?)?;
     Ok(done())
 }
 

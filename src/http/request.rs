@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::api::Api;
 use super::error::ApiError;
-use crate::limits::{HTTP_BODY_BYTES_MAX, HTTP_BODY_TIMEOUT_MS, HTTP_DRAIN_BYTES_MAX, TEXT_CHARS_MAX};
+use crate::limits::{HTTP_BODY_TIMEOUT_MS, HTTP_DRAIN_BYTES_MAX, TEXT_CHARS_MAX};
 use crate::registry::channel::ChannelId;
 use crate::registry::device::is_name;
 
@@ -119,9 +119,9 @@ pub struct Whole(pub Bytes);
 impl FromRequest<Api> for Whole {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &Api) -> Result<Whole, ApiError> {
+    async fn from_request(request: Request, api: &Api) -> Result<Whole, ApiError> {
         let (parts, body) = request.into_parts();
-        whole_body(&parts.headers, body, HTTP_BODY_BYTES_MAX).await.map(Whole)
+        whole_body(&parts.headers, body, api.settings().body_bytes_max).await.map(Whole)
     }
 }
 

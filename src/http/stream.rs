@@ -206,16 +206,15 @@ async fn fold(
     if let Some(range) = reading.range {
         aggregator = walk(api, account, head.channel, range, false, aggregator, add).await?;
     }
+    let is_cut = aggregator.is_cut();
     let value = aggregator.finish();
     let result = (!value.is_empty()).then_some(FoldedValue { _id: None, value });
-    Ok(json(
-        StatusCode::OK,
-        &Folded {
-            head,
-            aggr_type: query::aggregate_name(kind),
-            result: result.into_iter().collect(),
-        },
-    ))
+    let folded = Folded {
+        head,
+        aggr_type: kind.as_str(),
+        result: result.into_iter().collect(),
+    };
+    Ok(cut(json(StatusCode::OK, &folded), is_cut))
 }
 
 #[derive(Serialize, ToSchema)]

@@ -22,7 +22,7 @@ use crate::registry::channel::{Channel, ChannelId};
 use crate::registry::datapoint::{DatapointId, DatapointRow};
 use crate::registry::device::{Device, DeviceState};
 use crate::registry::event::Notification;
-use crate::routing::shard_key::ShardKey;
+use crate::routing::shard_key::{Division, ShardKey};
 use crate::shard::query::{Answer, ConnectedSession, Query, Refusal, SentFormat};
 use crate::shard::record::{Datapoint, Record};
 use crate::store::client::Client;
@@ -99,8 +99,8 @@ impl Platform {
     pub fn new() -> Platform {
         Platform::with(
             Settings {
-                api_calls_per_second: 0,
-                connector_calls_per_second: 0,
+                calls_per_s: 0,
+                connector_sends_per_s: 0,
                 ..Settings::default()
             },
             |_| {},
@@ -134,7 +134,7 @@ impl Platform {
             let core = Arc::clone(&core);
             Box::new(move |control| core.take(number, control)) as _
         });
-        let cores = Cores::behind(doors.collect(), ShardKey::new([1, 2, 3, 4], CORES, 3));
+        let cores = Cores::behind(doors.collect(), ShardKey::new([1, 2, 3, 4], CORES, Division::Devices));
         let telling = cores.clone();
         let desk = Desk::new(DeskParts {
             accounts,

@@ -72,25 +72,9 @@ impl Reading {
             range: range(start.map(|start| start.first_ms()), end.map(|end| end.last_ms()), tag),
             end: if end.is_some() { End::At } else { End::Last { rows_max } },
             is_descending: word(headers, PAGE_SORT, &[("asc", false), ("desc", true)])?.unwrap_or(false),
-            aggregate: word(headers, AGGREGATE, &AGGREGATES)?,
+            aggregate: aggregate(headers)?,
             decode: word(headers, DECODE, &[("msgpack", Decode::MessagePack)])?,
         })
-    }
-}
-
-const AGGREGATES: [(&str, Aggregate); 4] = [
-    ("avg", Aggregate::Avg),
-    ("sum", Aggregate::Sum),
-    ("min", Aggregate::Min),
-    ("max", Aggregate::Max),
-];
-
-pub fn aggregate_name(kind: Aggregate) -> &'static str {
-    match kind {
-        Aggregate::Avg => "avg",
-        Aggregate::Sum => "sum",
-        Aggregate::Min => "min",
-        Aggregate::Max => "max",
     }
 }
 
@@ -113,6 +97,14 @@ fn page_limit(headers: &HeaderMap) -> Result<usize, ApiError> {
     limit
         .filter(|limit| (1..=STREAM_ROWS_MAX).contains(limit))
         .ok_or(ApiError::BadParameter)
+}
+
+fn aggregate(headers: &HeaderMap) -> Result<Option<Aggregate>, ApiError> {
+    let Some(text) = header(headers, AGGREGATE)? else {
+        return Ok(None);
+    };
+    let found = Aggregate::parse(&text.to_ascii_lowercase());
+    found.map(Some).ok_or(ApiError::BadParameter)
 }
 
 /// One of a few words, in any case.
@@ -194,9 +186,9 @@ mod tests {
                 decode: Some(Decode::MessagePack),
             })
         );
-        for (word, kind) in AGGREGATES {
-            let read = reading(&[(END_TIME, "last"), (AGGREGATE, word)]).unwrap();
-            assert_eq!((read.aggregate, aggregate_name(kind)), (Some(kind), word));
+        for kind in [Aggregate::Avg, Aggregate::Sum, Aggregate::Min, Aggregate::Max] {
+            let read = reading(&[(END_TIME, "last"), (AGGREGATE, kind.as_str())]).unwrap();
+            assert_eq!(read.aggregate, Some(kind));
         }
     }
 
