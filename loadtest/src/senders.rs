@@ -324,6 +324,17 @@ impl<'a> Senders<'a> {
         })
     }
 
+    /// The broker has something to answer, or to read.
+    pub fn is_owed(&self) -> bool {
+        self.publishers.iter().any(|p| {
+            let is_asked = match &p.unacknowledged {
+                Some(unacknowledged) => unacknowledged.in_flight() > 0,
+                None => p.ping.asked.is_some(),
+            };
+            is_asked || p.connection.wants_write()
+        })
+    }
+
     /// Sends until all is done. A broker that answers nobody for the time of `--silence` is an error.
     pub fn run(&mut self, poller: &mut Poller, what: &str) -> Result<()> {
         let mut progress = Progress::new();
