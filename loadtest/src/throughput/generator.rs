@@ -194,7 +194,7 @@ impl<'a> Generator<'a> {
                 sent: 0,
                 credited: 0,
                 written_off: 0,
-                unacknowledged: (settings.qos > 0).then(|| Unacknowledged::new(settings.qos)),
+                unacknowledged: (settings.qos > 0).then(|| Unacknowledged::new(settings.qos, plan.unacked)),
                 control: Vec::new(),
                 is_queued: false,
                 waits_writable: false,
