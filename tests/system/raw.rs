@@ -197,7 +197,10 @@ impl Raw {
             0 => Ok(raw),
             code => {
                 assert!(!raw.session_present, "a refused CONNECT has no Session Present");
-                assert!(raw.is_closed_within(Duration::from_secs(10)), "open after a CONNACK with {code}");
+                assert!(
+                    raw.is_closed_within(Duration::from_secs(10)),
+                    "open after a CONNACK with {code}"
+                );
                 Err(code)
             }
         }
@@ -239,6 +242,12 @@ impl Raw {
         }
     }
 
+    /// UNSUBSCRIBE and its answer.
+    pub fn unsubscribe(&mut self, filter: &str) {
+        self.send(&framed(0xa2, &[&[0, 1], &string(filter.as_bytes())[..]].concat()));
+        self.answered(0xb0, 1);
+    }
+
     /// PUBLISH, and whatever QoS 1 or 2 has of answers.
     pub fn deliver(&mut self, packet: &[u8], id: u16) {
         self.send(packet);
@@ -253,11 +262,15 @@ impl Raw {
         }
     }
 
+    /// Something has come that was not asked for yet.
+    pub fn has_early(&self) -> bool {
+        !self.early.is_empty()
+    }
+
     fn answered(&mut self, kind: u8, id: u16) {
         loop {
             let (first, body) = self.frame(patience(Duration::from_secs(20))).expect("an answer comes");
-            if first & 0xf0 != PUBLISH {
-                assert_eq!([&[first], &body[..]].concat(), [&[kind], &id.to_be_bytes()[..]].concat());
+            if (first, &body[..]) == (kind, &id.to_be_bytes()[..]) {
                 return;
             }
             self.early.push_back((first, body));

@@ -44,7 +44,11 @@ impl Clients {
 /// On every port, with an account of its own for each.
 fn on_every_port(cores: u16, check: impl Fn(&mut Clients, &Platform, usize, Transport)) {
     let mut clients = Clients::start();
-    let mut platform = Platform::start_with(cores, Transport::ALL.len() + 1, &[&LIFTED[..], &["--log", "debug"]].concat());
+    let mut platform = Platform::start_with(
+        cores,
+        Transport::ALL.len() + 1,
+        &[&LIFTED[..], &["--log", "debug"]].concat(),
+    );
     for (index, transport) in Transport::ALL.into_iter().enumerate() {
         check(&mut clients, &platform, index, transport);
     }
@@ -72,9 +76,15 @@ fn item_1_a_new_device_is_registered_and_keeps_data_once_it_is_mapped() {
             assert_eq!(api.get("/v2/channel").expect(200).json(), json!([]));
             api.post("/v2/channel/3", "").expect(201);
             api.put("/v2/device/pump-07", json!({"mapped_ch": 3})).expect(200);
-            assert_eq!(platform.values(index, 3), Vec::<serde_json::Value>::new(), "the first was not kept");
+            assert_eq!(
+                platform.values(index, 3),
+                Vec::<serde_json::Value>::new(),
+                "the first was not kept"
+            );
             clients.publish(platform, over, account, &message);
-            eventually("one datapoint is stored", || platform.values(index, 3) == [json!({"temp": 20})]);
+            eventually("one datapoint is stored", || {
+                platform.values(index, 3) == [json!({"temp": 20})]
+            });
             settle();
             assert_eq!(platform.values(index, 3).len(), 1, "{over:?}");
         });
@@ -88,7 +98,12 @@ fn item_2_a_number_is_wrapped_and_bytes_are_kept_as_hexadecimal_digits() {
             let account = platform.account(index);
             platform.map(index, "pump-07", 3);
             let mut publish = |topic: &str, payload: &[u8]| {
-                clients.publish(platform, over, account, &Message::new(&account.topic(topic), payload, 1, false));
+                clients.publish(
+                    platform,
+                    over,
+                    account,
+                    &Message::new(&account.topic(topic), payload, 1, false),
+                );
             };
             publish("json/pump-07", b"23.5");
             publish("binary/pump-07", &[0x01, 0xa4, 0xff]);
@@ -112,7 +127,14 @@ fn item_3_a_foreign_token_is_acknowledged_and_leaves_no_trace() {
             let unknown = "0".repeat(32);
             for token in [&platform.account(other).device_token, &account.api_token, &unknown] {
                 for qos in 0..=2 {
-                    for topic in ["json/pump-07", "binary/pump-07", "json/new", "state/pump-07", "pump-07/subscribe", "x"] {
+                    for topic in [
+                        "json/pump-07",
+                        "binary/pump-07",
+                        "json/new",
+                        "state/pump-07",
+                        "pump-07/subscribe",
+                        "x",
+                    ] {
                         // Acknowledged at QoS 1 and 2, or it would not come back.
                         let message = Message::new(&format!("{token}/{topic}"), "1", qos, true);
                         clients.publish(platform, over, account, &message);
@@ -204,7 +226,10 @@ fn item_6_each_token_fails_in_the_place_of_the_other() {
     for cores in CORES {
         on_every_port(cores, |clients, platform, index, over| {
             let account = platform.account(index);
-            let hello = account.hello("device").user(&account.user_id, &account.api_token).over(over);
+            let hello = account
+                .hello("device")
+                .user(&account.user_id, &account.api_token)
+                .over(over);
             let reason = clients.library.refused("d", platform.broker(), hello);
             assert!(reason.contains("Bad username or password"), "{reason}");
             if let Transport::Tcp | Transport::Tls = over {
@@ -214,7 +239,10 @@ fn item_6_each_token_fails_in_the_place_of_the_other() {
                 };
                 let output = mosquitto_sub(platform, over, &swapped, &["-t", "x"]);
                 let said = String::from_utf8_lossy(&output.stderr).into_owned();
-                assert!(!output.status.success() && said.contains("bad user name or password"), "{said}");
+                assert!(
+                    !output.status.success() && said.contains("bad user name or password"),
+                    "{said}"
+                );
             }
             let api = platform.anybody().header("X-APITOKEN", &account.device_token);
             assert_error(&api.get("/v2/device"), 401, "AUTH_REQUIRED");
@@ -233,7 +261,10 @@ fn item_7_the_http_connector_answers_by_what_the_registry_says_of_the_device() {
         let connector = platform.connector(0, "pump-07");
         let pause = || sleep(Duration::from_millis(1100));
         let reply = connector.post("/post_v2/", r#"{"temp":20}"#);
-        assert_eq!((reply.status, reply.json()), (201, json!({"result": "NEW_DEVICE_FOUND"})));
+        assert_eq!(
+            (reply.status, reply.json()),
+            (201, json!({"result": "NEW_DEVICE_FOUND"}))
+        );
         pause();
         assert_error(&connector.post("/post_v2/", r#"{"temp":21}"#), 403, "NO_MAPPED_CH");
         platform.map(0, "pump-07", 3);
@@ -243,7 +274,10 @@ fn item_7_the_http_connector_answers_by_what_the_registry_says_of_the_device() {
         let again = connector.post("/post_v2/", r#"{"temp":23}"#);
         assert_error(&again, 429, "TOO_MANY_REQUESTS");
         assert_eq!(again.header("retry-after"), Some("1"));
-        platform.api(0).put("/v2/device/pump-07", json!({"enabled": false})).expect(200);
+        platform
+            .api(0)
+            .put("/v2/device/pump-07", json!({"enabled": false}))
+            .expect(200);
         pause();
         assert_error(&connector.post("/post_v2/", r#"{"temp":24}"#), 403, "DEVICE_DISABLED");
         assert_eq!(platform.values(0, 3), [json!({"temp": 22})]);
@@ -300,15 +334,31 @@ fn item_9_an_event_posts_once_for_each_datapoint_that_matches() {
                 assert!(request.header("content-type").unwrap().starts_with("application/json"));
                 let posted = request.json();
                 let fields = [
-                    "channel_name", "current", "description", "event_id", "mapped_ch", "source", "status", "threshold",
+                    "channel_name",
+                    "current",
+                    "description",
+                    "event_id",
+                    "mapped_ch",
+                    "source",
+                    "status",
+                    "threshold",
                 ];
                 assert_eq!(keys(&posted), fields);
                 assert_eq!(posted["event_id"], made["event_id"]);
                 assert_eq!(posted["description"], "well too warm");
-                assert_eq!((&posted["mapped_ch"], &posted["channel_name"]), (&json!(3), &json!("water")));
-                assert_eq!((&posted["source"], &posted["threshold"]), (&json!("temp"), &json!("30")));
+                assert_eq!(
+                    (&posted["mapped_ch"], &posted["channel_name"]),
+                    (&json!(3), &json!("water"))
+                );
+                assert_eq!(
+                    (&posted["source"], &posted["threshold"]),
+                    (&json!("temp"), &json!("30"))
+                );
                 let status = posted["status"].as_str().unwrap();
-                assert!(status.ends_with(&format!("Current:{} > Threshold:30", posted["current"])), "{status}");
+                assert!(
+                    status.ends_with(&format!("Current:{} > Threshold:30", posted["current"])),
+                    "{status}"
+                );
                 current.push(posted["current"].clone());
             }
             assert_eq!(current, [json!(31.2), json!(31.2), json!(40)], "{over:?}");

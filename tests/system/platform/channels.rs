@@ -14,7 +14,9 @@ fn tagged(api: &Api, tag: &str) -> Api {
 fn with_tags(platform: &Platform, path: &str) -> Vec<(Value, Value)> {
     let list = platform.api(0).header("X-WITHTAG", "true").get(path).expect(200).json();
     let elements = list.as_array().unwrap().iter();
-    elements.map(|element| (element["tag"].clone(), element["channel_name"].clone())).collect()
+    elements
+        .map(|element| (element["tag"].clone(), element["channel_name"].clone()))
+        .collect()
 }
 
 #[test]
@@ -32,14 +34,25 @@ fn channels_are_made_listed_named_and_removed() {
     let expected = |id: i64, name: &str| json!({"channel": id, "channel_name": name, "last_update": null});
     for path in ["/v2/channel", "/v2/channel/"] {
         let list = api.get(path).expect(200).json();
-        assert_eq!(list, json!([expected(0, ""), expected(3, ""), expected(2_147_483_647, "")]));
+        assert_eq!(
+            list,
+            json!([expected(0, ""), expected(3, ""), expected(2_147_483_647, "")])
+        );
     }
-    let reply = api.put("/v2/channel/3", json!({"channel_name": "wätér", "unknown": 1})).expect(200);
+    let reply = api
+        .put("/v2/channel/3", json!({"channel_name": "wätér", "unknown": 1}))
+        .expect(200);
     assert_eq!(reply.json(), json!({"result": "OK"}));
-    assert_eq!(api.get("/v2/channel/3").expect(200).json(), json!([expected(3, "wätér")]));
+    assert_eq!(
+        api.get("/v2/channel/3").expect(200).json(),
+        json!([expected(3, "wätér")])
+    );
     // Nothing to change is no error.
     api.put("/v2/channel/3", "{}").expect(200);
-    assert_eq!(api.get("/v2/channel/3").expect(200).json(), json!([expected(3, "wätér")]));
+    assert_eq!(
+        api.get("/v2/channel/3").expect(200).json(),
+        json!([expected(3, "wätér")])
+    );
     let reply = api.delete("/v2/channel/3").expect(200);
     assert_eq!(reply.json(), json!({"result": "OK"}));
     for (method, body) in [("GET", None), ("PUT", Some(&b"{}"[..])), ("DELETE", None)] {
@@ -54,8 +67,23 @@ fn channels_are_made_listed_named_and_removed() {
 fn an_id_out_of_range_is_404() {
     let platform = Platform::start(1);
     let api = platform.api(0);
-    for id in ["-1", "2147483648", "99999999999999999999", "1.5", "x", "%20", "1%202", "0x10", "+3"] {
-        for (method, body) in [("GET", None), ("POST", None), ("PUT", Some(&b"{}"[..])), ("DELETE", None)] {
+    for id in [
+        "-1",
+        "2147483648",
+        "99999999999999999999",
+        "1.5",
+        "x",
+        "%20",
+        "1%202",
+        "0x10",
+        "+3",
+    ] {
+        for (method, body) in [
+            ("GET", None),
+            ("POST", None),
+            ("PUT", Some(&b"{}"[..])),
+            ("DELETE", None),
+        ] {
             let reply = api.call(method, &format!("/v2/channel/{id}"), body);
             assert_error(&reply, 404, "NO_CHANNEL");
         }
@@ -71,7 +99,13 @@ fn a_change_that_cannot_be_read_changes_nothing() {
     for body in ["", "{", "channel_name=x"] {
         assert_error(&api.put("/v2/channel/3", body), 400, "BAD_JSON_FORMAT");
     }
-    for body in [json!([]), json!("x"), json!(null), json!({"channel_name": 3}), json!({"channel_name": null})] {
+    for body in [
+        json!([]),
+        json!("x"),
+        json!(null),
+        json!({"channel_name": 3}),
+        json!({"channel_name": null}),
+    ] {
         assert_error(&api.put("/v2/channel/3", body), 400, "BAD_PARAMETER");
     }
     assert_eq!(api.get("/v2/channel/3").expect(200).json()[0]["channel_name"], "");
@@ -97,16 +131,28 @@ fn a_tag_comes_into_being_with_its_data_and_is_listed_on_request() {
         }
     }
     let list = api.header("X-WITHTAG", "true").get("/v2/channel/3").expect(200).json();
-    let mut tags: Vec<_> = list.as_array().unwrap().iter().map(|element| element["tag"].clone()).collect();
+    let mut tags: Vec<_> = list
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|element| element["tag"].clone())
+        .collect();
     tags.sort_by_key(|tag| tag.to_string());
     assert_eq!(json!(tags), json!(["inlet", "outlet", null]));
     for element in list.as_array().unwrap() {
         assert_eq!(keys(element), ["channel", "channel_name", "last_update", "tag"]);
-        assert_eq!((&element["channel"], &element["channel_name"]), (&json!(3), &json!("water")));
+        assert_eq!(
+            (&element["channel"], &element["channel_name"]),
+            (&json!(3), &json!("water"))
+        );
         let at = basic(element["last_update"].as_str().unwrap(), "+0000");
         assert!((began..=now_s()).contains(&at), "{element}");
     }
-    assert_error(&api.header("X-WITHTAG", "maybe").get("/v2/channel/3"), 400, "BAD_PARAMETER");
+    assert_error(
+        &api.header("X-WITHTAG", "maybe").get("/v2/channel/3"),
+        400,
+        "BAD_PARAMETER",
+    );
     // One for the data without a tag stands there in any case.
     let tags = with_tags(&platform, "/v2/channel/4");
     assert_eq!(tags, [(json!(null), json!(""))]);
@@ -120,12 +166,21 @@ fn the_last_update_of_a_tag_is_its_own() {
     platform.map(0, "pump-07", 3);
     let updates = || {
         let channel = platform.api(0).get("/v2/channel/3").expect(200).json();
-        let list = platform.api(0).header("X-WITHTAG", "true").get("/v2/channel/3").expect(200).json();
+        let list = platform
+            .api(0)
+            .header("X-WITHTAG", "true")
+            .get("/v2/channel/3")
+            .expect(200)
+            .json();
         let of = |tag: Value| {
             let found = list.as_array().unwrap().iter().find(|element| element["tag"] == tag);
             found.map(|element| element["last_update"].clone())
         };
-        (channel[0]["last_update"].clone(), of(json!(null)).unwrap(), of(json!("inlet")))
+        (
+            channel[0]["last_update"].clone(),
+            of(json!(null)).unwrap(),
+            of(json!("inlet")),
+        )
     };
     assert_eq!(updates(), (json!(null), json!(null), None));
     platform.send(0, "json/pump-07/inlet", "1");
@@ -151,11 +206,19 @@ fn a_tag_is_declared_named_and_removed_by_itself() {
         tagged(&api, "outlet").post("/v2/channel/3", "").expect(201);
         let find = |tag: &str| {
             let tags = with_tags(&platform, "/v2/channel/3");
-            tags.into_iter().find(|(found, _)| *found == json!(tag)).map(|(_, name)| name)
+            tags.into_iter()
+                .find(|(found, _)| *found == json!(tag))
+                .map(|(_, name)| name)
         };
         assert_eq!((find("inlet"), find("outlet")), (Some(json!("")), Some(json!(""))));
         let list = api.header("X-WITHTAG", "true").get("/v2/channel/3").expect(200).json();
-        assert!(list.as_array().unwrap().iter().all(|element| element["last_update"] == json!(null)), "{list}");
+        assert!(
+            list.as_array()
+                .unwrap()
+                .iter()
+                .all(|element| element["last_update"] == json!(null)),
+            "{list}"
+        );
         // A tag that came by itself is there as well.
         platform.map(0, "pump-07", 3);
         platform.send(0, "json/pump-07/third", "1");
@@ -164,8 +227,13 @@ fn a_tag_is_declared_named_and_removed_by_itself() {
         // The name of this tag only.
         api.put("/v2/channel/3", json!({"channel_name": "water"})).expect(200);
         assert_eq!(find("inlet"), Some(json!("water")), "a tag has the name of its channel");
-        tagged(&api, "inlet").put("/v2/channel/3", json!({"channel_name": "intake"})).expect(200);
-        assert_eq!((find("inlet"), find("outlet")), (Some(json!("intake")), Some(json!("water"))));
+        tagged(&api, "inlet")
+            .put("/v2/channel/3", json!({"channel_name": "intake"}))
+            .expect(200);
+        assert_eq!(
+            (find("inlet"), find("outlet")),
+            (Some(json!("intake")), Some(json!("water")))
+        );
         assert_eq!(api.get("/v2/channel/3").expect(200).json()[0]["channel_name"], "water");
         let unknown = tagged(&api, "unknown").put("/v2/channel/3", json!({"channel_name": "x"}));
         assert_error(&unknown, 404, "NO_TAG");
@@ -212,7 +280,10 @@ fn a_deleted_channel_takes_its_datapoints_events_and_mappings_with_it() {
             platform.send(index, "json/pump-07", "1");
             platform.send(index, "json/pump-09/inlet", "2");
             for channel in [3, 4] {
-                platform.api(index).post("/v2/event", json!({"mapped_ch": channel})).expect(201);
+                platform
+                    .api(index)
+                    .post("/v2/event", json!({"mapped_ch": channel}))
+                    .expect(201);
             }
         }
         api.delete("/v2/channel/3").expect(200);
@@ -220,20 +291,40 @@ fn a_deleted_channel_takes_its_datapoints_events_and_mappings_with_it() {
         assert_eq!([mapped(0, "pump-07"), mapped(0, "pump-08")], [json!(null), json!(null)]);
         assert_eq!(mapped(0, "pump-09"), 4);
         let events = api.get("/v2/event").expect(200).json();
-        assert_eq!((events.as_array().unwrap().len(), &events[0]["mapped_ch"]), (1, &json!(4)));
+        assert_eq!(
+            (events.as_array().unwrap().len(), &events[0]["mapped_ch"]),
+            (1, &json!(4))
+        );
         let stream = api.header("X-ENDTIME", "last");
         assert_error(&stream.get("/v2/stream/3"), 404, "NO_CHANNEL");
         // A channel of that number is another one.
         api.post("/v2/channel/3", "").expect(201);
         assert_eq!(values(&platform.stream(0, 3)), [json!(null); 0]);
-        assert_eq!(api.get("/v2/channel/3").expect(200).json()[0]["last_update"], json!(null));
+        assert_eq!(
+            api.get("/v2/channel/3").expect(200).json()[0]["last_update"],
+            json!(null)
+        );
         platform.send(0, "json/pump-07", "3");
-        assert_eq!(values(&platform.stream(0, 3)), [json!(null); 0], "the device is not mapped");
+        assert_eq!(
+            values(&platform.stream(0, 3)),
+            [json!(null); 0],
+            "the device is not mapped"
+        );
         // Nothing of it concerns the other account, or the other channel.
         assert_eq!(platform.values(0, 4).len(), 1);
         assert_eq!((mapped(1, "pump-07"), mapped(1, "pump-08")), (json!(3), json!(3)));
         assert_eq!((platform.values(1, 3).len(), platform.values(1, 4).len()), (1, 1));
-        assert_eq!(platform.api(1).get("/v2/event").expect(200).json().as_array().unwrap().len(), 2);
+        assert_eq!(
+            platform
+                .api(1)
+                .get("/v2/event")
+                .expect(200)
+                .json()
+                .as_array()
+                .unwrap()
+                .len(),
+            2
+        );
     }
 }
 
@@ -257,5 +348,11 @@ fn channels_of_another_account_do_not_exist() {
     other.post("/v2/channel/3", "").expect(201);
     assert_eq!(platform.values(1, 3).len(), 0);
     other.delete("/v2/channel/3").expect(200);
-    assert_eq!((platform.values(0, 3).len(), platform.device(0, "pump-07")["mapped_ch"].clone()), (1, json!(3)));
+    assert_eq!(
+        (
+            platform.values(0, 3).len(),
+            platform.device(0, "pump-07")["mapped_ch"].clone()
+        ),
+        (1, json!(3))
+    );
 }

@@ -7,8 +7,15 @@ use super::rest::Reply;
 use crate::clients::Message;
 
 fn assert_stored(reply: &Reply) {
-    assert_eq!((reply.status, reply.json_or_text()), (200, json!({"result": "OK"})), "{reply:?}");
-    assert!(reply.header("content-type").unwrap().starts_with("application/json"), "{reply:?}");
+    assert_eq!(
+        (reply.status, reply.json_or_text()),
+        (200, json!({"result": "OK"})),
+        "{reply:?}"
+    );
+    assert!(
+        reply.header("content-type").unwrap().starts_with("application/json"),
+        "{reply:?}"
+    );
 }
 
 fn assert_new(reply: &Reply) {
@@ -59,7 +66,19 @@ fn a_missing_empty_or_zero_id_is_400_device_id_zero() {
 fn an_id_that_may_not_be_is_400_and_never_registered() {
     let platform = Platform::start(1);
     let (longest, too_long) = ("d".repeat(64), "d".repeat(65));
-    for id in ["json", "binary", "state", "subscribe", "a/b", "a+b", "a#b", "+", "#", "a\tb", &too_long] {
+    for id in [
+        "json",
+        "binary",
+        "state",
+        "subscribe",
+        "a/b",
+        "a+b",
+        "a#b",
+        "+",
+        "#",
+        "a\tb",
+        &too_long,
+    ] {
         assert_error(&platform.connector(0, id).post("/post_v2/", "1"), 400, "BAD_DEVICE_ID");
     }
     assert_eq!(platform.devices(0), [""; 0]);
@@ -101,7 +120,10 @@ fn a_missing_or_wrong_device_token_is_401() {
     assert_error(&reply, 401, "AUTH_REQUIRED");
     // The device belongs to whoever the token belongs to.
     assert_new(&device.header("X-DEVICETOKEN", &two.device_token).post("/post_v2/", "1"));
-    assert_eq!((platform.devices(0), platform.devices(1)), (vec![], vec!["pump-07".to_owned()]));
+    assert_eq!(
+        (platform.devices(0), platform.devices(1)),
+        (vec![], vec!["pump-07".to_owned()])
+    );
 }
 
 /// 6.3: what a body may be, and what is stored of it.
@@ -169,8 +191,17 @@ fn digits_beyond_what_a_float_holds_are_kept_as_received() {
     let platform = Platform::start(1);
     platform.map(0, "pump-07", 3);
     for number in ["9007199254740993", "18446744073709551615", "-9223372036854775808"] {
-        assert_stored(&platform.connector(0, "pump-07").post("/post_v2/", format!("{{\"n\":{number}}}")));
-        let newest = platform.api(0).header("X-ENDTIME", "last").get("/v2/stream/3").expect(200).text();
+        assert_stored(
+            &platform
+                .connector(0, "pump-07")
+                .post("/post_v2/", format!("{{\"n\":{number}}}")),
+        );
+        let newest = platform
+            .api(0)
+            .header("X-ENDTIME", "last")
+            .get("/v2/stream/3")
+            .expect(200)
+            .text();
         assert!(newest.contains(&format!("\"n\":{number}")), "{newest}");
     }
 }
@@ -179,8 +210,19 @@ fn digits_beyond_what_a_float_holds_are_kept_as_received() {
 fn the_content_type_is_ignored() {
     let platform = Platform::start(1);
     platform.map(0, "pump-07", 3);
-    for kind in ["application/json", "application/x-www-form-urlencoded", "text/plain", "application/octet-stream", "x"] {
-        assert_stored(&platform.connector(0, "pump-07").header("Content-Type", kind).post("/post_v2/", "1"));
+    for kind in [
+        "application/json",
+        "application/x-www-form-urlencoded",
+        "text/plain",
+        "application/octet-stream",
+        "x",
+    ] {
+        assert_stored(
+            &platform
+                .connector(0, "pump-07")
+                .header("Content-Type", kind)
+                .post("/post_v2/", "1"),
+        );
     }
     assert_eq!(platform.values(0, 3).len(), 5);
 }
@@ -189,7 +231,12 @@ fn the_content_type_is_ignored() {
 fn a_tag_is_one_word_or_none() {
     let platform = Platform::start(1);
     platform.map(0, "pump-07", 3);
-    let send = |tag: &str| platform.connector(0, "pump-07").header("X-TAGNAME", tag).post("/post_v2/", "1");
+    let send = |tag: &str| {
+        platform
+            .connector(0, "pump-07")
+            .header("X-TAGNAME", tag)
+            .post("/post_v2/", "1")
+    };
     let longest = "t".repeat(64);
     for tag in ["inlet", "", "0", "json", &longest] {
         assert_stored(&send(tag));
@@ -198,7 +245,12 @@ fn a_tag_is_one_word_or_none() {
         assert_error(&send(tag), 400, "BAD_PARAMETER");
     }
     let stream = platform.stream(0, 3);
-    let tags: Vec<_> = stream["stream"].as_array().unwrap().iter().map(|point| &point["tag"]).collect();
+    let tags: Vec<_> = stream["stream"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|point| &point["tag"])
+        .collect();
     assert_eq!(json!(tags), json!(["inlet", null, "0", "json", longest]));
 }
 
@@ -248,10 +300,16 @@ fn what_the_connector_takes_is_routed_to_the_json_topic() {
         let tagged = platform.connector(0, "pump-07").header("X-TAGNAME", "inlet");
         assert_eq!(tagged.post("/post_v2/", "3").status, 200);
         let routed = own.message();
-        assert_eq!((routed.topic, routed.payload), (topic("json/pump-07/inlet"), b"3".to_vec()));
+        assert_eq!(
+            (routed.topic, routed.payload),
+            (topic("json/pump-07/inlet"), b"3".to_vec())
+        );
         // Not these: unreadable, disabled, refused.
         assert_eq!(post("{"), 400);
-        platform.api(0).put("/v2/device/pump-07", json!({"enabled": false})).expect(200);
+        platform
+            .api(0)
+            .put("/v2/device/pump-07", json!({"enabled": false}))
+            .expect(200);
         assert_eq!(post("4"), 403);
         assert_eq!(platform.connector(0, "json").post("/post_v2/", "5").status, 400);
         settle();
@@ -285,9 +343,17 @@ fn over_the_device_limit_a_new_device_is_403() {
     for device in ["one", "two"] {
         assert_new(&platform.connector(0, device).post("/post_v2/", "1"));
     }
-    assert_error(&platform.connector(0, "three").post("/post_v2/", "1"), 403, "MAX_DEVICE_REACH");
+    assert_error(
+        &platform.connector(0, "three").post("/post_v2/", "1"),
+        403,
+        "MAX_DEVICE_REACH",
+    );
     // Those that are there are not concerned.
-    assert_error(&platform.connector(0, "two").post("/post_v2/", "1"), 403, "NO_MAPPED_CH");
+    assert_error(
+        &platform.connector(0, "two").post("/post_v2/", "1"),
+        403,
+        "NO_MAPPED_CH",
+    );
     // Silently by MQTT: acknowledged, neither registered nor routed.
     let mut watcher = platform.watch(0);
     platform.send(0, "json/three", "1");
@@ -310,7 +376,10 @@ fn with_a_default_channel_the_first_body_is_stored_and_still_answered_201() {
     platform.send(0, "json/pump-08", "2");
     assert_eq!(platform.device(0, "pump-08")["mapped_ch"], 7);
     assert_stored(&platform.connector(0, "pump-07").post("/post_v2/", "3"));
-    assert_eq!(platform.values(0, 7), [json!({"value1": 1}), json!({"value1": 2}), json!({"value1": 3})]);
+    assert_eq!(
+        platform.values(0, 7),
+        [json!({"value1": 1}), json!({"value1": 2}), json!({"value1": 3})]
+    );
 }
 
 /// Off unless `--v1` turns it on.

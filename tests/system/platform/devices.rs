@@ -24,11 +24,21 @@ fn a_list_is_an_array_also_of_one_or_none() {
         let reply = api.get(path).expect(200);
         assert!(reply.header("content-type").unwrap().starts_with("application/json"));
         let list = reply.json();
-        let ids: Vec<_> = list.as_array().unwrap().iter().map(|device| &device["device_id"]).collect();
+        let ids: Vec<_> = list
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|device| &device["device_id"])
+            .collect();
         assert_eq!(json!(ids), json!(["pump-07", "pump-08"]));
     }
     assert_eq!(platform.device(0, "pump-07")["device_id"], "pump-07");
-    for (method, path) in [("GET", "pump-09"), ("PUT", "pump-09"), ("DELETE", "pump-09"), ("GET", "PUMP-07")] {
+    for (method, path) in [
+        ("GET", "pump-09"),
+        ("PUT", "pump-09"),
+        ("DELETE", "pump-09"),
+        ("GET", "PUMP-07"),
+    ] {
         let body = (method == "PUT").then_some(&b"{}"[..]);
         assert_error(&api.call(method, &device_url(path), body), 404, "NO_DEVICE");
     }
@@ -67,19 +77,36 @@ fn creation_takes_the_fields_of_a_change() {
     });
     api.post(&device_url("pump-07"), &fields).expect(201);
     let device = platform.device(0, "pump-07");
-    for name in ["description", "enabled", "mapped_ch", "device_type", "location", "manufacturer"] {
+    for name in [
+        "description",
+        "enabled",
+        "mapped_ch",
+        "device_type",
+        "location",
+        "manufacturer",
+    ] {
         assert_eq!(device[name], fields[name], "{name}");
     }
     assert_eq!(device["device_id"], "pump-07");
     assert_eq!(
         keys(&device),
         [
-            "activate_at", "description", "device_id", "device_type", "enabled", "location", "manufacturer",
+            "activate_at",
+            "description",
+            "device_id",
+            "device_type",
+            "enabled",
+            "location",
+            "manufacturer",
             "mapped_ch"
         ]
     );
     assert_error(&api.post(&device_url("bad"), "{"), 400, "BAD_JSON_FORMAT");
-    assert_error(&api.post(&device_url("bad"), r#"{"enabled":"yes"}"#), 400, "BAD_PARAMETER");
+    assert_error(
+        &api.post(&device_url("bad"), r#"{"enabled":"yes"}"#),
+        400,
+        "BAD_PARAMETER",
+    );
     assert_error(&api.post(&device_url("bad"), r#"{"mapped_ch":4}"#), 404, "NO_CHANNEL");
     assert_eq!(platform.devices(0), ["pump-07"]);
 }
@@ -94,10 +121,28 @@ fn creation_refuses_ids_that_are_taken_or_may_not_be() {
     assert_error(&api.post(&device_url("by-itself"), ""), 403, "DEVICE_INUSE");
     assert_error(&api.post(&device_url("0"), ""), 400, "DEVICE_ID_ZERO");
     let too_long = "d".repeat(65);
-    for id in ["json", "binary", "state", "subscribe", "a%2Fb", "a%2Bb", "a%23b", "a%00b", "a%0Ab", "a%7Fb", &too_long] {
+    for id in [
+        "json",
+        "binary",
+        "state",
+        "subscribe",
+        "a%2Fb",
+        "a%2Bb",
+        "a%23b",
+        "a%00b",
+        "a%0Ab",
+        "a%7Fb",
+        &too_long,
+    ] {
         assert_error(&api.post(&device_url(id), ""), 400, "BAD_DEVICE_ID");
     }
-    for id in ["d".repeat(64), "%C3%A9".repeat(64), "JSON".into(), "a%20b".into(), "..".replace('.', "%2E")] {
+    for id in [
+        "d".repeat(64),
+        "%C3%A9".repeat(64),
+        "JSON".into(),
+        "a%20b".into(),
+        "..".replace('.', "%2E"),
+    ] {
         api.post(&device_url(&id), "").expect(201);
     }
     // 64 characters, not bytes.
@@ -217,7 +262,11 @@ fn devices_of_another_account_do_not_exist() {
     assert_error(&other.delete(&device_url("pump-07")), 404, "NO_DEVICE");
     // A channel of another account cannot be mapped to.
     other.post(&device_url("pump-07"), "").expect(201);
-    assert_error(&other.put(&device_url("pump-07"), json!({"mapped_ch": 3})), 404, "NO_CHANNEL");
+    assert_error(
+        &other.put(&device_url("pump-07"), json!({"mapped_ch": 3})),
+        404,
+        "NO_CHANNEL",
+    );
     assert_eq!(platform.device(0, "pump-07")["mapped_ch"], 3);
 }
 
@@ -226,18 +275,34 @@ fn devices_of_another_account_do_not_exist() {
 fn a_state_report_replaces_the_one_before_and_types_its_values() {
     let platform = Platform::start(1);
     platform.map(0, "pump-07", 3);
-    assert_eq!(platform.device(0, "pump-07").get("state"), None, "absent until the first report");
+    assert_eq!(
+        platform.device(0, "pump-07").get("state"),
+        None,
+        "absent until the first report"
+    );
     let reports: [(&str, Value); 8] = [
         (
             "health=OK&load=12.5&uptime=90211",
             json!({"health": "OK", "load": 12.5, "uptime": 90211}),
         ),
-        ("load= 7 &name=%20two%20words%20&x=a+b", json!({"load": 7, "name": "two words", "x": "a b"})),
-        ("a=-1&b=1e3&c=0x10&d=1_000&e=", json!({"a": -1, "b": 1000.0, "c": "0x10", "d": "1_000", "e": ""})),
-        ("a=NaN&b=inf&c=Infinity&d=true", json!({"a": "NaN", "b": "inf", "c": "Infinity", "d": "true"})),
+        (
+            "load= 7 &name=%20two%20words%20&x=a+b",
+            json!({"load": 7, "name": "two words", "x": "a b"}),
+        ),
+        (
+            "a=-1&b=1e3&c=0x10&d=1_000&e=",
+            json!({"a": -1, "b": 1000.0, "c": "0x10", "d": "1_000", "e": ""}),
+        ),
+        (
+            "a=NaN&b=inf&c=Infinity&d=true",
+            json!({"a": "NaN", "b": "inf", "c": "Infinity", "d": "true"}),
+        ),
         ("a=1&a=2", json!({"a": 2})),
         ("größe=%C3%A9", json!({"größe": "é"})),
-        (r#"{"health":"bad","depth":{"m":[1,2]}}"#, json!({"health": "bad", "depth": {"m": [1, 2]}})),
+        (
+            r#"{"health":"bad","depth":{"m":[1,2]}}"#,
+            json!({"health": "bad", "depth": {"m": [1, 2]}}),
+        ),
         ("only=1", json!({"only": 1})),
     ];
     for (report, expected) in reports {
@@ -298,7 +363,11 @@ fn times_of_a_device_are_local_with_a_colon_in_the_offset() {
     platform.map(0, "pump-07", 3);
     platform.send(0, "state/pump-07", "health=OK");
     platform.send(0, "json/pump-07", "1");
-    for (zone, offset) in [("Asia/Tokyo", "+09:00"), ("America/Phoenix", "-07:00"), ("Asia/Kathmandu", "+05:45")] {
+    for (zone, offset) in [
+        ("Asia/Tokyo", "+09:00"),
+        ("America/Phoenix", "-07:00"),
+        ("Asia/Kathmandu", "+05:45"),
+    ] {
         platform.api(0).put("/v2/user", json!({"locale": zone})).expect(200);
         let device = platform.device(0, "pump-07");
         for text in [&device["activate_at"], &device["state"]["last_update"]] {
@@ -317,7 +386,10 @@ fn devices_survive_a_restart() {
     platform.map(0, "pump-07", 3);
     platform.send(0, "json/by-itself", "1");
     platform.send(0, "state/pump-07", "health=OK");
-    platform.api(0).put(&device_url("pump-07"), json!({"description": "north well"})).expect(200);
+    platform
+        .api(0)
+        .put(&device_url("pump-07"), json!({"description": "north well"}))
+        .expect(200);
     let before = ["pump-07", "by-itself"].map(|id| platform.device(0, id));
     platform.stop();
     platform.run(1, &super::fixture::LIFTED);

@@ -9,7 +9,14 @@ use super::fixture::{Account, LIFTED, Platform, assert_error, eventually, keys, 
 use super::servers::{Answer, Hook, Relay};
 use crate::broker::patience;
 
-const ALLOWED: [&str; 6] = ["--api-rate", "0", "--connector-rate", "0", "--webhook-allow", "127.0.0.0/8"];
+const ALLOWED: [&str; 6] = [
+    "--api-rate",
+    "0",
+    "--connector-rate",
+    "0",
+    "--webhook-allow",
+    "127.0.0.0/8",
+];
 
 fn platform_with(cores: u16, accounts: usize) -> Platform {
     let platform = Platform::start_with(cores, accounts, &ALLOWED);
@@ -76,7 +83,8 @@ fn an_event_is_made_empty_filled_shown_and_removed() {
         assert_eq!(api.get(&event_url(id)).expect(200).json(), json!([expected]), "{name}");
     }
     // The id is none of the fields of a change, and what is unknown is passed over.
-    api.put(&event_url(id), json!({"event_id": 77, "unknown": 1})).expect(200);
+    api.put(&event_url(id), json!({"event_id": 77, "unknown": 1}))
+        .expect(200);
     assert_eq!(api.get("/v2/event").expect(200).json(), json!([expected]));
     let second = define(&platform, 0, &json!({"description": "second"}));
     assert_ne!(second, id);
@@ -85,7 +93,12 @@ fn an_event_is_made_empty_filled_shown_and_removed() {
     let reply = api.delete(&event_url(id)).expect(200);
     assert_eq!(reply.json(), json!({"result": "OK"}));
     for (method, body) in [("GET", None), ("PUT", Some(&b"{}"[..])), ("DELETE", None)] {
-        for path in [event_url(id), event_url(999), "/v2/event/x".into(), "/v2/event/-1".into()] {
+        for path in [
+            event_url(id),
+            event_url(999),
+            "/v2/event/x".into(),
+            "/v2/event/-1".into(),
+        ] {
             assert_error(&api.call(method, &path, body), 404, "NO_EVENT");
         }
     }
@@ -131,7 +144,11 @@ fn a_definition_that_cannot_be_is_400() {
         let body = json!({"mapped_ch": 9}).to_string();
         assert_error(&api.call(method, &path, Some(body.as_bytes())), 404, "NO_CHANNEL");
     }
-    assert_eq!(api.get("/v2/event").expect(200).json(), before, "nothing was changed or made");
+    assert_eq!(
+        api.get("/v2/event").expect(200).json(),
+        before,
+        "nothing was changed or made"
+    );
 }
 
 #[test]
@@ -147,10 +164,15 @@ fn an_event_is_not_enabled_before_it_is_whole() {
         event["enabled"] = json!(false);
         let id = define(&platform, 0, &event);
         assert_error(&api.put(&event_url(id), r#"{"enabled":true}"#), 400, "BAD_PARAMETER");
-        api.put(&event_url(id), json!({"enabled": true, missing: whole[missing]})).expect(200);
+        api.put(&event_url(id), json!({"enabled": true, missing: whole[missing]}))
+            .expect(200);
         // Nor is it left incomplete.
         let emptied = if missing == "mapped_ch" { json!(null) } else { json!("") };
-        assert_error(&api.put(&event_url(id), json!({missing: emptied})), 400, "BAD_PARAMETER");
+        assert_error(
+            &api.put(&event_url(id), json!({missing: emptied})),
+            400,
+            "BAD_PARAMETER",
+        );
         api.delete(&event_url(id)).expect(200);
     }
     assert_error(&api.post("/v2/event", r#"{"enabled":true}"#), 400, "BAD_PARAMETER");
@@ -166,7 +188,10 @@ fn events_of_another_account_do_not_exist() {
     for (method, body) in [("GET", None), ("PUT", Some(&b"{}"[..])), ("DELETE", None)] {
         assert_error(&other.call(method, &event_url(id), body), 404, "NO_EVENT");
     }
-    assert_eq!(platform.api(0).get(&event_url(id)).expect(200).json()[0]["description"], "own");
+    assert_eq!(
+        platform.api(0).get(&event_url(id)).expect(200).json()[0]["description"],
+        "own"
+    );
 }
 
 /// Operators and paths: each rule is an event of its own, each value a datapoint of its own. What fires is known by the
@@ -185,7 +210,17 @@ fn each_operator_compares_numbers_or_texts() {
         ("v", "=", "10.0", &[(number, json!(10)), (numeric_text, json!("10"))]),
         ("v", "=", "1e1", &[(number, json!(10)), (numeric_text, json!("10"))]),
         ("v", "=", "9", &[]),
-        ("v", "!=", "9", &[(number, json!(10)), (text, json!("open")), (numeric_text, json!("10")), (nested, json!(true))]),
+        (
+            "v",
+            "!=",
+            "9",
+            &[
+                (number, json!(10)),
+                (text, json!("open")),
+                (numeric_text, json!("10")),
+                (nested, json!(true)),
+            ],
+        ),
         ("v", "!=", "10", &[(text, json!("open")), (nested, json!(true))]),
         ("v", ">", "9", &[(number, json!(10)), (numeric_text, json!("10"))]),
         ("v", ">", "9.99", &[(number, json!(10)), (numeric_text, json!("10"))]),
@@ -252,11 +287,17 @@ fn each_operator_compares_numbers_or_texts() {
                     let posted = request.json();
                     let n: usize = posted["description"].as_str().unwrap().parse().unwrap();
                     let (source, operator, threshold, _) = rules[n];
-                    assert_eq!((&posted["source"], &posted["threshold"]), (&json!(source), &json!(threshold)));
+                    assert_eq!(
+                        (&posted["source"], &posted["threshold"]),
+                        (&json!(source), &json!(threshold))
+                    );
                     let current = posted["current"].clone();
                     let shown = current.as_str().map_or(current.to_string(), str::to_owned);
                     let status = posted["status"].as_str().unwrap();
-                    assert!(status.ends_with(&format!("Current:{shown} {operator} Threshold:{threshold}")), "{status}");
+                    assert!(
+                        status.ends_with(&format!("Current:{shown} {operator} Threshold:{threshold}")),
+                        "{status}"
+                    );
                     (n, current)
                 })
                 .collect();
@@ -288,17 +329,27 @@ fn every_datapoint_of_the_channel_is_looked_at_and_nothing_else() {
     platform.send(0, "pump-07/subscribe", "8");
     platform.send(1, "json/pump-07", "9");
     platform.api(0).post("/v2/stream/4", "10").expect(201);
-    let mut current: Vec<_> = hook.await_requests(4).iter().map(|request| request.json()["current"].clone()).collect();
+    let mut current: Vec<_> = hook
+        .await_requests(4)
+        .iter()
+        .map(|request| request.json()["current"].clone())
+        .collect();
     current.sort_by_key(Value::to_string);
     assert_eq!(json!(current), json!([1, 2, 3, 4]));
     settle();
     hook.await_requests(4);
     // No memory of the state before: every match fires, until it is disabled or removed; and a change takes hold at once.
-    platform.api(0).put(&event_url(disabled), r#"{"enabled":true}"#).expect(200);
+    platform
+        .api(0)
+        .put(&event_url(disabled), r#"{"enabled":true}"#)
+        .expect(200);
     platform.send(0, "json/pump-07", "1");
     hook.await_requests(6);
     for event in platform.api(0).get("/v2/event").expect(200).json().as_array().unwrap() {
-        platform.api(0).delete(&event_url(event["event_id"].as_u64().unwrap())).expect(200);
+        platform
+            .api(0)
+            .delete(&event_url(event["event_id"].as_u64().unwrap()))
+            .expect(200);
     }
     platform.send(0, "json/pump-07", "1");
     settle();
@@ -328,7 +379,11 @@ fn a_target_that_fails_is_tried_three_times() {
         ("no content", vec![Answer::Status(204)], 1),
         ("well at once", vec![Answer::Status(200)], 1),
         ("once in vain", vec![Answer::Status(500), Answer::Status(200)], 2),
-        ("twice in vain", vec![Answer::Status(503), Answer::Status(404), Answer::Status(299)], 3),
+        (
+            "twice in vain",
+            vec![Answer::Status(503), Answer::Status(404), Answer::Status(299)],
+            3,
+        ),
         ("never well", vec![Answer::Status(500)], 3),
     ] {
         let plan = answers.clone();
@@ -339,12 +394,19 @@ fn a_target_that_fails_is_tried_three_times() {
         let came = || hook.count() >= attempts;
         let began = Instant::now();
         while !came() {
-            assert!(began.elapsed() < patience(Duration::from_secs(30)), "{name}: {} attempts", hook.count());
+            assert!(
+                began.elapsed() < patience(Duration::from_secs(30)),
+                "{name}: {} attempts",
+                hook.count()
+            );
             sleep(Duration::from_millis(50));
         }
         sleep(Duration::from_secs(if attempts == 3 { 3 } else { 1 }));
         let requests = hook.await_requests(attempts);
-        assert!(requests.iter().all(|request| request.body == requests[0].body), "{name}");
+        assert!(
+            requests.iter().all(|request| request.body == requests[0].body),
+            "{name}"
+        );
         for pair in requests.windows(2) {
             assert!(pair[1].at - pair[0].at > Duration::from_millis(50), "{name}: back-off");
         }
@@ -444,7 +506,10 @@ fn a_slow_target_does_not_delay_ingestion() {
         assert_eq!(platform.values(0, 3).len(), COUNT * (round + 1));
     }
     let [without, with] = took;
-    assert!(with < without * 3 + Duration::from_secs(1), "{with:?} with events, {without:?} without");
+    assert!(
+        with < without * 3 + Duration::from_secs(1),
+        "{with:?} with events, {without:?} without"
+    );
     // Nor is the API held up, nor the stop.
     let began = Instant::now();
     platform.api(0).get("/v2/device").expect(200);
@@ -463,7 +528,10 @@ fn a_hanging_target_is_given_up_and_others_are_called() {
     prompt.await_requests(1);
     let began = Instant::now();
     while hanging.count() < 2 {
-        assert!(began.elapsed() < patience(Duration::from_secs(15)), "no second attempt after a timeout of 5 s");
+        assert!(
+            began.elapsed() < patience(Duration::from_secs(15)),
+            "no second attempt after a timeout of 5 s"
+        );
         sleep(Duration::from_millis(50));
     }
     let requests = hanging.requests();
@@ -486,7 +554,11 @@ fn an_email_event_goes_to_both_addresses_through_the_relay() {
     let platform = Platform::start_with(4, 1, &flags);
     platform.map(0, "pump-07", 3);
     let api = platform.api(0);
-    api.put("/v2/user", json!({"email1": "ops@example.org", "email2": "night@example.net"})).expect(200);
+    api.put(
+        "/v2/user",
+        json!({"email1": "ops@example.org", "email2": "night@example.net"}),
+    )
+    .expect(200);
     // It needs no URL.
     define(&platform, 0, &mail_event("30"));
     platform.send(0, "json/pump-07", r#"{"temp":31.2}"#);
@@ -505,7 +577,9 @@ fn an_email_event_goes_to_both_addresses_through_the_relay() {
         assert!(!mail.text.contains(&platform.account(0).device_token), "{}", mail.text);
     }
     // What stands in a definition is plain data, never a header.
-    let id = platform.api(0).get("/v2/event").expect(200).json()[0]["event_id"].as_u64().unwrap();
+    let id = platform.api(0).get("/v2/event").expect(200).json()[0]["event_id"]
+        .as_u64()
+        .unwrap();
     let description = "x\r\nBcc: all@example.org\r\nX-Injected: 1";
     api.put(&event_url(id), json!({"description": description})).expect(200);
     platform.send(0, "json/pump-07", r#"{"temp":31.2}"#);
@@ -513,11 +587,17 @@ fn an_email_event_goes_to_both_addresses_through_the_relay() {
     for mail in relay.mails() {
         assert!(mail.to.iter().all(|to| to != "all@example.org"), "{mail:?}");
         let (head, _) = mail.text.split_once("\r\n\r\n").unwrap();
-        assert!(!head.lines().any(|line| line.starts_with("Bcc") || line.starts_with("X-Injected")), "{head}");
+        assert!(
+            !head
+                .lines()
+                .any(|line| line.starts_with("Bcc") || line.starts_with("X-Injected")),
+            "{head}"
+        );
     }
     // One address is enough; none is no mail.
     for (email1, email2, count) in [("", "night@example.net", 5), ("", "", 5)] {
-        api.put("/v2/user", json!({"email1": email1, "email2": email2})).expect(200);
+        api.put("/v2/user", json!({"email1": email1, "email2": email2}))
+            .expect(200);
         platform.send(0, "json/pump-07", r#"{"temp":31.2}"#);
         eventually("the one gets it", || recipients().len() >= count);
         settle();
@@ -533,12 +613,18 @@ fn mails_are_capped_at_50_a_day_for_each_account() {
     let platform = Platform::start_with(4, 2, &flags);
     for (index, address) in ["one@example.org", "two@example.org"].into_iter().enumerate() {
         platform.map(index, "pump-07", 3);
-        platform.api(index).put("/v2/user", json!({"email1": address})).expect(200);
+        platform
+            .api(index)
+            .put("/v2/user", json!({"email1": address}))
+            .expect(200);
         define(&platform, index, &mail_event("30"));
     }
     let to = |address: &str| relay.mails().iter().filter(|mail| mail.to == [address]).count();
     for n in 0..60 {
-        platform.connector(0, "pump-07").post("/post_v2/", r#"{"temp":31}"#).expect(200);
+        platform
+            .connector(0, "pump-07")
+            .post("/post_v2/", r#"{"temp":31}"#)
+            .expect(200);
         // So that none is dropped for want of a place.
         if n < 50 {
             eventually("the mail comes", || to("one@example.org") > n);
@@ -555,7 +641,10 @@ fn mails_are_capped_at_50_a_day_for_each_account() {
 fn without_a_relay_the_mail_is_logged() {
     let platform = Platform::start(1);
     platform.map(0, "pump-07", 3);
-    platform.api(0).put("/v2/user", json!({"email1": "ops@example.org"})).expect(200);
+    platform
+        .api(0)
+        .put("/v2/user", json!({"email1": "ops@example.org"}))
+        .expect(200);
     define(&platform, 0, &mail_event("30"));
     platform.send(0, "json/pump-07", r#"{"temp":31.2}"#);
     platform.broker().await_written("Current:31.2 > Threshold:30");

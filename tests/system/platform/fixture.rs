@@ -152,7 +152,9 @@ impl Platform {
 
     /// What a device sends by HTTP: token and id.
     pub fn connector(&self, index: usize, device: &str) -> Api {
-        let api = self.anybody().header("X-DEVICETOKEN", &self.accounts[index].device_token);
+        let api = self
+            .anybody()
+            .header("X-DEVICETOKEN", &self.accounts[index].device_token);
         api.header("X-DEVICEID", device)
     }
 
@@ -207,14 +209,21 @@ impl Platform {
     pub fn send(&self, index: usize, below: &str, payload: impl AsRef<[u8]>) {
         let account = &self.accounts[index];
         let message = Message::new(&account.topic(below), payload, 1, false);
-        mosquitto_pub_at(&Address::of(self.broker(), Transport::Tcp), &account.mosquitto(), &message);
+        mosquitto_pub_at(
+            &Address::of(self.broker(), Transport::Tcp),
+            &account.mosquitto(),
+            &message,
+        );
     }
 
     /// `mosquitto_sub` over TCP at QoS 2: all below the account's prefix.
     pub fn watch(&self, index: usize) -> MosquittoSub {
         let account = &self.accounts[index];
         let filter = account.topic("#");
-        MosquittoSub::start(self.broker(), &[&account.mosquitto()[..], &["-q", "2", "-t", &filter]].concat())
+        MosquittoSub::start(
+            self.broker(),
+            &[&account.mosquitto()[..], &["-q", "2", "-t", &filter]].concat(),
+        )
     }
 
     /// A channel, and a device that is mapped to it.
@@ -224,7 +233,8 @@ impl Platform {
         assert!(matches!(made.status, 201 | 403), "{made:?}");
         let made = api.post(&format!("/v2/device/{device}"), "");
         assert!(matches!(made.status, 201 | 403), "{made:?}");
-        api.put(&format!("/v2/device/{device}"), json!({"mapped_ch": channel})).expect(200);
+        api.put(&format!("/v2/device/{device}"), json!({"mapped_ch": channel}))
+            .expect(200);
     }
 
     /// The values of a channel, the oldest first.
@@ -234,7 +244,10 @@ impl Platform {
 
     /// The newest datapoints of a channel, at most 10,000, the oldest first: the whole answer.
     pub fn stream(&self, index: usize, channel: u32) -> Value {
-        let api = self.api(index).header("X-ENDTIME", "last").header("X-PAGELIMIT", "10000");
+        let api = self
+            .api(index)
+            .header("X-ENDTIME", "last")
+            .header("X-PAGELIMIT", "10000");
         api.get(&format!("/v2/stream/{channel}")).expect(200).json()
     }
 
@@ -242,7 +255,10 @@ impl Platform {
     pub fn devices(&self, index: usize) -> Vec<String> {
         let devices = self.api(index).get("/v2/device").expect(200).json();
         let devices = devices.as_array().expect("an array");
-        devices.iter().map(|device| device["device_id"].as_str().unwrap().to_owned()).collect()
+        devices
+            .iter()
+            .map(|device| device["device_id"].as_str().unwrap().to_owned())
+            .collect()
     }
 
     /// One device, whole.
@@ -271,7 +287,9 @@ impl Platform {
 
 /// Of an answer of the stream service.
 pub fn values(stream: &Value) -> Vec<Value> {
-    let points = stream["stream"].as_array().unwrap_or_else(|| panic!("no `stream`: {stream}"));
+    let points = stream["stream"]
+        .as_array()
+        .unwrap_or_else(|| panic!("no `stream`: {stream}"));
     points.iter().map(|point| point["value"].clone()).collect()
 }
 
@@ -279,7 +297,10 @@ pub fn values(stream: &Value) -> Vec<Value> {
 pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
-        assert!(began.elapsed() < patience(Duration::from_secs(10)), "waited in vain: {what}");
+        assert!(
+            began.elapsed() < patience(Duration::from_secs(10)),
+            "waited in vain: {what}"
+        );
         sleep(Duration::from_millis(20));
     }
 }
@@ -299,7 +320,11 @@ pub fn keys(object: &Value) -> Vec<&str> {
 
 /// The answer is an error of the contract: status, code, nothing else, as JSON.
 pub fn assert_error(reply: &Reply, status: u16, code: &str) {
-    assert_eq!((reply.status, reply.json_or_text()), (status, json!({"error": code})), "{reply:?}");
+    assert_eq!(
+        (reply.status, reply.json_or_text()),
+        (status, json!({"error": code})),
+        "{reply:?}"
+    );
     let kind = reply.header("content-type").unwrap_or_default();
     assert!(kind.starts_with("application/json"), "{reply:?}");
 }

@@ -33,7 +33,11 @@ fn a_command_goes_to_the_device_at_the_lower_qos() {
                 assert_eq!(reply.json(), json!({"result": "OK"}));
                 for (granted, raw) in raws.iter_mut().enumerate() {
                     let got = raw.message();
-                    assert_eq!(got, (topic.clone(), b"valve=open".to_vec(), qos.min(granted as u8)), "{body}");
+                    assert_eq!(
+                        got,
+                        (topic.clone(), b"valve=open".to_vec(), qos.min(granted as u8)),
+                        "{body}"
+                    );
                 }
             }
         }
@@ -54,7 +58,10 @@ fn a_payload_is_passed_on_uninterpreted_and_json_as_compact_text() {
         (r#"{"payload":""}"#, ""),
         (r#"{"payload":"{\"a\" : 1}"}"#, r#"{"a" : 1}"#),
         (r#"{"payload":"Gr\u00fc\u00dfe\n\u65e5"}"#, "Grüße\n日"),
-        (r#"{ "payload" : { "a" : [ 1 , "x y" ], "b" : null } }"#, r#"{"a":[1,"x y"],"b":null}"#),
+        (
+            r#"{ "payload" : { "a" : [ 1 , "x y" ], "b" : null } }"#,
+            r#"{"a":[1,"x y"],"b":null}"#,
+        ),
         (r#"{"payload":23.50}"#, "23.50"),
         (r#"{"payload":7}"#, "7"),
         (r#"{"payload":9007199254740993}"#, "9007199254740993"),
@@ -136,7 +143,10 @@ fn a_command_that_cannot_be_given_is_refused_and_not_published() {
 fn a_command_is_no_data() {
     let platform = Platform::start(1);
     platform.map(0, "pump-07", 3);
-    platform.api(0).post("/v2/publish/pump-07", r#"{"payload":"1"}"#).expect(200);
+    platform
+        .api(0)
+        .post("/v2/publish/pump-07", r#"{"payload":"1"}"#)
+        .expect(200);
     platform.send(0, "pump-07/subscribe", "2");
     assert_eq!(platform.values(0, 3).len(), 0);
     assert_eq!(platform.device(0, "pump-07").get("state"), None);

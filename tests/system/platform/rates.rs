@@ -24,7 +24,10 @@ fn twenty_calls_a_second_for_each_account() {
         assert_limited(&replies[20]);
         // The other account has a window of its own, whatever is called counts, and nobody has that of the first.
         let other = platform.api(1);
-        for (n, path) in ["/v2/device", "/v2/channel", "/v2/user", "/v2/event", "/v2/session"].into_iter().enumerate() {
+        for (n, path) in ["/v2/device", "/v2/channel", "/v2/user", "/v2/event", "/v2/session"]
+            .into_iter()
+            .enumerate()
+        {
             let replies = other.get_times(path, 4);
             assert_eq!(statuses(&replies), [200; 4], "{n}");
         }
@@ -83,16 +86,28 @@ fn one_transmission_a_second_for_each_device() {
 #[test]
 fn the_connector_looks_at_token_and_id_before_the_rate() {
     let platform = Platform::start_with(4, 1, &[]);
-    let wrong = platform.anybody().header("X-DEVICETOKEN", "0").header("X-DEVICEID", "one");
+    let wrong = platform
+        .anybody()
+        .header("X-DEVICETOKEN", "0")
+        .header("X-DEVICEID", "one");
     assert_eq!(statuses(&wrong.post_times("/post_v2/", "1", 3)), [401; 3]);
-    assert_eq!(statuses(&platform.connector(0, "0").post_times("/post_v2/", "1", 3)), [400; 3]);
-    assert_eq!(statuses(&platform.connector(0, "one").post_times("/post_v2/", "1", 2)), [201, 429]);
+    assert_eq!(
+        statuses(&platform.connector(0, "0").post_times("/post_v2/", "1", 3)),
+        [400; 3]
+    );
+    assert_eq!(
+        statuses(&platform.connector(0, "one").post_times("/post_v2/", "1", 2)),
+        [201, 429]
+    );
 }
 
 #[test]
 fn both_limits_are_settings_and_0_is_none() {
     let platform = Platform::start_with(4, 1, &["--api-rate", "5", "--connector-rate", "3"]);
-    assert_eq!(statuses(&platform.api(0).get_times("/v2/user", 7)), [200, 200, 200, 200, 200, 429, 429]);
+    assert_eq!(
+        statuses(&platform.api(0).get_times("/v2/user", 7)),
+        [200, 200, 200, 200, 200, 429, 429]
+    );
     let replies = platform.connector(0, "one").post_times("/post_v2/", "1", 5);
     assert_eq!(statuses(&replies), [201, 403, 403, 429, 429]);
 

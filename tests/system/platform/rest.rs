@@ -5,13 +5,16 @@
 //! Holds   - a call that has no whole answer within a generous time fails the test.
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::broker::patience;
 use crate::clients::INSTALL;
 
 /// An immutable description: adding a header makes another one.
@@ -114,8 +117,68 @@ impl Api {
     }
 }
 
+/// One connection for many calls, one after another: where starting curl for each would take too long.
+pub struct Line {
+    socket: TcpStream,
+    head: String,
+}
+
+impl Line {
+    /// These headers go with every call.
+    pub fn open(port: u16, headers: &[(&str, &str)]) -> io::Result<Line> {
+        let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(patience(Duration::from_secs(20))))?;
+        let head = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}\r\n"))
+            .collect();
+        Ok(Line { socket, head })
+    }
+
+    pub fn call(&mut self, method: &str, path: &str, further: &[(&str, &str)], body: &str) -> Reply {
+        let reply = self.try_call(method, path, further, body);
+        reply.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+
+    /// For a server that may die meanwhile.
+    pub fn try_call(&mut self, method: &str, path: &str, further: &[(&str, &str)], body: &str) -> io::Result<Reply> {
+        let further: String = further
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}\r\n"))
+            .collect();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n",
+            body.len()
+        );
+        let request = [&head, &self.head, &further, "\r\n", body].concat();
+        self.socket.write_all(request.as_bytes())?;
+        let mut bytes = Vec::new();
+        loop {
+            let mut more = [0; 16 * 1024];
+            let count = self.socket.read(&mut more)?;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            bytes.extend(&more[..count]);
+            let Some(end) = find(&bytes, b"\r\n\r\n") else {
+                continue;
+            };
+            let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();
+            let length = head.split("content-length:").nth(1).expect("an answer has its length");
+            let length: usize = length.split("\r\n").next().unwrap().trim().parse().unwrap();
+            if bytes.len() >= end + 4 + length {
+                return Ok(Reply::parse(bytes).remove(0));
+            }
+        }
+    }
+}
+
 fn run(mut command: Command, input: &[u8]) -> Vec<u8> {
-    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let piped = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut process = piped
         .spawn()
         .unwrap_or_else(|error| panic!("curl cannot be started ({error}): {INSTALL}"));
@@ -132,7 +195,8 @@ impl Reply {
     pub fn parse(mut bytes: Vec<u8>) -> Vec<Reply> {
         let mut replies = Vec::new();
         while !bytes.is_empty() {
-            let end = find(&bytes, b"\r\n\r\n").unwrap_or_else(|| panic!("no head: {}", String::from_utf8_lossy(&bytes)));
+            let end =
+                find(&bytes, b"\r\n\r\n").unwrap_or_else(|| panic!("no head: {}", String::from_utf8_lossy(&bytes)));
             let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
             let mut lines = head.split("\r\n");
             let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
@@ -163,7 +227,8 @@ impl Reply {
     }
 
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("no JSON ({error}): {self:?}: {}", self.text()))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("no JSON ({error}): {self:?}: {}", self.text()))
     }
 
     /// What can be compared with JSON in any case.

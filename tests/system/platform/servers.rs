@@ -97,7 +97,9 @@ impl Hook {
 
     /// As soon as there are so many; more is a failure.
     pub fn await_requests(&self, count: usize) -> Vec<Request> {
-        eventually(&format!("{count} requests come, not {}", self.count()), || self.count() >= count);
+        eventually(&format!("{count} requests come, not {}", self.count()), || {
+            self.count() >= count
+        });
         let requests = self.requests();
         assert_eq!(requests.len(), count, "{requests:?}");
         requests
@@ -135,7 +137,10 @@ fn write_answer(mut socket: &TcpStream, answer: Answer) -> std::io::Result<()> {
     match answer {
         Answer::Status(status) => write!(socket, "HTTP/1.1 {status} As told\r\nContent-Length: 0\r\n\r\n"),
         Answer::Redirect(to) => {
-            write!(socket, "HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n")
+            write!(
+                socket,
+                "HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n"
+            )
         }
         Answer::Late(span) => {
             thread::sleep(span);

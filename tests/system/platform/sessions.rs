@@ -20,19 +20,29 @@ fn sessions(platform: &Platform, index: usize) -> Vec<Value> {
 
 fn ids(platform: &Platform, index: usize) -> Vec<String> {
     let sessions = sessions(platform, index);
-    sessions.iter().map(|session| session["client_id"].as_str().unwrap().to_owned()).collect()
+    sessions
+        .iter()
+        .map(|session| session["client_id"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 #[test]
 fn the_connected_clients_of_the_account_are_listed_from_every_port() {
     for cores in [1, 4] {
         let platform = Platform::start_with(cores, 2, &LIFTED);
-        platform.api(0).put("/v2/user", json!({"locale": "Asia/Tokyo"})).expect(200);
+        platform
+            .api(0)
+            .put("/v2/user", json!({"locale": "Asia/Tokyo"}))
+            .expect(200);
         assert_eq!(sessions(&platform, 0), [json!(null); 0]);
         let began = now_s();
         let mut agent = Agent::start(Library::MqttJs);
         for (n, transport) in Transport::ALL.into_iter().enumerate() {
-            let hello = platform.account(0).hello(transport.name()).over(transport).keep_alive(30 + n as u16);
+            let hello = platform
+                .account(0)
+                .hello(transport.name())
+                .over(transport)
+                .keep_alive(30 + n as u16);
             let hello = if n % 2 == 0 { hello.durable() } else { hello };
             let hello = if n < 2 { hello.level(3) } else { hello };
             agent.connect(transport.name(), platform.broker(), hello);
@@ -55,7 +65,14 @@ fn the_connected_clients_of_the_account_are_listed_from_every_port() {
             let at = basic(session["connected_at"].as_str().unwrap(), "+0900");
             assert!((began..=now_s()).contains(&at), "{session}");
             session["connected_at"] = json!(null);
-            let fields = ["clean_sess", "client_id", "connected_at", "ipaddress", "keepalive", "proto_ver"];
+            let fields = [
+                "clean_sess",
+                "client_id",
+                "connected_at",
+                "ipaddress",
+                "keepalive",
+                "proto_ver",
+            ];
             assert_eq!(keys(session), fields);
         }
         assert_eq!(shown, expected);
@@ -87,7 +104,10 @@ fn a_takeover_is_one_session_with_the_time_of_the_later() {
         let [after] = &sessions(&platform, 0)[..] else {
             panic!("not one session")
         };
-        assert_eq!((&after["keepalive"], &after["proto_ver"], &after["clean_sess"]), (&json!(7), &json!(3), &json!(true)));
+        assert_eq!(
+            (&after["keepalive"], &after["proto_ver"], &after["clean_sess"]),
+            (&json!(7), &json!(3), &json!(true))
+        );
         assert_ne!(after["connected_at"], before["connected_at"]);
     }
 }
@@ -105,7 +125,10 @@ fn the_address_is_that_of_the_client_behind_a_proxy() {
             let id = format!("proxied{n}");
             raws.push(Raw::over(socket, &platform.account(0).connect(&id).packet()).unwrap());
         }
-        let addresses: Vec<_> = sessions(&platform, 0).iter().map(|session| session["ipaddress"].clone()).collect();
+        let addresses: Vec<_> = sessions(&platform, 0)
+            .iter()
+            .map(|session| session["ipaddress"].clone())
+            .collect();
         let expected: Vec<_> = PROXIED.iter().map(|(_, address)| json!(address)).collect();
         assert_eq!(addresses, expected);
     }

@@ -82,7 +82,12 @@ fn a_client_identifier_has_1_to_23_characters() {
     // What was given is a name of at most 23 characters, another one each time.
     let raws: Vec<_> = (0..3).map(|_| platform.raw(account.connect(""))).collect();
     let list = platform.api(0).get("/v2/session").expect(200).json();
-    let mut ids: Vec<_> = list.as_array().unwrap().iter().map(|session| session["client_id"].as_str().unwrap()).collect();
+    let mut ids: Vec<_> = list
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|session| session["client_id"].as_str().unwrap())
+        .collect();
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), raws.len(), "{list}");
@@ -117,7 +122,10 @@ fn the_same_client_identifier_in_two_accounts_is_two_clients() {
             assert_eq!(raw.granted(&[(&account.topic("#"), 1)]), [1]);
             raw.deliver(&publish(&account.topic("x"), 1, 7, account.user_id.as_bytes()), 7);
             let (topic, payload, _) = raw.message();
-            assert_eq!((topic, payload), (account.topic("x"), account.user_id.clone().into_bytes()));
+            assert_eq!(
+                (topic, payload),
+                (account.topic("x"), account.user_id.clone().into_bytes())
+            );
         }
         // Within the account it takes over.
         let third = platform.raw(one.connect_durable("same"));
@@ -193,10 +201,21 @@ fn the_api_asks_for_the_api_token_on_every_call() {
     ] {
         assert_error(&api.get("/v2/device"), 401, "AUTH_REQUIRED");
     }
-    assert_error(&platform.anybody().get(&format!("/v2/device?X-APITOKEN={token}")), 401, "AUTH_REQUIRED");
+    assert_error(
+        &platform.anybody().get(&format!("/v2/device?X-APITOKEN={token}")),
+        401,
+        "AUTH_REQUIRED",
+    );
     // The name of a header has no case.
-    platform.anybody().header("x-apitoken", token).get("/v2/device").expect(200);
-    assert_eq!((platform.devices(0), platform.values(0, 3).len()), (vec!["pump-07".to_owned()], 0));
+    platform
+        .anybody()
+        .header("x-apitoken", token)
+        .get("/v2/device")
+        .expect(200);
+    assert_eq!(
+        (platform.devices(0), platform.values(0, 3).len()),
+        (vec!["pump-07".to_owned()], 0)
+    );
 }
 
 /// After a rotation of the device token: connections close, subscriptions and retained messages below the old prefix are gone,
@@ -222,13 +241,23 @@ fn rotating_the_device_token_ends_what_was_below_the_old_one() {
         let after = platform.change_account(0, &["rotate-device-token"]);
         assert_eq!((&after.user_id, &after.api_token), (&before.user_id, &before.api_token));
         assert!(after.device_token != before.device_token && after.device_token.len() == 32);
-        assert_eq!(platform.api(0).get("/v2/user").expect(200).json()[0]["device_token"], after.device_token);
+        assert_eq!(
+            platform.api(0).get("/v2/user").expect(200).json()[0]["device_token"],
+            after.device_token
+        );
         for raw in [&mut raw, &mut clean] {
-            assert!(raw.is_closed_within(std::time::Duration::from_secs(10)), "{cores} cores");
+            assert!(
+                raw.is_closed_within(std::time::Duration::from_secs(10)),
+                "{cores} cores"
+            );
         }
         assert_eq!(platform.refused(before.connect("clean")), BAD_CREDENTIALS);
         let old = platform.anybody().header("X-DEVICETOKEN", &before.device_token);
-        assert_error(&old.header("X-DEVICEID", "pump-07").post("/post_v2/", "1"), 401, "AUTH_REQUIRED");
+        assert_error(
+            &old.header("X-DEVICEID", "pump-07").post("/post_v2/", "1"),
+            401,
+            "AUTH_REQUIRED",
+        );
         bystander.deliver(&publish(&other.topic("x"), 1, 2, b"still"), 2);
         assert_eq!(bystander.message().1, b"other");
         assert_eq!(bystander.message().1, b"still");
@@ -241,7 +270,10 @@ fn rotating_the_device_token_ends_what_was_below_the_old_one() {
             // Below the old prefix nothing is the account's any more.
             raw.deliver(&publish(&before.topic("x"), 1, 10 + n, b"lost"), 10 + n);
             raw.deliver(&publish(&after.topic("x"), 1, 20 + n, b"not subscribed"), 20 + n);
-            assert_eq!(raw.granted(&[(&before.topic("#"), 1), (&after.topic("y"), 1)]), [0x80, 1]);
+            assert_eq!(
+                raw.granted(&[(&before.topic("#"), 1), (&after.topic("y"), 1)]),
+                [0x80, 1]
+            );
             raw.deliver(&publish(&after.topic("y"), 1, 30 + n, b"first"), 30 + n);
             assert_eq!(raw.message().1, b"first", "the old subscriptions are gone");
         };
@@ -261,7 +293,10 @@ fn rotating_the_api_token_ends_the_old_one_at_once() {
     let before = platform.account(0).clone();
     let mut raw = platform.raw(before.connect("device"));
     let after = platform.change_account(0, &["rotate-api-token"]);
-    assert_eq!((&after.user_id, &after.device_token), (&before.user_id, &before.device_token));
+    assert_eq!(
+        (&after.user_id, &after.device_token),
+        (&before.user_id, &before.device_token)
+    );
     assert!(after.api_token != before.api_token && after.api_token.len() == 32);
     assert_error(&platform.api_of(&before).get("/v2/user"), 401, "AUTH_REQUIRED");
     platform.api_of(&after).get("/v2/user").expect(200);
@@ -284,7 +319,10 @@ fn a_suspended_account_is_refused_with_0x05_and_its_connections_close() {
         let mut bystander = platform.raw(two.connect("bystander"));
         let suspended = platform.change_account(0, &["suspend"]);
         assert_eq!(suspended, one, "tokens stay");
-        assert!(durable.is_closed_within(std::time::Duration::from_secs(10)), "{cores} cores");
+        assert!(
+            durable.is_closed_within(std::time::Duration::from_secs(10)),
+            "{cores} cores"
+        );
         let refused_in_all = |platform: &Platform| {
             for level in [3, 4] {
                 let connect = Connect {
@@ -297,7 +335,11 @@ fn a_suspended_account_is_refused_with_0x05_and_its_connections_close() {
                 password: Some(&one.api_token),
                 ..one.connect("device")
             };
-            assert_eq!(platform.refused(wrong), BAD_CREDENTIALS, "who has not the token learns nothing");
+            assert_eq!(
+                platform.refused(wrong),
+                BAD_CREDENTIALS,
+                "who has not the token learns nothing"
+            );
             let connector = platform.connector(0, "pump-07").post("/post_v2/", "1");
             assert!(matches!(connector.status, 401 | 403), "{connector:?}");
             let api = platform.api(0).get("/v2/user");
@@ -326,14 +368,20 @@ fn a_removed_account_leaves_nothing() {
             platform.map(index, "pump-07", 3);
             platform.send(index, "json/pump-07/inlet", "1");
             platform.send(index, "state/pump-07", "health=OK");
-            platform.api(index).post("/v2/event", json!({"description": "own"})).expect(201);
+            platform
+                .api(index)
+                .post("/v2/event", json!({"description": "own"}))
+                .expect(201);
         }
         let mut raw = platform.raw(one.connect_durable("durable"));
         assert_eq!(raw.granted(&[(&one.topic("#"), 2)]), [2]);
         raw.deliver(&retained(publish(&one.topic("kept"), 1, 1, b"kept")), 1);
         let removed = platform.account_command(&["remove", &one.user_id]);
         assert!(removed.status.success(), "{removed:?}");
-        assert!(raw.is_closed_within(std::time::Duration::from_secs(10)), "{cores} cores");
+        assert!(
+            raw.is_closed_within(std::time::Duration::from_secs(10)),
+            "{cores} cores"
+        );
         for run in 0..2 {
             assert_eq!(platform.refused(one.connect_durable("durable")), BAD_CREDENTIALS);
             assert_error(&platform.api_of(&one).get("/v2/user"), 401, "AUTH_REQUIRED");
@@ -341,7 +389,17 @@ fn a_removed_account_leaves_nothing() {
             assert_error(&connector, 401, "AUTH_REQUIRED");
             assert_eq!(platform.values(1, 3).len(), 1);
             assert_eq!(platform.device(1, "pump-07")["state"]["health"], "OK");
-            assert_eq!(platform.api(1).get("/v2/event").expect(200).json().as_array().unwrap().len(), 1);
+            assert_eq!(
+                platform
+                    .api(1)
+                    .get("/v2/event")
+                    .expect(200)
+                    .json()
+                    .as_array()
+                    .unwrap()
+                    .len(),
+                1
+            );
             if run == 0 {
                 platform.kill();
                 platform.run(5 - cores, &LIFTED);
@@ -361,13 +419,19 @@ fn a_removed_account_leaves_nothing() {
         platform.run(cores, &LIFTED);
         let again = platform.add_account(&["--user-id", &one.user_id]);
         let index = 2;
-        assert_eq!((again.user_id == one.user_id, again.device_token == one.device_token), (true, false));
+        assert_eq!(
+            (again.user_id == one.user_id, again.device_token == one.device_token),
+            (true, false)
+        );
         assert_eq!(platform.devices(index), [""; 0]);
         for path in ["/v2/channel", "/v2/event", "/v2/session"] {
             assert_eq!(platform.api(index).get(path).expect(200).json(), json!([]), "{path}");
         }
         assert!(!platform.raw(again.connect_durable("durable")).session_present);
-        assert_eq!(platform.api(index).get("/v2/user").expect(200).json()[0]["storage"]["count"], 0);
+        assert_eq!(
+            platform.api(index).get("/v2/user").expect(200).json()[0]["storage"]["count"],
+            0
+        );
         drop(two);
     }
 }
@@ -395,7 +459,10 @@ fn accounts_are_made_beside_a_running_broker_or_without_one() {
     }
     let refused = platform.account_command(&["suspend", "U999999"]);
     assert!(!refused.status.success());
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("U999999"), "{refused:?}");
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("U999999"),
+        "{refused:?}"
+    );
 }
 
 /// The first start makes an account and prints what to paste, once; who has made one before is not given another.
@@ -417,7 +484,10 @@ fn the_first_start_makes_an_account_and_says_what_to_paste() {
     platform.raw(account.connect("device"));
     platform.api_of(&account).get("/v2/user").expect(200);
     let said = platform.stop();
-    assert!(!said.contains(&account.device_token) && !said.contains(&account.api_token), "only once: {said}");
+    assert!(
+        !said.contains(&account.device_token) && !said.contains(&account.api_token),
+        "only once: {said}"
+    );
 
     let mut platform = Platform::prepare(1);
     platform.run(4, &[]);

@@ -51,8 +51,16 @@ fn what_is_stored_and_what_is_routed_is_known_by_the_topic() {
         ("json/DEV/json".into(), b"1", stored(one(), json!("json"))),
         (format!("json/DEV/{long}"), b"1", stored(one(), json!(long))),
         ("binary/DEV".into(), b"1", stored(json!({"value1": "31"}), json!(null))),
-        ("binary/DEV/TAG".into(), b"\x00\xff", stored(json!({"value1": "00ff"}), json!("TAG"))),
-        ("binary/DEV/".into(), b"{}", stored(json!({"value1": "7b7d"}), json!(null))),
+        (
+            "binary/DEV/TAG".into(),
+            b"\x00\xff",
+            stored(json!({"value1": "00ff"}), json!("TAG")),
+        ),
+        (
+            "binary/DEV/".into(),
+            b"{}",
+            stored(json!({"value1": "7b7d"}), json!(null)),
+        ),
         // Routed and no more: commands, and what fits no row.
         ("DEV/subscribe".into(), b"1", None),
         ("new/subscribe".into(), b"1", None),
@@ -77,7 +85,11 @@ fn what_is_stored_and_what_is_routed_is_known_by_the_topic() {
                 let topic = account.topic(below);
                 publish_at_every_qos(&mut publisher, &topic, payload);
                 let got = until_fence(&mut watcher, &mut publisher, account);
-                assert_eq!(got, vec![(topic.clone(), payload.to_vec()); 3], "{below}, byte for byte");
+                assert_eq!(
+                    got,
+                    vec![(topic.clone(), payload.to_vec()); 3],
+                    "{below}, byte for byte"
+                );
                 if let Some((value, tag)) = stored {
                     points.extend(vec![(value.clone(), tag.clone()); 3]);
                 }
@@ -135,7 +147,11 @@ fn a_payload_decides_what_is_stored() {
     let mut raw = platform.client(0, "publisher");
     let payloads: [(&str, &[u8], Value); 12] = [
         ("json", br#"{"temp":21.5,"rh":48}"#, json!({"temp": 21.5, "rh": 48})),
-        ("json", br#"{"a":{"b":[1,{"c":"d"}]}}"#, json!({"a": {"b": [1, {"c": "d"}]}})),
+        (
+            "json",
+            br#"{"a":{"b":[1,{"c":"d"}]}}"#,
+            json!({"a": {"b": [1, {"c": "d"}]}}),
+        ),
         ("json", b"23.5", json!({"value1": 23.5})),
         ("json", b"-7", json!({"value1": -7})),
         ("json", br#""open""#, json!({"value1": "open"})),
@@ -152,7 +168,16 @@ fn a_payload_decides_what_is_stored() {
     }
     let expected: Vec<_> = payloads.into_iter().map(|(_, _, value)| value).collect();
     assert_eq!(platform.values(0, 3), expected);
-    for payload in [&b"null"[..], b"{", b"open", b"NaN", b"{\"a\":Infinity}", b"\"\xff\"", b"1 2", b"\xef\xbb\xbf1"] {
+    for payload in [
+        &b"null"[..],
+        b"{",
+        b"open",
+        b"NaN",
+        b"{\"a\":Infinity}",
+        b"\"\xff\"",
+        b"1 2",
+        b"\xef\xbb\xbf1",
+    ] {
         publish_at_every_qos(&mut raw, &account.topic("json/DEV"), payload);
         // The payload is looked at last: the device is registered all the same.
         publish_at_every_qos(&mut raw, &account.topic("json/unreadable"), payload);
@@ -168,7 +193,14 @@ fn an_empty_payload_is_never_stored_and_never_provisions() {
         let account = platform.account(0);
         platform.map(0, "DEV", 3);
         let mut raw = connect(&platform, level, "publisher");
-        for below in ["json/DEV", "binary/DEV", "json/new", "binary/new", "state/DEV", "state/new"] {
+        for below in [
+            "json/DEV",
+            "binary/DEV",
+            "json/new",
+            "binary/new",
+            "state/DEV",
+            "state/new",
+        ] {
             publish_at_every_qos(&mut raw, &account.topic(below), b"");
             raw.deliver(&retained(publish(&account.topic(below), 1, 1, b"")), 1);
         }
@@ -187,13 +219,16 @@ fn a_message_is_routed_while_its_device_is_unmapped_and_not_while_it_is_disabled
         let mut publisher = platform.client(0, "publisher");
         let mut watcher = platform.client(0, "watcher");
         assert_eq!(watcher.granted(&[(&account.topic("#"), 2)]), [2]);
-        let topics = ["json/DEV", "json/DEV/TAG", "binary/DEV", "state/DEV", "DEV/subscribe"].map(|below| account.topic(below));
+        let topics =
+            ["json/DEV", "json/DEV/TAG", "binary/DEV", "state/DEV", "DEV/subscribe"].map(|below| account.topic(below));
         let mut routed = |publisher: &mut Raw| {
             for topic in &topics {
                 publish_at_every_qos(publisher, topic, b"1");
             }
             let got = until_fence(&mut watcher, publisher, account);
-            topics.each_ref().map(|topic| got.iter().filter(|(found, _)| found == topic).count())
+            topics
+                .each_ref()
+                .map(|topic| got.iter().filter(|(found, _)| found == topic).count())
         };
         // New, then unmapped, then mapped.
         assert_eq!(routed(&mut publisher), [3; 5]);
@@ -202,7 +237,10 @@ fn a_message_is_routed_while_its_device_is_unmapped_and_not_while_it_is_disabled
         assert_eq!(routed(&mut publisher), [3; 5]);
         assert_eq!(platform.values(0, 3).len(), 9);
         let enable = |enabled: bool| {
-            platform.api(0).put("/v2/device/DEV", json!({"enabled": enabled})).expect(200);
+            platform
+                .api(0)
+                .put("/v2/device/DEV", json!({"enabled": enabled}))
+                .expect(200);
         };
         enable(false);
         // A command is no data of the device.
@@ -263,7 +301,17 @@ fn only_filters_at_or_below_the_own_prefix_are_granted() {
     for cores in [1, 4] {
         let platform = Platform::start_with(cores, 2, &LIFTED);
         let [own, other] = platform.accounts();
-        let allowed = ["#", "pump-07/subscribe", "+/subscribe", "json/+", "json/+/+", "+", "", "+/#", "state/#"];
+        let allowed = [
+            "#",
+            "pump-07/subscribe",
+            "+/subscribe",
+            "json/+",
+            "json/+/+",
+            "+",
+            "",
+            "+/#",
+            "state/#",
+        ];
         let mut allowed: Vec<_> = allowed.map(|below| own.topic(below)).into();
         allowed.push(own.device_token.clone());
         let (lower, longer) = (own.device_token.to_lowercase(), format!("{}0/#", own.device_token));
@@ -317,7 +365,11 @@ fn only_filters_at_or_below_the_own_prefix_are_granted() {
                 platform.send(index, "json/pump-07", "1");
                 platform.send(index, "pump-07/subscribe", "1");
             }
-            assert_eq!(raw.packet_within(std::time::Duration::from_millis(500)), None, "level {level}");
+            assert_eq!(
+                raw.packet_within(std::time::Duration::from_millis(500)),
+                None,
+                "level {level}"
+            );
         }
     }
 }
@@ -329,7 +381,10 @@ fn a_retained_data_message_is_stored_once_and_delivered_later() {
         let mut platform = Platform::start_with(cores, 2, &LIFTED);
         let [account, other] = platform.accounts();
         platform.map(0, "DEV", 3);
-        platform.api(0).post("/v2/device/off", r#"{"enabled":false}"#).expect(201);
+        platform
+            .api(0)
+            .post("/v2/device/off", r#"{"enabled":false}"#)
+            .expect(201);
         let mut raw = platform.client(0, "publisher");
         for (below, payload) in [
             ("json/DEV", &b"1"[..]),
@@ -412,7 +467,10 @@ fn a_will_on_a_data_topic_is_stored_when_it_fires_and_a_foreign_one_goes_nowhere
             eventually("the device is registered", || platform.devices(0) == ["DEV", "new"]);
             settle();
             assert_eq!(platform.values(0, 3).len(), 1);
-            assert_eq!((platform.values(1, 3).len(), platform.devices(1)), (0, vec!["DEV".to_owned()]));
+            assert_eq!(
+                (platform.values(1, 3).len(), platform.devices(1)),
+                (0, vec!["DEV".to_owned()])
+            );
             let mut topics: Vec<_> = watchers[0].arrived().into_iter().map(|message| message.topic).collect();
             topics.sort();
             assert_eq!(topics, [own.clone(), account.topic("json/new")]);
@@ -462,7 +520,10 @@ fn refusals_are_counted_by_reason() {
     platform.run(1, &LIFTED);
     let account = platform.account(0).clone();
     platform.map(0, "DEV", 3);
-    platform.api(0).post("/v2/device/off", r#"{"enabled":false}"#).expect(201);
+    platform
+        .api(0)
+        .post("/v2/device/off", r#"{"enabled":false}"#)
+        .expect(201);
     platform.api(0).post("/v2/device/unmapped", "").expect(201);
     let mut raw = platform.client(0, "publisher");
     let foreign = format!("{}/json/DEV", "0".repeat(32));
@@ -476,16 +537,26 @@ fn refusals_are_counted_by_reason() {
     ];
     for (name, topic, count) in &topics {
         for _ in 0..*count {
-            let payload = if *name == "refused_bad_payload" { &b"{"[..] } else { b"1" };
+            let payload = if *name == "refused_bad_payload" {
+                &b"{"[..]
+            } else {
+                b"1"
+            };
             raw.deliver(&publish(topic, 1, 1, payload), 1);
         }
     }
     let log = platform.stop();
     let line = log.lines().rfind(|line| line.contains("counters=\"")).unwrap();
     for (name, _, count) in topics {
-        assert!(line.contains(&format!("{name}={count} ")) || line.contains(&format!("{name}={count}\"")), "{name}: {line}");
+        assert!(
+            line.contains(&format!("{name}={count} ")) || line.contains(&format!("{name}={count}\"")),
+            "{name}: {line}"
+        );
     }
-    assert!(!log.contains(&account.device_token) && !log.contains(&"0".repeat(32)), "{log}");
+    assert!(
+        !log.contains(&account.device_token) && !log.contains(&"0".repeat(32)),
+        "{log}"
+    );
 }
 
 /// Counters are no way around: a client of the platform sees no `$SYS`, and none of its topics is one.

@@ -16,8 +16,15 @@ fn the_account_is_shown_with_both_tokens_and_what_it_holds() {
         "storage": {"count": 0, "usage_bytes": 0, "maxSize": 5_242_880_000_u64, "avg_obj_size": 0},
     }]);
     assert_eq!(reply.json(), expected);
-    assert_eq!(platform.api(0).get("/v2/user/").expect(200).json(), expected, "with a slash");
-    assert_eq!(platform.api(1).get("/v2/user").expect(200).json()[0]["user_id"], platform.account(1).user_id);
+    assert_eq!(
+        platform.api(0).get("/v2/user/").expect(200).json(),
+        expected,
+        "with a slash"
+    );
+    assert_eq!(
+        platform.api(1).get("/v2/user").expect(200).json()[0]["user_id"],
+        platform.account(1).user_id
+    );
     assert_error(&platform.anybody().get("/v2/user"), 401, "AUTH_REQUIRED");
 }
 
@@ -28,8 +35,14 @@ fn ids_and_tokens_have_their_shapes_and_are_all_different() {
     let accounts: [_; 8] = platform.accounts();
     let mut seen = std::collections::BTreeSet::new();
     for account in accounts {
-        assert!(account.user_id.len() == 7 && account.user_id.starts_with('U'), "{account:?}");
-        assert!(account.user_id[1..].bytes().all(|byte| byte.is_ascii_digit()), "{account:?}");
+        assert!(
+            account.user_id.len() == 7 && account.user_id.starts_with('U'),
+            "{account:?}"
+        );
+        assert!(
+            account.user_id[1..].bytes().all(|byte| byte.is_ascii_digit()),
+            "{account:?}"
+        );
         for token in [&account.api_token, &account.device_token] {
             let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'A'..=b'F');
             assert!(token.len() == 32 && token.bytes().all(is_digit), "{token}");
@@ -63,11 +76,22 @@ fn a_change_is_partial_and_tokens_are_not_in_it() {
         "unknown": [],
     });
     api.put("/v2/user", body).expect(200);
-    assert_eq!(api.get("/v2/user").expect(200).json(), expected, "unknown keys are passed over, and so are these");
-    assert_eq!(platform.api(1).get("/v2/user").expect(200).json()[0]["organization"], "");
+    assert_eq!(
+        api.get("/v2/user").expect(200).json(),
+        expected,
+        "unknown keys are passed over, and so are these"
+    );
+    assert_eq!(
+        platform.api(1).get("/v2/user").expect(200).json()[0]["organization"],
+        ""
+    );
     platform.kill();
     platform.run(1, &LIFTED);
-    assert_eq!(platform.api(0).get("/v2/user").expect(200).json(), expected, "after a kill");
+    assert_eq!(
+        platform.api(0).get("/v2/user").expect(200).json(),
+        expected,
+        "after a kill"
+    );
 }
 
 #[test]
@@ -129,7 +153,11 @@ fn storage_counts_the_records_of_all_channels() {
     platform.stop();
     platform.run(1, &LIFTED);
     assert_eq!(storage(&platform, 0), (count, bytes), "after a restart");
-    platform.api(0).header("X-TAGNAME", "inlet").delete("/v2/channel/4").expect(200);
+    platform
+        .api(0)
+        .header("X-TAGNAME", "inlet")
+        .delete("/v2/channel/4")
+        .expect(200);
     let (count, fewer) = storage(&platform, 0);
     assert!(count == 10 && fewer < bytes, "{fewer}");
     platform.api(0).delete("/v2/channel/3").expect(200);
