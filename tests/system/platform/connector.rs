@@ -264,10 +264,10 @@ fn a_body_over_the_limit_is_413() {
     assert_error(&reply, 413, "PAYLOAD_TOO_LARGE");
     assert_eq!(platform.values(0, 3).len(), 1);
 
-    let platform = Platform::start_with(1, 1, &[&LIFTED[..], &["--api-max-body", "1000"]].concat());
+    let platform = Platform::start_with(1, 1, &[&LIFTED[..], &["--api-max-body", "2000"]].concat());
     platform.map(0, "pump-07", 3);
-    assert_stored(&platform.connector(0, "pump-07").post("/post_v2/", body(1000)));
-    let reply = platform.connector(0, "pump-07").post("/post_v2/", body(1001));
+    assert_stored(&platform.connector(0, "pump-07").post("/post_v2/", body(2000)));
+    let reply = platform.connector(0, "pump-07").post("/post_v2/", body(2001));
     assert_error(&reply, 413, "PAYLOAD_TOO_LARGE");
 }
 
@@ -391,7 +391,7 @@ fn the_old_path_takes_up_to_four_values() {
     }
     assert_eq!(platform.devices(0), [""; 0]);
 
-    let platform = Platform::start_with(4, 1, &[&LIFTED[..], &["--v1", "true"]].concat());
+    let platform = Platform::start_with(4, 1, &[&LIFTED[..], &["--v1=true"]].concat());
     let post = |body: &str| platform.connector(0, "pump-07").post("/post_v1/", body);
     assert_new(&post("v=1.5"));
     assert_error(&post("v=1.5"), 403, "NO_MAPPED_CH");

@@ -9,6 +9,7 @@ mod servers;
 mod time;
 
 mod acceptance;
+mod api_port;
 mod bad_input;
 mod channels;
 mod connector;

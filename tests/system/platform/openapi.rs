@@ -39,7 +39,7 @@ const CALLS: [(&str, &str); 24] = [
 
 #[test]
 fn the_document_names_every_call_and_its_page_can_be_read() {
-    let platform = Platform::start_with(1, 1, &[&LIFTED[..], &["--v1", "true"]].concat());
+    let platform = Platform::start_with(1, 1, &[&LIFTED[..], &["--v1=true"]].concat());
     // It says nothing that is not public.
     let reply = platform.anybody().get("/openapi.json").expect(200);
     assert!(reply.header("content-type").unwrap().starts_with("application/json"));
@@ -91,7 +91,7 @@ fn what_the_document_says_is_so() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let program = root.join(".venv/bin/schemathesis");
     assert!(program.exists(), "schemathesis is not installed: {INSTALL}");
-    let flags = [&LIFTED[..], &["--v1", "true", "--log", "info"]].concat();
+    let flags = [&LIFTED[..], &["--v1=true", "--log", "info"]].concat();
     let mut platform = Platform::start_with(4, 1, &flags);
     platform.map(0, "pump-07", 3);
     platform.map(0, "pump-07", 1);

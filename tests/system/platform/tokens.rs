@@ -95,7 +95,7 @@ fn a_client_identifier_has_1_to_23_characters() {
     drop(raws);
     platform.stop();
 
-    platform.run(4, &[&LIFTED[..], &["--max-client-id", "64"]].concat());
+    platform.run(4, &[&LIFTED[..], &["--client-id-max", "64"]].concat());
     platform.raw(account.connect(&"d".repeat(64)));
     assert_eq!(platform.refused(account.connect(&"d".repeat(65))), BAD_ID);
 }

@@ -486,7 +486,7 @@ fn a_will_on_a_data_topic_is_stored_when_it_fires_and_a_foreign_one_goes_nowhere
 #[test]
 fn old_topics_are_data_only_with_the_setting() {
     for is_on in [false, true] {
-        let flags = ["--v1", if is_on { "true" } else { "false" }];
+        let flags = [if is_on { "--v1=true" } else { "--v1=false" }];
         let platform = Platform::start_with(4, 1, &[&LIFTED[..], &flags].concat());
         let account = platform.account(0);
         let mut raw = platform.client(0, "publisher");
