@@ -122,8 +122,46 @@ pub const SESSION_SLOTS_PER_QUESTION: u32 = 8_192;
 /// How often a core looks at the clock of the host, for the time of datapoints; and how often at most it says that it has
 /// refused data.
 pub const CLOCK_LOOK_MS: u64 = 1_000;
-/// Notifications that wait for the control thread; a further one is dropped and counted: ingestion waits for nobody.
+/// Accounts of a broker. Beyond it none is added.
+pub const ACCOUNTS_MAX: usize = 100_000;
+/// Events of one account, all of which are in memory. Beyond it none is created.
+pub const EVENTS_PER_ACCOUNT_MAX: usize = 1_000;
+/// Characters of free texts (descriptions, names of people and places), of a mail address (RFC 5321), of a webhook's URL, and
+/// of an event's source and threshold. A longer one is refused.
+pub const TEXT_CHARS_MAX: usize = 1_024;
+pub const EMAIL_CHARS_MAX: usize = 254;
+pub const POST_URL_CHARS_MAX: usize = 2_048;
+pub const RULE_CHARS_MAX: usize = 256;
+/// Longest time that an event may keep quiet after a notification.
+pub const EVENT_INTERVAL_MS_MAX: u64 = 7 * 24 * 3_600 * 1_000;
+/// Notifications that wait to be told, and their bytes; a further one is dropped and counted: ingestion waits for nobody.
 pub const NOTIFICATIONS_MAX: usize = 10_000;
+pub const NOTIFICATIONS_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Those of one account; a further one is dropped and counted.
+pub const NOTIFY_ACCOUNT_MAX: usize = 1_000;
+pub const NOTIFY_ACCOUNT_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Webhooks that are posted at once, mails that are sent at once, and both of one account; a further one waits for its turn.
+pub const WEBHOOKS_AT_ONCE_MAX: usize = 64;
+pub const MAILS_AT_ONCE_MAX: usize = 4;
+pub const NOTIFY_AT_ONCE_PER_ACCOUNT_MAX: usize = 4;
+/// Time before the second attempt, and before the third and last.
+pub const NOTIFY_RETRY_MS: [u64; 2] = [1_000, 4_000];
+/// At most one warning about a failed notification in so long; the others are for `--log debug`.
+pub const NOTIFY_LOG_MS: u64 = 1_000;
+/// Time for one attempt of a webhook, from looking up its host to the head of the answer; then it has failed.
+pub const WEBHOOK_TIMEOUT_MS: u64 = 5_000;
+/// A connection to a webhook's host is kept so long for the next.
+pub const WEBHOOK_IDLE_MS: u64 = 10_000;
+/// Hosts that are looked up at once, each of which blocks a thread; a further one waits, within its timeout.
+pub const WEBHOOK_LOOKUPS_MAX: usize = 16;
+/// Addresses of a host that are tried; the rest is left.
+pub const WEBHOOK_ADDRESSES_MAX: usize = 16;
+/// Mails to one account in a day of UTC; a further one is not sent, and counted.
+pub const MAILS_PER_DAY_MAX: u32 = 50;
+/// Time for one step of a conversation with the mail relay; then the attempt has failed.
+pub const MAIL_TIMEOUT_MS: u64 = 10_000;
+/// Threads that telling of events may block: of look-ups, of mails, and one that looks into the store.
+pub const NOTIFY_THREADS_MAX: usize = WEBHOOK_LOOKUPS_MAX + MAILS_AT_ONCE_MAX + 1;
 
 // The store on disk.
 

@@ -10,7 +10,13 @@ use std::path::Path;
 const HEART_TOP: u32 = 2;
 const MONOIO_FILES: [&str; 3] = ["worker/", "net/", "mesh/wake.rs"];
 const HEED_FILES: [&str; 1] = ["store/lmdb"];
-const RUSTLS_FILES: [&str; 3] = ["net/certificate", "net/tls.rs", "net/transport"];
+const RUSTLS_FILES: [&str; 5] = [
+    "net/certificate",
+    "net/tls.rs",
+    "net/transport",
+    "http/tls.rs",
+    "http/notify",
+];
 const UNSAFE_FILES: [&str; 3] = ["mesh/ring.rs", "net/handoff.rs", "store/lmdb.rs"];
 const OUTSIDE_THE_HEART: [&str; 9] = [
     "std::time::Instant",

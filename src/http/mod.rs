@@ -1,0 +1,4 @@
+//! Layer 6: the HTTP API, on the control thread.
+
+pub mod desk;
+pub mod notify;
