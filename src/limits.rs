@@ -172,8 +172,12 @@ pub const STORE_COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Records that nobody waits for are committed after this time, or when so many of them wait.
 pub const STORE_LAZY_MS: u64 = 200;
 pub const STORE_LAZY_RECORDS_MAX: usize = 2_048;
-/// Rows of ended Sessions deleted in one transaction; the rest is for the next.
+/// Rows of ended Sessions, and of removed accounts, channels and tags, deleted in one transaction; the rest is for the next.
 pub const STORE_PURGE_ROWS_MAX: usize = 2_048;
+/// Datapoints that one transaction looks at for those of removed tags.
+pub const STORE_PURGE_LOOKS_MAX: usize = 8 * STORE_PURGE_ROWS_MAX;
+/// Channels and accounts that the storage thread remembers; beyond it, it forgets all of them and reads their rows again.
+pub const STORE_KNOWN_CHANNELS_MAX: usize = 1_000_000;
 /// Fetches answered from one view of the store.
 pub const STORE_READS_PER_VIEW: usize = 64;
 /// A commit that failed is tried again after this time; meanwhile nothing is confirmed.

@@ -647,6 +647,7 @@ fn summary_of_store(report: &StoreReport) -> String {
         records_max,
         bytes,
         failed_commits,
+        dropped_datapoints,
         map_bytes,
         commit_us,
         commit_us_max,
@@ -654,7 +655,7 @@ fn summary_of_store(report: &StoreReport) -> String {
     } = report;
     format!(
         "commits={commits} records={records} records_max={records_max} bytes={bytes} failed_commits={failed_commits} \
-         map_bytes={map_bytes} commit_us={commit_us} commit_us_max={commit_us_max} waiting_records={waiting_records}"
+         dropped_datapoints={dropped_datapoints} map_bytes={map_bytes} commit_us={commit_us} commit_us_max={commit_us_max} waiting_records={waiting_records}"
     )
 }
 
