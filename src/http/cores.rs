@@ -126,7 +126,10 @@ mod tests {
             })
         };
         let doors = (0..usize::from(count)).map(door).collect();
-        (Cores::behind(doors, ShardKey::new([1, 2, 3, 4], count, Division::Devices)), asked)
+        (
+            Cores::behind(doors, ShardKey::new([1, 2, 3, 4], count, Division::Devices)),
+            asked,
+        )
     }
 
     fn unmap() -> Query {
