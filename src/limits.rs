@@ -119,9 +119,6 @@ pub const API_BODY_BYTES_MAX: usize = 64 * 1024;
 pub const STREAM_ROWS_MAX: usize = 10_000;
 /// Slots of sessions that a core looks through for one question; the asker comes again for the rest.
 pub const SESSION_SLOTS_PER_QUESTION: u32 = 8_192;
-/// How often a core looks at the clock of the host, for the time of datapoints; and how often at most it says that it has
-/// refused data.
-pub const CLOCK_LOOK_MS: u64 = 1_000;
 /// Accounts of a broker. Beyond it none is added.
 pub const ACCOUNTS_MAX: usize = 100_000;
 /// Events of one account, all of which are in memory. Beyond it none is created.
@@ -140,6 +137,9 @@ pub const ADMIN_REQUEST_MS: u64 = 10_000;
 pub const ADMIN_ANSWER_MS: u64 = 10_000;
 /// Longest time that an event may keep quiet after a notification.
 pub const EVENT_INTERVAL_MS_MAX: u64 = 7 * 24 * 3_600 * 1_000;
+/// How often a core looks at the clock of the host, for the time of datapoints; and how often at most it says that it has
+/// refused data.
+pub const CLOCK_LOOK_MS: u64 = 1_000;
 /// Notifications that wait to be told, and their bytes; a further one is dropped and counted: ingestion waits for nobody.
 pub const NOTIFICATIONS_MAX: usize = 10_000;
 pub const NOTIFICATIONS_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -169,6 +169,42 @@ pub const MAIL_TIMEOUT_MS: u64 = 10_000;
 /// Threads that telling of events may block: of look-ups, of mails, and one that looks into the store.
 pub const NOTIFY_THREADS_MAX: usize = WEBHOOK_LOOKUPS_MAX + MAILS_AT_ONCE_MAX + 1;
 
+// The HTTP API.
+
+/// Connections at the same time; more wait to be accepted.
+pub const HTTP_CONNECTIONS_MAX: usize = 1_024;
+/// Head of a request, and headers in it; a longer one is answered with 431.
+pub const HTTP_HEAD_BYTES_MAX: usize = 16 * 1024;
+pub const HTTP_HEADERS_MAX: usize = 64;
+/// From accept to the end of a TLS handshake, and from there, or from the answer before, to a request's whole head; then the
+/// connection is closed.
+pub const HTTP_SILENCE_MS: u64 = 30_000;
+/// Time in which no byte moves on a connection, in either direction; at most twice this long, and it is closed.
+pub const HTTP_STALL_MS: u64 = 45_000;
+/// Stop: requests that have begun are answered within this time.
+pub const HTTP_STOP_MS: u64 = 1_000;
+/// From a request's head to the whole body; then 408.
+pub const HTTP_BODY_TIMEOUT_MS: u64 = 10_000;
+/// From a request to its answer; then 503. What was begun is done all the same.
+pub const HTTP_ANSWER_TIMEOUT_MS: u64 = 30_000;
+/// Bytes of a body that is too large which are read all the same, so that the client hears the answer.
+pub const HTTP_DRAIN_BYTES_MAX: usize = 1024 * 1024;
+/// Requests that change something, at the same time: they go on when their client has hung up. Beyond it, 503.
+pub const HTTP_CHANGES_MAX: usize = 4_096;
+/// Views of the store at the same time; more wait.
+pub const HTTP_VIEWS_MAX: usize = 4;
+/// Threads for what blocks: those views, and a few looks of others.
+pub const HTTP_BLOCKING_THREADS_MAX: usize = HTTP_VIEWS_MAX + 4;
+/// Bytes of one answer of the stream service, overshot by one datapoint; the rest is cut off as beyond `STREAM_ROWS_MAX`.
+pub const STREAM_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Datapoints looked at in one view of the store; who reads more looks again.
+pub const STREAM_LOOKS_PER_VIEW: usize = 4_096;
+/// Calls within a second over all accounts that are remembered for that; beyond it everybody gets 429.
+pub const RATE_CALLS_MAX: usize = 200_000;
+/// Channels of an account, and tags of a channel that are declared or have names; beyond it none is created.
+pub const CHANNELS_PER_ACCOUNT_MAX: usize = 10_000;
+pub const TAGS_PER_CHANNEL_MAX: usize = 1_000;
+
 // The store on disk.
 
 /// Rows written by one transaction, and the bytes of its records; the rest waits for the next, in order. It bounds for how
@@ -178,8 +214,12 @@ pub const STORE_COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Records that nobody waits for are committed after this time, or when so many of them wait.
 pub const STORE_LAZY_MS: u64 = 200;
 pub const STORE_LAZY_RECORDS_MAX: usize = 2_048;
-/// Rows of ended Sessions deleted in one transaction; the rest is for the next.
+/// Rows of ended Sessions, and of removed accounts, channels and tags, deleted in one transaction; the rest is for the next.
 pub const STORE_PURGE_ROWS_MAX: usize = 2_048;
+/// Datapoints that one transaction looks at for those of removed tags.
+pub const STORE_PURGE_LOOKS_MAX: usize = 8 * STORE_PURGE_ROWS_MAX;
+/// Channels and accounts that the storage thread remembers; beyond it, it forgets all of them and reads their rows again.
+pub const STORE_KNOWN_CHANNELS_MAX: usize = 1_000_000;
 /// Fetches answered from one view of the store.
 pub const STORE_READS_PER_VIEW: usize = 64;
 /// A commit that failed is tried again after this time; meanwhile nothing is confirmed.
@@ -211,3 +251,6 @@ const _: () = assert!(PROXY_TEXT_BYTES_MAX <= PROXY_HEADER_BYTES_MAX);
 const _: () = assert!(PROXY_HEADER_BYTES_MAX <= READ_BYTES_PER_TURN);
 const _: () = assert!(CORES_MAX <= u16::MAX as usize);
 const _: () = assert!(RETAINED_CHUNK_BYTES <= MESH_BACKLOG_BYTES_MAX);
+const _: () = assert!(HTTP_BODY_TIMEOUT_MS < HTTP_ANSWER_TIMEOUT_MS);
+const _: () = assert!(HTTP_ANSWER_TIMEOUT_MS < HTTP_STALL_MS && HTTP_SILENCE_MS < HTTP_STALL_MS);
+const _: () = assert!(HTTP_STOP_MS < STOP_TIMEOUT_MS - STORE_STOP_MS);

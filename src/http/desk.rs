@@ -13,6 +13,7 @@ pub(crate) mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -36,8 +37,11 @@ pub trait Books: Send + Sync + 'static {
     fn channel(&self, account: AccountId, channel: ChannelId) -> Result<Option<Channel>, String>;
 }
 
-/// Sends a change to every core, at once.
-pub type Tell = Box<dyn Fn(AccountsChange) + Send + Sync>;
+/// Sends a change to every core at once. What it returns is over when all of them have it: a client that knows its new token
+/// must not find a core that does not.
+pub type Tell = Box<dyn Fn(AccountsChange) -> Told + Send + Sync>;
+
+pub type Told = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What a desk begins with.
 pub struct DeskParts {
@@ -249,7 +253,7 @@ impl Desk {
                 entry: Box::default(),
             }));
             desk.commit(records).await?;
-            desk.publish(account.clone(), BTreeMap::new(), None);
+            desk.publish(account.clone(), BTreeMap::new(), None).await;
             Ok(account)
         })
         .await
@@ -428,7 +432,7 @@ impl Desk {
             let answer = change(&mut draft)?;
             if !draft.records.is_empty() {
                 desk.commit(draft.records).await?;
-                desk.publish(draft.account, draft.events, draft.ended);
+                desk.publish(draft.account, draft.events, draft.ended).await;
             }
             Ok(answer)
         })
@@ -460,7 +464,7 @@ impl Desk {
     }
 
     /// What is committed becomes what is.
-    fn publish(&self, account: Account, events: BTreeMap<u32, Event>, ended: Option<EndedWhy>) {
+    fn publish(&self, account: Account, events: BTreeMap<u32, Event>, ended: Option<EndedWhy>) -> Told {
         let mut state = self.state();
         let id = account.id;
         let next = match ended {
@@ -479,7 +483,7 @@ impl Desk {
         (self.0.tell)(AccountsChange {
             accounts: Arc::clone(&state.accounts),
             ended: ended.map(|why| Ended { account: id, why }),
-        });
+        })
     }
 
     /// A channel as it is committed.

@@ -53,7 +53,8 @@ const DEVICE_NAME: &str = "load-";
 const FIRST_CHANNEL: u32 = 1_000_000;
 const CHANNEL_MAX: u32 = i32::MAX as u32;
 const CHANNELS_DEFAULT_MAX: u32 = 1000;
-const WINDOW: usize = 20;
+/// At QoS 0, and above it: half of the one at QoS 0 leaves at a time.
+const WINDOWS: [usize; 2] = [40, 20];
 /// Open loop: it is no bound in an ordinary run.
 const WINDOW_OPEN_LOOP: usize = 1000;
 /// The clocks of the broker and of this host may differ by this much.
@@ -77,7 +78,7 @@ pub struct Settings {
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
     pub qos: u8,
     /// Messages of one device whose flow has not ended; at QoS 0 those not covered by the answer to a PINGREQ that follows
-    /// them [default: 20, with --rate 1000]
+    /// them [default: at QoS 0 40, else 20, with --rate 1000]
     #[arg(long)]
     pub window: Option<usize>,
     /// Open loop: datapoints a second over all devices, sent on a schedule; latency counts from the scheduled time
@@ -170,7 +171,7 @@ impl Settings {
         }
         let window = self.window.unwrap_or(match self.rate {
             Some(_) => WINDOW_OPEN_LOOP,
-            None => WINDOW,
+            None => WINDOWS[usize::from(self.qos.min(1))],
         });
         if !(1..=UNACKED_MAX).contains(&window) {
             bail!("--window {window} is outside 1..={UNACKED_MAX}");

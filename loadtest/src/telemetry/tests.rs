@@ -1,11 +1,15 @@
 //! The scenario against a platform that breaks one rule at a time.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use super::*;
 use crate::fake_api::{self, API_TOKEN, DEVICE_TOKEN, Platform, USER};
 use crate::fake_broker::{FakeBroker, Fault};
 use crate::fake_front::{Identity, front};
+use crate::packet;
 use crate::sequence::Faults;
 use crate::transport::Transport;
 
@@ -173,6 +177,37 @@ fn commands_reach_their_devices_and_readers_read_while_the_devices_send() {
         );
         let json = serde_json::to_value(&figures).unwrap();
         assert_eq!(json["commands"]["received"], commands.received);
+    }
+}
+
+#[test]
+fn a_window_is_never_passed() {
+    // A broker that answers CONNECT alone: what comes in is one window, and at QoS 0 a PINGREQ within it.
+    for qos in 0..=2 {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let silent = thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let _ = socket.read(&mut [0; 256]).unwrap();
+            socket.write_all(&[0x20, 2, 0, 0]).unwrap();
+            let mut bytes = Vec::new();
+            socket.read_to_end(&mut bytes).unwrap();
+            let (mut at, mut kinds) = (0, Vec::new());
+            while let Some(frame) = packet::next_frame(&bytes[at..]).unwrap() {
+                at += frame.len;
+                kinds.push(frame.kind());
+            }
+            kinds
+        });
+        let fake = Fake::new(Fault::None, Platform::default());
+        let mut settings = fake.settings(qos);
+        (settings.devices, settings.window) = (1, Some(6));
+        let error = format!("{:#}", run(&address, None, &settings).unwrap_err());
+        assert!(error.contains("6 sent"), "{error}");
+        let kinds = silent.join().unwrap();
+        let publishes = kinds.iter().filter(|kind| **kind == packet::PUBLISH).count();
+        let pings = kinds.iter().filter(|kind| **kind == 12).count();
+        assert_eq!((publishes, pings), (6, usize::from(qos == 0)), "{kinds:?}");
     }
 }
 

@@ -87,7 +87,10 @@ pub(crate) fn desk() -> (Desk, Arc<FakeBooks>, Told) {
         events: Vec::new(),
         newest_account: 0,
         books: books.clone(),
-        tell: Box::new(move |change| tell.lock().unwrap().push(change)),
+        tell: Box::new(move |change| {
+            tell.lock().unwrap().push(change);
+            Box::pin(std::future::ready(()))
+        }),
     });
     (desk, books, told)
 }
@@ -568,7 +571,7 @@ fn a_desk_begins_with_what_was_stored() {
         events: vec![(AccountId(4), events.clone()), (AccountId(3), events.clone())],
         newest_account: 9,
         books: Arc::<FakeBooks>::default(),
-        tell: Box::new(|_| {}),
+        tell: Box::new(|_| Box::pin(std::future::ready(()))),
     });
     assert_eq!(desk.events(AccountId(4)), events);
     assert!(desk.events(AccountId(3)).is_empty());

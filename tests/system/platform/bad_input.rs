@@ -122,6 +122,26 @@ fn unknown_paths_are_404_and_unknown_methods_405() {
     assert_eq!(platform.devices(0), ["pump-07"]);
 }
 
+/// Documented calls send JSON as a form.
+#[test]
+fn the_content_type_of_a_request_is_not_looked_at() {
+    let platform = Platform::start(1);
+    platform.api(0).post("/v2/device/pump-07", "").expect(201);
+    for kind in [
+        "application/x-www-form-urlencoded",
+        "application/json",
+        "text/plain",
+        "multipart/form-data",
+        "x",
+        "",
+    ] {
+        let api = platform.api(0).header("Content-Type", kind);
+        api.put("/v2/device/pump-07", json!({"description": kind})).expect(200);
+        api.post("/v2/publish/pump-07", r#"{"payload":"x"}"#).expect(200);
+        assert_eq!(platform.device(0, "pump-07")["description"], kind);
+    }
+}
+
 #[test]
 fn a_header_that_is_not_ascii_is_400() {
     let platform = Platform::start(1);

@@ -40,6 +40,33 @@ fn twenty_calls_a_second_for_each_account() {
     }
 }
 
+/// The window slides: what was called in the second before counts, whenever that second began.
+#[test]
+fn the_window_of_a_second_slides() {
+    let platform = Platform::start_with(4, 1, &[]);
+    let api = platform.api(0);
+    let mut attempts = 0;
+    loop {
+        let began = Instant::now();
+        let first = api.get_times("/v2/user", 10);
+        sleep(Duration::from_millis(700));
+        let middle = Instant::now();
+        let second = api.get_times("/v2/user", 10);
+        sleep(Duration::from_millis(350));
+        let is_first_over = began.elapsed() > Duration::from_millis(1050);
+        let third = api.get_times("/v2/user", 15);
+        if is_first_over && middle.elapsed() < Duration::from_millis(900) {
+            assert_eq!(statuses(&[first, second].concat()), [200; 20]);
+            assert_eq!(statuses(&third), [vec![200; 10], vec![429; 5]].concat());
+            return;
+        }
+        // Too slow to tell: once more, after a pause.
+        attempts += 1;
+        assert!(attempts < 10, "this host is too busy for seconds to be told apart");
+        sleep(Duration::from_millis(1500));
+    }
+}
+
 /// Every service counts, errors among them.
 #[test]
 fn calls_of_all_services_and_those_in_vain_count() {
