@@ -2,11 +2,13 @@
 //!
 //! Owns    the socket file.
 //! Called  by `server`: [`AdminSocket::bind`] when the store is open, [`AdminSocket::serve`] on the control thread. By `skein
-//!         account`, which asks over the socket, or, where no broker runs, has [`answer`] itself.
+//!         account`, which asks over the socket, or, where no broker runs, has the request [answered alone](alone::answer).
 //! Holds   - only the user that runs the broker, and root, get an answer: the file's mode says so, and the kernel who it is;
 //!         - a request is a line of JSON, and so is its answer; a line that is too long, too late or no request ends the
 //!           connection;
 //!         - tokens are in an answer only where they were asked for, or are new.
+
+pub mod alone;
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -87,8 +89,8 @@ pub struct Endpoints {
     pub host: String,
     /// Of MQTT over TCP; `None`: it is off.
     pub mqtt_port: Option<u16>,
-    /// `http://127.0.0.1:8080`
-    pub api_url: String,
+    /// `http://127.0.0.1:8080`; `None`: the API is off.
+    pub api_url: Option<String>,
     /// Of the API, if it has one that nobody else vouches for.
     pub ca_file: Option<PathBuf>,
 }
@@ -314,10 +316,10 @@ pub fn commands_to_paste(account: &Shown, endpoints: &Endpoints) -> String {
         Some(file) => format!(" --cacert {}", quoted(file)),
         None => String::new(),
     };
-    text += &format!(
-        "curl{trust} -H 'X-APITOKEN: {}' {api_url}/v2/device\n",
-        account.api_token
-    );
+    if let Some(url) = api_url {
+        let token = &account.api_token;
+        text += &format!("curl{trust} -H 'X-APITOKEN: {token}' {url}/v2/device\n");
+    }
     text
 }
 
@@ -357,7 +359,7 @@ mod tests {
         Endpoints {
             host: "localhost".to_owned(),
             mqtt_port: Some(1883),
-            api_url: "http://127.0.0.1:8080".to_owned(),
+            api_url: Some("http://127.0.0.1:8080".to_owned()),
             ca_file: None,
         }
     }
@@ -537,7 +539,7 @@ mod tests {
         assert!(text.ends_with(&(publish + &look)), "{text}");
         let over_tls = Endpoints {
             mqtt_port: None,
-            api_url: "https://localhost:8080".to_owned(),
+            api_url: Some("https://localhost:8080".to_owned()),
             ca_file: Some("/var/lib/it's/cert.pem".into()),
             ..endpoints()
         };
