@@ -129,6 +129,12 @@ pub const TEXT_CHARS_MAX: usize = 1_024;
 pub const EMAIL_CHARS_MAX: usize = 254;
 pub const POST_URL_CHARS_MAX: usize = 2_048;
 pub const RULE_CHARS_MAX: usize = 256;
+/// Connections of `skein account` that are served at once; a further one waits. A line of one is at most so long, must be
+/// there within this time, and its answer be taken within that; else the connection is closed.
+pub const ADMIN_CONNECTIONS_MAX: usize = 16;
+pub const ADMIN_LINE_BYTES_MAX: usize = 64 * 1024;
+pub const ADMIN_REQUEST_MS: u64 = 10_000;
+pub const ADMIN_ANSWER_MS: u64 = 10_000;
 /// Longest time that an event may keep quiet after a notification.
 pub const EVENT_INTERVAL_MS_MAX: u64 = 7 * 24 * 3_600 * 1_000;
 /// How often a core looks at the clock of the host, for the time of datapoints; and how often at most it says that it has

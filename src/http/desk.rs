@@ -105,6 +105,25 @@ pub enum DefaultChannel {
     Channel(ChannelId),
 }
 
+/// Which tokens of an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tokens {
+    Api,
+    Device,
+    Both,
+}
+
+impl Tokens {
+    fn has_api(self) -> bool {
+        self != Tokens::Device
+    }
+
+    fn has_device(self) -> bool {
+        self != Tokens::Api
+    }
+}
+
 /// What an account may say of itself; what is `None` stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -290,20 +309,16 @@ impl Desk {
         .await
     }
 
-    /// Connections that used the old one close.
-    pub async fn rotate_device_token(&self, user_id: &str) -> Result<Account, DeskError> {
-        self.change(self.id_of(user_id)?, |draft| {
-            let before = std::mem::replace(&mut draft.account.device_token, random_token());
-            draft.ended = Some(EndedWhy::TokenRotated { before });
-            draft.put_account();
-            Ok(draft.account.clone())
-        })
-        .await
-    }
-
-    pub async fn rotate_api_token(&self, user_id: &str) -> Result<Account, DeskError> {
-        self.change(self.id_of(user_id)?, |draft| {
-            draft.account.api_token = random_token();
+    /// Connections that used the old device token close.
+    pub async fn rotate(&self, user_id: &str, tokens: Tokens) -> Result<Account, DeskError> {
+        self.change(self.id_of(user_id)?, move |draft| {
+            if tokens.has_api() {
+                draft.account.api_token = random_token();
+            }
+            if tokens.has_device() {
+                let before = std::mem::replace(&mut draft.account.device_token, random_token());
+                draft.ended = Some(EndedWhy::TokenRotated { before });
+            }
             draft.put_account();
             Ok(draft.account.clone())
         })

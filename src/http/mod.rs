@@ -6,6 +6,7 @@
 //! Holds   - one thread for all requests; what blocks (a look at the store) is on a few threads beside it;
 //!         - the cores are asked, never shared with: a slow client of the API costs ingestion nothing.
 
+pub mod admin;
 mod answer;
 pub mod api;
 mod auth;

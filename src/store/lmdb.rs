@@ -588,6 +588,11 @@ impl Opened {
     }
 }
 
+/// Whether a directory has a store.
+pub fn is_in(dir: &Path) -> bool {
+    data_path(dir).exists()
+}
+
 fn data_path(dir: &Path) -> PathBuf {
     dir.join("data.mdb")
 }
