@@ -129,6 +129,12 @@ pub const TEXT_CHARS_MAX: usize = 1_024;
 pub const EMAIL_CHARS_MAX: usize = 254;
 pub const POST_URL_CHARS_MAX: usize = 2_048;
 pub const RULE_CHARS_MAX: usize = 256;
+/// Connections of `skein account` that are served at once; a further one waits. A line of one is at most so long, must be
+/// there within this time, and its answer be taken within that; else the connection is closed.
+pub const ADMIN_CONNECTIONS_MAX: usize = 16;
+pub const ADMIN_LINE_BYTES_MAX: usize = 64 * 1024;
+pub const ADMIN_REQUEST_MS: u64 = 10_000;
+pub const ADMIN_ANSWER_MS: u64 = 10_000;
 /// Longest time that an event may keep quiet after a notification.
 pub const EVENT_INTERVAL_MS_MAX: u64 = 7 * 24 * 3_600 * 1_000;
 /// How often a core looks at the clock of the host, for the time of datapoints; and how often at most it says that it has
@@ -209,8 +215,12 @@ pub const STORE_COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Records that nobody waits for are committed after this time, or when so many of them wait.
 pub const STORE_LAZY_MS: u64 = 200;
 pub const STORE_LAZY_RECORDS_MAX: usize = 2_048;
-/// Rows of ended Sessions deleted in one transaction; the rest is for the next.
+/// Rows of ended Sessions, and of removed accounts, channels and tags, deleted in one transaction; the rest is for the next.
 pub const STORE_PURGE_ROWS_MAX: usize = 2_048;
+/// Datapoints that one transaction looks at for those of removed tags.
+pub const STORE_PURGE_LOOKS_MAX: usize = 8 * STORE_PURGE_ROWS_MAX;
+/// Channels and accounts that the storage thread remembers; beyond it, it forgets all of them and reads their rows again.
+pub const STORE_KNOWN_CHANNELS_MAX: usize = 1_000_000;
 /// Fetches answered from one view of the store.
 pub const STORE_READS_PER_VIEW: usize = 64;
 /// A commit that failed is tried again after this time; meanwhile nothing is confirmed.

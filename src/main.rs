@@ -3,6 +3,7 @@
 //! Exit codes: 0 a clean stop; 2 what the operator has to change (flags, settings, what a start found in its way);
 //! 1 anything else, a store that `skein inspect` finds fault with among it.
 
+mod account_command;
 mod logging;
 
 use clap::{Args, Parser, Subcommand};
@@ -33,6 +34,8 @@ enum Command {
     Serve(Serve),
     /// Print every setting with its default, as a file for --config
     Config,
+    /// Manage the accounts of the platform, while a broker runs or not
+    Account(account_command::AccountCommand),
     /// Show what a data directory holds and check that it is whole, while a broker runs on it or not
     Inspect(Inspect),
 }
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
     let command_line = CommandLine::parse();
     let serve = match command_line.command {
         Some(Command::Config) => return print_config(),
+        Some(Command::Account(command)) => return account_command::run(command),
         Some(Command::Inspect(inspect)) => return print_inspection(&inspect),
         Some(Command::Serve(serve)) => serve,
         None => command_line.serve,

@@ -25,6 +25,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::config::{self, Config};
+use crate::http;
+use crate::http::notify::mail::BadMail;
+use crate::http::notify::{self, NotifyReport};
 use crate::limits::{CERTIFICATE_POLL_MS, MESH_RING_PARCELS, STOP_TIMEOUT_MS, STORE_MAP_BYTES_MAX, STORE_STOP_MS};
 use crate::mesh::Mesh;
 use crate::metrics::Counters;
@@ -33,6 +36,7 @@ use crate::net::handoff::passages;
 use crate::net::listener::{Listener, listen_on};
 use crate::net::transport::{Transport, Transports};
 use crate::registry::access::{Access, Accounts};
+use crate::routing::shard_key::{Division, ShardKey};
 use crate::shard::record::Stored;
 use crate::shard::restore::restore;
 use crate::shard::{Limits, PeerId, Shard, ShardConfig, UnixTime};
@@ -43,8 +47,10 @@ use crate::websocket::AllowedOrigins;
 use crate::worker::turn::CoreParts;
 use crate::worker::{self, Control, Driver, Gate, Mailbox, Progress, WorkerConfig};
 
+mod platform;
 mod renewal;
 
+use platform::{Platform, PlatformParts, PlatformSettings};
 use renewal::Renewal;
 
 /// Descriptors of a core that are no connection: runtime, epoll set, listeners, bells and passages of all cores, files.
@@ -67,6 +73,12 @@ pub enum StartError {
     },
     #[error("{0}")]
     Certificate(#[from] CertificateError),
+    #[error("{0}")]
+    Mail(#[from] BadMail),
+    #[error(
+        "cannot start the HTTP API: {0}; give --data-dir a directory on a local disk, and allow more threads (ulimit -u)"
+    )]
+    Api(io::Error),
     #[error("--ws-allow-origin: {0}")]
     Origin(String),
     #[error(
@@ -92,7 +104,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let signals = signals().map_err(StartError::Signals)?;
     let mut broker = start(&config, descriptors)?;
     if let Some(path) = &config.ready_file {
-        write_ready_file(path, &broker.ports).map_err(|error| StartError::ReadyFile {
+        write_ready_file(path, &broker.ports, broker.api_port()).map_err(|error| StartError::ReadyFile {
             path: path.clone(),
             error,
         })?;
@@ -107,6 +119,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
                 tracing::info!(
                     counters = summary(&counters),
                     store = summary_of_store(&store),
+                    events = summary_of_events(broker.platform.as_ref().map(Platform::report)),
                     "counted so far"
                 );
             }
@@ -114,10 +127,12 @@ pub fn run(config: Config) -> Result<(), StartError> {
         }
     }
     tracing::info!("stopping");
+    let events = broker.platform.take().map(Platform::stop);
     let (counters, store) = broker.stop();
     tracing::info!(
         counters = summary(&counters),
         store = summary_of_store(&store),
+        events = summary_of_events(events),
         "stopped"
     );
     if let Some(path) = &config.ready_file {
@@ -167,6 +182,8 @@ struct Broker {
     renewal: Option<Renewal>,
     cores: Vec<(Arc<Mailbox>, JoinHandle<Counters>)>,
     store: Store,
+    /// `--access platform`
+    platform: Option<Platform>,
 }
 
 impl Broker {
@@ -190,7 +207,14 @@ impl Broker {
             for (mailbox, _) in &self.cores {
                 mailbox.send(Control::Certificate(Box::new(tls.clone())));
             }
+            if let Some(platform) = &self.platform {
+                platform.renew(tls);
+            }
         }
+    }
+
+    fn api_port(&self) -> Option<u16> {
+        Some(self.platform.as_ref()?.api?.port())
     }
 
     fn stop(self) -> (Counters, StoreReport) {
@@ -234,6 +258,22 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
             of.push(listener);
         }
     }
+    let platform = match config.access {
+        config::Access::Open => None,
+        config::Access::Platform => {
+            let settings = PlatformSettings::of(config)?;
+            let listener = platform::listen(&config.api).map_err(|(address, error)| {
+                let flag = "--api-port";
+                match error.kind() {
+                    io::ErrorKind::AddrInUse => StartError::PortInUse { address, flag },
+                    _ => StartError::Listen { address, flag, error },
+                }
+            })?;
+            // Before the descriptor tables part.
+            let runtime = http::Runtime::open().map_err(StartError::Api)?;
+            Some((settings, listener, notify::door(), runtime))
+        }
+    };
     let origins = match &config.ws_allow_origin[..] {
         [] => AllowedOrigins::Any,
         origins => AllowedOrigins::parse(origins).map_err(StartError::Origin)?,
@@ -250,7 +290,8 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
         retained_bytes_max: config.retained_memory_bytes_max,
     })?;
     // Behind the store, which has made sure that the data directory is this broker's.
-    let (renewal, tls) = match ports.iter().any(|open| open.transport.is_tls) {
+    let api_is_tls = config.api.is_tls && platform.as_ref().is_some_and(|(_, listener, ..)| listener.is_some());
+    let (renewal, tls) = match api_is_tls || ports.iter().any(|open| open.transport.is_tls) {
         false => (None, None),
         true => {
             let (renewal, tls) = Renewal::start(config)?;
@@ -309,6 +350,16 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
     let (progress, heard) = mpsc::channel();
     let epoch = Instant::now();
 
+    let accounts = match &shard_config.access {
+        Access::Open => None,
+        Access::Platform(accounts) => Some(Arc::clone(accounts)),
+    };
+    let (newest_account, newest_datapoint_ms) = (stored.newest_account, stored.newest_datapoint_ms);
+    let events: Vec<_> = stored
+        .accounts
+        .iter()
+        .map(|(account, events)| (account.id, events.clone()))
+        .collect();
     let shard = |core: usize| {
         Shard::new(ShardConfig {
             core: PeerId(core as u16),
@@ -345,7 +396,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
             store,
             mailbox,
             access: shard_config.access.clone(),
-            notifier: None,
+            notifier: platform.as_ref().map(|(_, _, (door, _), _)| door.of_cores()),
             client_id_bytes_max: config.client_id_bytes_max,
             connect_timeout_ms: config.connect_timeout.as_millis() as u64,
             connections_max: config.connections_max,
@@ -381,6 +432,32 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
     gates[1].open(parted.is_ok());
     parted.map_err(no_cores)?;
 
+    let platform = match (platform, accounts) {
+        (Some((settings, listener, (door, inbox), runtime)), Some(accounts)) => {
+            let parts = PlatformParts {
+                runtime,
+                settings,
+                listener,
+                tls: tls.filter(|_| api_is_tls),
+                accounts,
+                events,
+                newest_account,
+                newest_datapoint_ms,
+                client: store.client(),
+                mailboxes: threads.iter().map(|(mailbox, _)| Arc::clone(mailbox)).collect(),
+                shard_key: ShardKey::new(
+                    shard_config.hash_key,
+                    config.cores,
+                    Division::of(&shard_config.access, config.shard_levels),
+                ),
+                door,
+                inbox,
+            };
+            Some(platform::start(parts, &config.data_dir).map_err(StartError::Api)?)
+        }
+        _ => None,
+    };
+
     let without_ring = drivers.iter().filter(|driver| **driver == Driver::Epoll).count();
     if config.driver == config::Driver::Auto && without_ring > 0 {
         tracing::warn!("io_uring cannot be used here; {without_ring} of {cores} cores wait with epoll instead");
@@ -401,6 +478,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
         renewal,
         cores: threads,
         store,
+        platform,
     })
 }
 
@@ -490,9 +568,9 @@ fn random_key() -> [u64; 4] {
 }
 
 /// Appears whole or not at all: whoever waits for the file may read it at once.
-fn write_ready_file(path: &Path, ports: &[OpenPort]) -> io::Result<()> {
+fn write_ready_file(path: &Path, ports: &[OpenPort], api: Option<u16>) -> io::Result<()> {
     let mut ready = serde_json::json!({
-        "pid": std::process::id(), "mqtt": null, "mqtts": null, "ws": null, "wss": null, "api": null,
+        "pid": std::process::id(), "mqtt": null, "mqtts": null, "ws": null, "wss": null, "api": api,
     });
     for open in ports {
         ready[open.transport.name()] = open.port.into();
@@ -579,6 +657,7 @@ fn summary_of_store(report: &StoreReport) -> String {
         records_max,
         bytes,
         failed_commits,
+        dropped_datapoints,
         map_bytes,
         commit_us,
         commit_us_max,
@@ -586,7 +665,31 @@ fn summary_of_store(report: &StoreReport) -> String {
     } = report;
     format!(
         "commits={commits} records={records} records_max={records_max} bytes={bytes} failed_commits={failed_commits} \
-         map_bytes={map_bytes} commit_us={commit_us} commit_us_max={commit_us_max} waiting_records={waiting_records}"
+         dropped_datapoints={dropped_datapoints} map_bytes={map_bytes} commit_us={commit_us} commit_us_max={commit_us_max} waiting_records={waiting_records}"
+    )
+}
+
+fn summary_of_events(report: Option<NotifyReport>) -> String {
+    let Some(report) = report else {
+        return String::new();
+    };
+    let NotifyReport {
+        delivered,
+        failed,
+        refused,
+        dropped,
+        outdated,
+        within_interval,
+        mailed,
+        mails_logged,
+        mails_over_limit,
+        retries,
+        waiting,
+    } = report;
+    format!(
+        "delivered={delivered} failed={failed} refused={refused} dropped={dropped} outdated={outdated} \
+         within_interval={within_interval} mailed={mailed} mails_logged={mails_logged} \
+         mails_over_limit={mails_over_limit} retries={retries} waiting={waiting}"
     )
 }
 
@@ -631,12 +734,13 @@ mod tests {
             },
             port,
         };
-        write_ready_file(&path, &[port(false, false, 1883), port(true, true, 8084)]).unwrap();
+        write_ready_file(&path, &[port(false, false, 1883), port(true, true, 8084)], Some(8080)).unwrap();
         let ready: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(ready["pid"], std::process::id());
         assert_eq!(ready["mqtt"], 1883);
         assert_eq!(ready["wss"], 8084);
-        assert!(["mqtts", "ws", "api"].iter().all(|port| ready[port].is_null()));
+        assert_eq!(ready["api"], 8080);
+        assert!(["mqtts", "ws"].iter().all(|port| ready[port].is_null()));
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
         remove_ready_file(&path);
         assert!(!path.exists());

@@ -2,7 +2,7 @@
 //!
 //! Called  by `throughput` and `senders`, for each message sent and each PUBACK, PUBREC and PUBCOMP received.
 //! Holds   - an identifier is used again only when its flow has ended [MQTT-2.3.1-4];
-//!         - identifiers are taken in a circle of `RING`, so that the order of the answers can be checked
+//!         - identifiers are taken in a circle (`ring`), so that the order of the answers can be checked
 //!           ([MQTT-4.6.0-2] and [MQTT-4.6.0-3], which bind the client's side; a Server that answers out of order is
 //!           counted, not refused).
 
@@ -10,9 +10,12 @@ use std::fmt;
 
 use serde::Serialize;
 
-const RING: usize = 1 << 14;
+const RING_MAX: usize = 1 << 14;
 /// Most messages one publisher may have unacknowledged.
-pub const UNACKED_MAX: usize = RING / 2;
+pub const UNACKED_MAX: usize = RING_MAX / 2;
+/// The circle holds this many times what may be unacknowledged: so much later comes an identifier again, and an answer that is
+/// sent twice is seen until then. It is no larger, for a thousand publishers have one each.
+const RING_UNACKED: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -85,10 +88,12 @@ impl AcknowledgementFaults {
 }
 
 impl Unacknowledged {
-    pub fn new(qos: u8) -> Unacknowledged {
+    /// For a publisher with at most `unacked` messages unacknowledged.
+    pub fn new(qos: u8, unacked: usize) -> Unacknowledged {
+        let ring = (unacked * RING_UNACKED).next_power_of_two().min(RING_MAX);
         Unacknowledged {
-            states: vec![State::Free; RING],
-            sent_ns: vec![0; RING],
+            states: vec![State::Free; ring],
+            sent_ns: vec![0; ring],
             qos,
             taken: 0,
             answered: 0,
@@ -104,7 +109,7 @@ impl Unacknowledged {
     /// The identifier of the next message, of this time; `None` while the one whose turn it is has not ended.
     #[inline]
     pub fn take(&mut self, time_ns: u64) -> Option<u16> {
-        let slot = self.taken % RING;
+        let slot = self.taken % self.states.len();
         if self.states[slot] != State::Free {
             return None;
         }
@@ -118,7 +123,7 @@ impl Unacknowledged {
     /// The time given for the message an identifier was last taken for. Of use when an answer was no fault.
     #[inline]
     pub fn sent_ns(&self, packet_id: u16) -> u64 {
-        self.sent_ns[(packet_id as usize).wrapping_sub(1) % RING]
+        self.sent_ns[(packet_id as usize).wrapping_sub(1) % self.sent_ns.len()]
     }
 
     /// PUBACK at QoS 1, PUBREC at QoS 2.
@@ -130,7 +135,7 @@ impl Unacknowledged {
         ) {
             return Answer::Fault;
         }
-        if packet_id as usize != self.answered % RING + 1 {
+        if packet_id as usize != self.answered % self.states.len() + 1 {
             self.faults.out_of_order += 1;
         }
         self.answered += 1;
@@ -176,8 +181,8 @@ mod tests {
 
     #[test]
     fn an_identifier_comes_again_only_after_its_flow_has_ended() {
-        let mut unacked = Unacknowledged::new(2);
-        for _ in 0..RING {
+        let mut unacked = Unacknowledged::new(2, UNACKED_MAX);
+        for _ in 0..RING_MAX {
             assert!(unacked.take(0).is_some());
         }
         assert_eq!(unacked.take(0), None);
@@ -190,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_second_a_foreign_and_a_missing_acknowledgement_are_counted() {
-        let mut unacked = Unacknowledged::new(1);
+        let mut unacked = Unacknowledged::new(1, 20);
         assert_eq!((unacked.take(5), unacked.take(6)), (Some(1), Some(2)));
         assert_eq!((unacked.sent_ns(1), unacked.sent_ns(2)), (5, 6));
         assert_eq!(unacked.first(1), Answer::Ended);
@@ -207,7 +212,7 @@ mod tests {
 
     #[test]
     fn answers_out_of_order_are_counted() {
-        let mut unacked = Unacknowledged::new(1);
+        let mut unacked = Unacknowledged::new(1, 20);
         for _ in 0..3 {
             unacked.take(0);
         }

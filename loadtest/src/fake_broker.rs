@@ -1,6 +1,8 @@
-//! A broker of a hundred lines for tests of `backlog`, `retained`, `idle` and `connect`: QoS 1, sessions, retained messages, one lock.
+//! A small broker for tests of `backlog`, `retained`, `idle`, `connect` and `telemetry`: sessions, retained messages, a
+//! QoS 2 without memory, one lock.
 //!
-//! Called  by their tests, which give it a rule to break.
+//! Called  by their tests, which give it a rule to break. With a `Platform` it takes that account's clients alone, below its
+//!         token alone, and gives it their datapoints.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -8,12 +10,13 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use crate::fake_api::{DEVICE_TOKEN, Platform, USER};
 use crate::packet;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     None,
-    /// The third delivery of a session, or of a subscription to retained messages.
+    /// The third delivery of a session, or of a subscription to retained messages, or datapoint of a device.
     Loses,
     Doubles,
     /// The third and the fourth.
@@ -45,15 +48,21 @@ struct Session {
 pub struct FakeBroker {
     state: Arc<Mutex<State>>,
     fault: Fault,
+    platform: Option<Arc<Mutex<Platform>>>,
     pub address: String,
 }
 
 impl FakeBroker {
     pub fn start(fault: Fault) -> FakeBroker {
+        FakeBroker::with(fault, None)
+    }
+
+    pub fn with(fault: Fault, platform: Option<Arc<Mutex<Platform>>>) -> FakeBroker {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let broker = FakeBroker {
             state: Arc::default(),
             fault,
+            platform,
             address: listener.local_addr().unwrap().to_string(),
         };
         let server = broker.clone();
@@ -75,6 +84,20 @@ impl FakeBroker {
         self.state.lock().unwrap().retained.len()
     }
 
+    /// A whole PUBLISH to the sessions that are there.
+    pub fn deliver(&self, topic: &[u8], whole: &[u8]) {
+        for session in self.state.lock().unwrap().sessions.values_mut() {
+            if let Some(socket) = session.socket.as_mut().filter(|_| session.filter == topic) {
+                socket.write_all(whole).unwrap();
+            }
+        }
+    }
+
+    /// What the platform's rules say of a topic or a filter.
+    fn is_allowed(&self, topic: &[u8]) -> bool {
+        self.platform.is_none() || topic.starts_with(format!("{DEVICE_TOKEN}/").as_bytes())
+    }
+
     fn serve(&self, mut socket: TcpStream) -> Option<()> {
         let (mut bytes, mut buffer, mut id) = (Vec::new(), [0; 65_536], String::new());
         while let Ok(n @ 1..) = socket.read(&mut buffer) {
@@ -86,14 +109,22 @@ impl FakeBroker {
                 let mut state = self.state.lock().unwrap();
                 match frame.kind() {
                     1 => {
-                        id = String::from_utf8_lossy(&frame.body[12..]).into_owned();
+                        let mut words = strings(&frame.body[10..]).into_iter();
+                        id = words.next()?;
+                        if self.platform.is_some() && (id.len() > 23 || !words.eq([USER, DEVICE_TOKEN])) {
+                            socket.write_all(&[0x20, 2, 0, 4]).ok()?;
+                            return None;
+                        }
                         self.connect(&mut state, &id, frame.body[7] & 2 == 2, &socket)?;
                     }
                     8 => {
                         let filter = &frame.body[4..frame.body.len() - 1];
-                        socket
-                            .write_all(&[0x90, 3, 0, 1, frame.body[frame.body.len() - 1]])
-                            .ok()?;
+                        let code = if self.is_allowed(filter) {
+                            frame.body[frame.body.len() - 1]
+                        } else {
+                            0x80
+                        };
+                        socket.write_all(&[0x90, 3, 0, 1, code]).ok()?;
                         if let Some(levels) = filter.strip_suffix(b"#") {
                             let retained = state.retained.iter().filter(|(topic, _)| topic.starts_with(levels));
                             let packets: Vec<_> = retained.map(|(_, packet)| packet.clone()).collect();
@@ -104,8 +135,12 @@ impl FakeBroker {
                     packet::PUBLISH => {
                         let publish = packet::publish(frame).unwrap();
                         state.published += 1;
-                        if self.fault == Fault::FallsSilent && state.published > 5 {
+                        if (self.fault == Fault::FallsSilent && state.published > 5) || !self.is_allowed(publish.topic)
+                        {
                             continue;
+                        }
+                        if let Some(platform) = &self.platform {
+                            platform.lock().unwrap().take(publish, self.fault);
                         }
                         if publish.retain {
                             self.retain(&mut state, publish, whole);
@@ -117,7 +152,16 @@ impl FakeBroker {
                             }
                         }
                         let mut ack = Vec::new();
-                        packet::acknowledgement(&mut ack, packet::PUBACK, publish.packet_id);
+                        match publish.qos {
+                            0 => {}
+                            1 => packet::acknowledgement(&mut ack, packet::PUBACK, publish.packet_id),
+                            _ => packet::acknowledgement(&mut ack, packet::PUBREC, publish.packet_id),
+                        }
+                        socket.write_all(&ack).ok()?;
+                    }
+                    packet::PUBREL => {
+                        let mut ack = Vec::new();
+                        packet::acknowledgement(&mut ack, packet::PUBCOMP, frame.packet_id().unwrap());
                         socket.write_all(&ack).ok()?;
                     }
                     12 => socket.write_all(&[0xD0, 0]).ok()?,
@@ -141,7 +185,7 @@ impl FakeBroker {
         let is_present = state.sessions.contains_key(id);
         socket.write_all(&[0x20, 2, u8::from(is_present), 0]).ok()?;
         let is_publisher = is_clean && id[10..].starts_with('p');
-        if is_clean && !is_publisher && !id[10..].starts_with(['r', 'n']) {
+        if is_clean && !is_publisher && !id[10..].starts_with(['r', 'n', 's']) {
             return Some(());
         }
         let session = state.sessions.entry(id.to_string()).or_default();
@@ -170,4 +214,15 @@ impl FakeBroker {
         }
         packets
     }
+}
+
+/// Those of a CONNECT behind its flags: client id, user name, password.
+fn strings(mut bytes: &[u8]) -> Vec<String> {
+    let mut strings = Vec::new();
+    while let Some((length, rest)) = bytes.split_first_chunk::<2>() {
+        let (text, rest) = rest.split_at(u16::from_be_bytes(*length) as usize);
+        strings.push(String::from_utf8_lossy(text).into_owned());
+        bytes = rest;
+    }
+    strings
 }

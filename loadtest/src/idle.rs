@@ -71,8 +71,17 @@ pub struct Settings {
     /// QoS of the subscriptions
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
     pub qos: u8,
-    /// Topic Filter of each client; {} becomes its number. The number of levels is part of what a subscription costs
-    #[arg(long, default_value = "idle/{}/command")]
+    /// First levels of the topics. Where a broker lets its clients use topics below a token only, that token
+    #[arg(
+        long,
+        default_value = "idle",
+        env = "SKEIN_LOAD_TOPIC_PREFIX",
+        hide_env_values = true
+    )]
+    pub topic_prefix: String,
+    /// Topic Filter of each client, below the prefix; {} becomes its number. The number of levels is part of what a
+    /// subscription costs
+    #[arg(long, default_value = "{}/command")]
     pub filter: String,
     #[command(flatten)]
     pub credentials: Credentials,
@@ -203,7 +212,9 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
             broker: broker.as_ref().map(|b| b.name.clone()),
             host: Host::this(),
             transport: settings.transport.transport.name(),
-            filter: settings.filter.clone(),
+            filter: settings
+                .credentials
+                .mask(&format!("{}/{}", settings.topic_prefix, settings.filter)),
             connections: n,
             threads,
             private_descriptor_tables: is_private,
@@ -575,7 +586,8 @@ impl Holder<'_> {
                 check_connack(self.target, frame).with_context(context)?;
                 self.clients[client].state = State::AwaitsSuback;
                 self.bytes.clear();
-                let filter = self.settings.filter.replace("{}", &self.number(client).to_string());
+                let below = self.settings.filter.replace("{}", &self.number(client).to_string());
+                let filter = format!("{}/{below}", self.settings.topic_prefix);
                 packet::subscribe(&mut self.bytes, &filter, self.settings.qos);
                 self.send_bytes(client)
             }
@@ -671,7 +683,8 @@ mod tests {
                         measure_close: false,
                         abrupt: false,
                         qos: 1,
-                        filter: "idle/{}/x".into(),
+                        topic_prefix: "idle".into(),
+                        filter: "{}/x".into(),
                         credentials: Credentials::default(),
                         transport: identity.settings(transport),
                     };

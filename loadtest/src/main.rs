@@ -2,19 +2,24 @@
 //!
 //! `throughput` sends messages through a broker, `compare` does so against several brokers in turn, `idle` holds
 //! connections that do nothing, `backlog` queues messages for sessions that are away, `retained` sets retained messages and
-//! reads them back, `connect` opens connections by the thousand; `relay` is the floor to compare with. What they share:
-//! `client` (one connection), `transport` (what MQTT runs over), `packet` (bytes), `sequence` and `acknowledgement` (was every
-//! rule kept), `pace` (open loop), `senders`, `receivers` and `visits` (clients with finite work), `broker_process` (/proc), `meter` and `memory_watch` (what a phase cost), `stats` and `report`.
+//! reads them back, `connect` opens connections by the thousand, `telemetry` sends datapoints to a device platform and looks
+//! for them in its streams; `relay` is the floor to compare with. What they share: `client` (one connection), `transport`
+//! (what MQTT runs over), `packet` (bytes), `sequence` and `acknowledgement` (was every rule kept), `pace` (open loop),
+//! `senders`, `receivers` and `visits` (clients with finite work), `api` (the platform's HTTP API), `broker_process` (/proc),
+//! `meter` and `memory_watch` (what a phase cost), `stats` and `report`.
 //!
 //! Exit codes: 0 done, 1 the broker broke a delivery rule or failed a client, 2 it could not be measured (the sentence is on stderr).
 
 mod acknowledgement;
+mod api;
 mod backlog;
 mod broker_process;
 mod client;
 mod compare;
 mod connect;
 mod dial;
+#[cfg(test)]
+mod fake_api;
 #[cfg(test)]
 mod fake_broker;
 #[cfg(test)]
@@ -35,6 +40,7 @@ mod senders;
 mod sequence;
 mod source_ports;
 mod stats;
+mod telemetry;
 mod throughput;
 mod timer;
 mod transport;
@@ -138,6 +144,25 @@ enum Scenario {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// Send datapoints from the devices of a platform; read every one back from its stream; check, count and time them
+    ///
+    /// The API token is all it must be given: user name and device token, unless there are flags for them, are those the API
+    /// tells of the account. Channels and devices that are not there are made. They and their datapoints stay in the account,
+    /// for the next run to use again: take an account for it alone. The broker must let the account have as many devices
+    /// (the platform's limit is 1,000 unless it is raised). Latencies and rates are those of the whole run.
+    Telemetry {
+        /// The broker, HOST:PORT
+        #[arg(long, default_value = "127.0.0.1:1883")]
+        addr: String,
+        /// Its process, to read CPU time, memory and what it writes of
+        #[arg(long)]
+        broker_pid: Option<u32>,
+        #[command(flatten)]
+        settings: telemetry::Settings,
+        /// Write the figures here as well
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
     /// Be a relay for QoS 0 without broker semantics: the floor a broker's cost is compared with
     Relay {
         #[command(flatten)]
@@ -234,6 +259,19 @@ fn run(scenario: Scenario) -> Result<ExitCode> {
             }
             figures.is_good()
         }
+        Scenario::Telemetry {
+            addr,
+            broker_pid,
+            settings,
+            json,
+        } => {
+            let figures = telemetry::run(&addr, broker_pid, &settings)?;
+            print!("{figures}");
+            if let Some(path) = json {
+                report::write_json(&path, &figures)?;
+            }
+            figures.verdict == report::Verdict::Good
+        }
         Scenario::Relay { settings } => {
             relay::run(&settings)?;
             true
@@ -245,10 +283,37 @@ fn run(scenario: Scenario) -> Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake_api::{DEVICE_TOKEN, Platform, USER};
+    use crate::fake_broker::{FakeBroker, Fault};
     use clap::CommandFactory;
+    use std::sync::{Arc, Mutex};
 
     #[test]
     fn the_flags_of_every_scenario_fit_together() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_scenario_works_where_clients_need_credentials_short_ids_and_topics_below_a_token() {
+        let platform = Arc::new(Mutex::new(Platform::default()));
+        let broker = FakeBroker::with(Fault::None, Some(platform));
+        for scenario in [
+            "idle --connections 5",
+            "throughput --qos 1 --publishers 1 --warmup 0 --seconds 0.2",
+            "backlog --sessions 2 --messages 20",
+            "retained --topics 20",
+            "connect --connections 20 --bystanders 1",
+        ] {
+            let run_with = |password: &str| {
+                let flags = ["--addr", &broker.address, "--username", USER, "--password", password];
+                let prefix = ["--topic-prefix", DEVICE_TOKEN];
+                let words = ["skein-load"].into_iter().chain(scenario.split(' '));
+                run(Arguments::parse_from(words.chain(flags).chain(prefix)).scenario)
+            };
+            let verdict = run_with(DEVICE_TOKEN).unwrap();
+            assert_eq!(format!("{verdict:?}"), format!("{:?}", ExitCode::SUCCESS), "{scenario}");
+            let refusal = format!("{:#}", run_with("wrong").unwrap_err());
+            assert!(refusal.contains("bad user name or password"), "{scenario}: {refusal}");
+        }
     }
 }

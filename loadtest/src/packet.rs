@@ -57,15 +57,29 @@ impl Stamp {
     }
 }
 
+/// Longest client id: what every broker takes [MQTT-3.1.3-5], and some take no longer one.
+pub const CLIENT_ID_BYTES_MAX: usize = 23;
+
 /// User name and password of every client.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Credentials {
     /// User name every client connects with
     #[arg(long)]
     pub username: Option<String>,
-    /// Password every client connects with (needs --username)
-    #[arg(long, requires = "username")]
+    /// Password every client connects with (needs --username). Other users of this host see the flag in the list of
+    /// processes, the variable they do not
+    #[arg(long, requires = "username", env = "SKEIN_LOAD_PASSWORD", hide_env_values = true)]
     pub password: Option<String>,
+}
+
+impl Credentials {
+    /// `text` as a report may show it: a password that is part of a topic is left out.
+    pub fn mask(&self, text: &str) -> String {
+        match self.password.as_deref() {
+            Some(password) if !password.is_empty() => text.replace(password, "PASSWORD"),
+            _ => text.to_string(),
+        }
+    }
 }
 
 /// What becomes of a client's Session when its connection ends.
@@ -78,6 +92,10 @@ pub enum SessionKind {
 }
 
 pub fn connect(out: &mut Vec<u8>, client_id: &str, session: SessionKind, keep_alive_s: u16, credentials: &Credentials) {
+    assert!(
+        client_id.len() <= CLIENT_ID_BYTES_MAX,
+        "the scenarios name their clients"
+    );
     let mut flags = match session {
         SessionKind::Clean => 0b10,
         SessionKind::Durable => 0,
@@ -328,5 +346,17 @@ mod tests {
             len: 6,
         };
         assert!(publish(frame).is_err());
+    }
+
+    #[test]
+    fn a_password_in_a_topic_is_masked() {
+        let with = |password: Option<&str>| Credentials {
+            username: Some("U1".into()),
+            password: password.map(String::from),
+        };
+        assert_eq!(with(Some("5B7E")).mask("5B7E/{}/subscribe"), "PASSWORD/{}/subscribe");
+        for nothing_to_mask in [None, Some("")] {
+            assert_eq!(with(nothing_to_mask).mask("idle/{}"), "idle/{}");
+        }
     }
 }

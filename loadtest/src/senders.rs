@@ -1,24 +1,28 @@
 //! Publishers with a set number of messages to send, each within its bound of unacknowledged ones.
 //!
 //! Owns    the publishers' connections, what each has sent, and what became of it.
-//! Called  by `backlog` and `retained`, whose thread drives it with a `Poller`.
+//! Called  by `backlog`, `retained` and `telemetry`, whose thread drives it with a `Poller`.
 //! Holds   - a publisher sends the messages of its `Share` in order and never has more than `unacked` of them without the end
-//!           of their flow; at QoS 0 a PINGRESP tells that the broker has read them all;
+//!           of their flow; at QoS 0 a PINGRESP tells that the broker has read what went before its PINGREQ, and where
+//!           there is a `ping_window` no more than that is unanswered;
+//!         - open loop (`pace`): a message leaves when it is due, and its latency counts from then;
 //!         - no allocation, hash or clock read per message: one topic length for all, so that topic, Packet Identifier and
-//!           stamp are patched in copies of one packet.
+//!           payload are patched in copies of one packet.
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use hdrhistogram::Histogram;
 use rustix::event::epoll;
 
 use crate::acknowledgement::{AcknowledgementFaults, Answer, UNACKED_MAX, Unacknowledged};
 use crate::client::{Connection, Received};
-use crate::packet::{self, Credentials, PINGREQ_BYTES, PublishTemplate, STAMP_BYTES, SessionKind, Stamp};
+use crate::pace::Pace;
+use crate::packet::{self, Credentials, PINGREQ_BYTES, Publish, PublishTemplate, STAMP_BYTES, SessionKind, Stamp};
 use crate::poller::Poller;
 use crate::progress::Progress;
+use crate::receivers::Wish;
 use crate::report::grouped;
 use crate::transport::{self, Target};
 
@@ -29,6 +33,8 @@ pub const NUMBER_MAX: u64 = 10_000_000 - 1;
 const READ_BYTES: usize = 64 * 1024;
 const BATCH_MESSAGES_MAX: usize = 256;
 const BATCH_BYTES_MAX: usize = 256 * 1024;
+/// Of all publishers.
+const BATCHES_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// The flags that scenarios with a set number of messages share.
 #[derive(Clone, Debug, Args)]
@@ -68,6 +74,24 @@ impl Settings {
 
     pub fn silence(&self) -> Duration {
         Duration::from_secs(self.silence)
+    }
+
+    /// What the flags say of a job: payload and topic are not in them.
+    pub fn job(&self, run: u32, qos: u8) -> Job<'_> {
+        Job {
+            credentials: &self.credentials,
+            run,
+            qos,
+            unacked: self.unacked,
+            ping_window: None,
+            pace: None,
+            silence_max: self.silence(),
+            retain: false,
+            payload: Payload::Empty,
+            topic: String::new(),
+            is_numbered: false,
+            wish: None,
+        }
     }
 }
 
@@ -113,18 +137,45 @@ pub struct Share {
 }
 
 /// What all publishers have in common.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Job<'a> {
-    pub settings: &'a Settings,
+    pub credentials: &'a Credentials,
     pub run: u32,
     pub qos: u8,
+    /// Above QoS 0.
+    pub unacked: usize,
+    /// At QoS 0: messages of one publisher that no PINGRESP has answered. `None`: as many as the socket takes.
+    pub ping_window: Option<u64>,
+    /// Open loop; the rotas begin at message 0.
+    pub pace: Option<Pace>,
+    /// Without any sign of the broker, while it owes one.
+    pub silence_max: Duration,
     pub retain: bool,
-    /// False: the payload is empty, which clears a retained message.
-    pub has_payload: bool,
+    pub payload: Payload<'a>,
     pub topic: String,
     /// The last `NUMBER_DIGITS` bytes of the topic are the number.
     pub is_numbered: bool,
+    /// What each publisher subscribes to.
+    pub wish: Option<&'a dyn Fn(usize) -> Wish>,
 }
+
+#[derive(Clone, Copy)]
+pub enum Payload<'a> {
+    /// It clears a retained message.
+    Empty,
+    /// Of this many bytes, a [`Stamp`] first.
+    Stamped(usize),
+    /// A text of each publisher, all of one length, in which `SEQUENCE_DIGITS` digits from `sequence_at` on are the sequence
+    /// number, counted from `sequence_base`.
+    Text {
+        of: &'a dyn Fn(usize) -> Vec<u8>,
+        sequence_at: usize,
+        sequence_base: u64,
+    },
+}
+
+/// Of the sequence number in a text.
+pub const SEQUENCE_DIGITS: usize = 10;
 
 struct Publisher {
     connection: Connection,
@@ -134,26 +185,29 @@ struct Publisher {
     batch: Vec<u8>,
     batch_messages: usize,
     unacknowledged: Option<Unacknowledged>,
-    /// PUBRELs to send.
+    /// What goes before the next messages: PUBREL, PINGREQ, PUBACK.
     control: Vec<u8>,
     ping: Ping,
     waits_writable: bool,
 }
 
-/// At QoS 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ping {
-    NotSent,
-    Awaited,
-    Answered,
+/// At QoS 0: how far the broker has read, as next messages.
+#[derive(Clone, Copy, Debug)]
+struct Ping {
+    /// What the PINGREQ under way asks about.
+    asked: Option<u64>,
+    answered: u64,
 }
 
 pub struct Senders<'a> {
     job: Job<'a>,
     first_token: u64,
     publishers: Vec<Publisher>,
+    payload_bytes: usize,
     buffer: Vec<u8>,
     start: Instant,
+    /// Open loop: turns of the publishers that have been taken.
+    paced: u64,
     pub sent: u64,
     /// PUBACKs or PUBRECs that were waited for; at QoS 0 what was sent.
     pub acknowledged: u64,
@@ -172,29 +226,49 @@ impl<'a> Senders<'a> {
         job: Job<'a>,
         shares: &[Share],
     ) -> Result<Senders<'a>> {
-        let payload_bytes = if job.has_payload { job.settings.size } else { 0 };
+        let payload_bytes = match job.payload {
+            Payload::Empty => 0,
+            Payload::Stamped(size) => size,
+            Payload::Text { of, .. } => of(0).len(),
+        };
         let mut publishers = Vec::with_capacity(shares.len());
         for (i, &share) in shares.iter().enumerate() {
             let context = || format!("publisher {i} of {}", shares.len());
             let id = format!("sl{:08x}p{i}", job.run);
             let mut connection =
-                Connection::open(target, &id, SessionKind::Clean, &job.settings.credentials).with_context(context)?;
+                Connection::open(target, &id, SessionKind::Clean, job.credentials).with_context(context)?;
+            if let Some(wish) = job.wish {
+                let Wish { filter, qos } = wish(i);
+                connection.subscribe(&filter, qos).with_context(context)?;
+            }
             connection.set_nonblocking()?;
             poller.add(connection.socket(), first_token + i as u64)?;
             let mut template = PublishTemplate::new(&job.topic, job.qos, payload_bytes);
             template.bytes[0] |= u8::from(job.retain);
-            if job.has_payload {
-                Stamp {
+            if job.is_numbered {
+                let topic_end = template.stamp_at - if job.qos > 0 { 2 } else { 0 };
+                let (number, _) = share.rota.at(share.from);
+                write_digits(&mut template.bytes[topic_end - NUMBER_DIGITS..topic_end], number);
+            }
+            match job.payload {
+                Payload::Empty => {}
+                Payload::Stamped(_) => Stamp {
                     run: job.run,
                     publisher: i as u32,
                     sequence: 0,
                     time_ns: 0,
                 }
-                .write(&mut template.bytes[template.stamp_at..]);
+                .write(&mut template.bytes[template.stamp_at..]),
+                Payload::Text { of, .. } => template.bytes[template.stamp_at..].copy_from_slice(&of(i)),
             }
-            let batch_messages = (BATCH_BYTES_MAX / template.bytes.len())
+            let window = match job.ping_window {
+                // Half of it is on its way while the other half is being answered.
+                Some(window) => window.div_ceil(2) as usize,
+                None => job.unacked,
+            };
+            let batch_messages = (BATCH_BYTES_MAX.min(BATCHES_BYTES_MAX / shares.len()) / template.bytes.len())
                 .min(BATCH_MESSAGES_MAX)
-                .min(job.settings.unacked)
+                .min(window)
                 .max(1);
             publishers.push(Publisher {
                 connection,
@@ -202,9 +276,12 @@ impl<'a> Senders<'a> {
                 next: share.from,
                 batch: template.bytes.repeat(batch_messages),
                 batch_messages,
-                unacknowledged: (job.qos > 0).then(|| Unacknowledged::new(job.qos)),
+                unacknowledged: (job.qos > 0).then(|| Unacknowledged::new(job.qos, job.unacked)),
                 control: Vec::new(),
-                ping: Ping::NotSent,
+                ping: Ping {
+                    asked: None,
+                    answered: share.from,
+                },
                 waits_writable: false,
             });
         }
@@ -212,6 +289,8 @@ impl<'a> Senders<'a> {
             job,
             first_token,
             publishers,
+            payload_bytes,
+            paced: 0,
             buffer: vec![0; READ_BYTES],
             start: Instant::now(),
             sent: 0,
@@ -241,9 +320,20 @@ impl<'a> Senders<'a> {
         self.publishers.iter().all(|p| {
             let is_ended = match &p.unacknowledged {
                 Some(unacknowledged) => unacknowledged.in_flight() == 0 && p.control.is_empty(),
-                None => p.ping == Ping::Answered || p.share.from == p.share.until,
+                None => p.ping.answered == p.next,
             };
             p.next == p.share.until && is_ended && !p.connection.wants_write()
+        })
+    }
+
+    /// The broker has something to answer, or to read.
+    pub fn is_owed(&self) -> bool {
+        self.publishers.iter().any(|p| {
+            let is_asked = match &p.unacknowledged {
+                Some(unacknowledged) => unacknowledged.in_flight() > 0,
+                None => p.ping.asked.is_some(),
+            };
+            is_asked || p.connection.wants_write()
         })
     }
 
@@ -262,14 +352,8 @@ impl<'a> Senders<'a> {
             let signs = self.frames + self.sent;
             if signs != heard_signs {
                 (heard, heard_signs) = (Instant::now(), signs);
-            } else if heard.elapsed() > self.job.settings.silence() {
-                bail!(
-                    "{} answered no publisher for {} s; {} sent, {} acknowledged (has it a bound on what it queues?)",
-                    self.publishers[0].connection.address,
-                    self.job.settings.silence,
-                    self.sent,
-                    self.acknowledged
-                );
+            } else if heard.elapsed() > self.job.silence_max {
+                return Err(self.silent());
             }
             let now_ns = self.start.elapsed().as_nanos() as u64;
             if let Some((then, before)) = progress.is_due(now_ns, self.acknowledged) {
@@ -284,33 +368,101 @@ impl<'a> Senders<'a> {
         Ok(())
     }
 
+    /// What the broker owed did not come.
+    pub fn silent(&self) -> anyhow::Error {
+        anyhow!(
+            "{} answered no publisher for {} s; {} sent, {} acknowledged (has it a bound on what it queues?)",
+            self.publishers[0].connection.address,
+            self.job.silence_max.as_secs_f64(),
+            self.sent,
+            self.acknowledged
+        )
+    }
+
+    /// The schedule of an open loop, and all latencies, count from `start`.
+    pub fn begin_at(&mut self, start: Instant) {
+        self.start = start;
+    }
+
+    /// Open loop: sends what has become due, and gives the nanoseconds since the start when the next message will be.
+    pub fn send_due(&mut self, pace: Pace, poller: &Poller) -> Result<u64> {
+        let due = pace.turns_due(self.start.elapsed().as_nanos() as u64);
+        let publishers = self.publishers.len() as u64;
+        // A publisher that its window or its socket holds back goes on when that is ready.
+        for turn in self.paced..due.min(self.paced + publishers) {
+            self.send((turn % publishers) as usize, poller)?;
+        }
+        self.paced = due;
+        Ok(pace.turn_due_ns(due))
+    }
+
+    /// No message is sent any more but, in an open loop, those that are due now.
+    pub fn stop(&mut self, poller: &Poller) -> Result<()> {
+        let now = self.start.elapsed().as_nanos() as u64;
+        for publisher in 0..self.publishers.len() {
+            let p = &mut self.publishers[publisher];
+            let due = self.job.pace.map_or(0, |pace| pace.due_count(publisher as u64, now));
+            p.share.until = due.min(p.share.until).max(p.next);
+            self.send(publisher, poller)?;
+        }
+        Ok(())
+    }
+
     fn send(&mut self, publisher: usize, poller: &Poller) -> Result<()> {
         let job = &self.job;
         let now = self.start.elapsed().as_nanos() as u64;
         let p = &mut self.publishers[publisher];
         let stride = p.batch.len() / p.batch_messages;
-        let stamp_at = stride - if job.has_payload { job.settings.size } else { 0 };
+        let stamp_at = stride - self.payload_bytes;
         let topic_end = stamp_at - if job.qos > 0 { 2 } else { 0 };
         let context = || format!("publisher {publisher}");
+        let until = match job.pace {
+            Some(pace) => p.share.until.min(pace.due_count(publisher as u64, now)),
+            None => p.share.until,
+        };
         while !p.connection.wants_write() {
-            let mut count = (p.share.until - p.next).min(p.batch_messages as u64) as usize;
+            let mut count = until.saturating_sub(p.next).min(p.batch_messages as u64) as usize;
             if let Some(unacknowledged) = &p.unacknowledged {
-                count = count.min(job.settings.unacked.saturating_sub(unacknowledged.in_flight()));
+                count = count.min(job.unacked.saturating_sub(unacknowledged.in_flight()));
+            } else {
+                let unanswered = p.next - p.ping.answered;
+                let mut wants_to_know = p.next == p.share.until;
+                if let Some(window) = job.ping_window {
+                    count = count.min(window.saturating_sub(unanswered) as usize);
+                    wants_to_know |= unanswered >= window.div_ceil(2);
+                }
+                if wants_to_know && p.ping.asked.is_none() && unanswered > 0 {
+                    p.control.extend_from_slice(&PINGREQ_BYTES);
+                    p.ping.asked = Some(p.next);
+                }
             }
             let mut filled = 0;
             while filled < count {
                 let message = &mut p.batch[filled * stride..(filled + 1) * stride];
+                let position = p.next + filled as u64;
                 if let Some(unacknowledged) = &mut p.unacknowledged {
-                    let Some(id) = unacknowledged.take(now) else { break };
+                    let time_ns = job.pace.map_or(now, |pace| pace.due_ns(publisher as u64, position));
+                    let Some(id) = unacknowledged.take(time_ns) else { break };
                     message[topic_end..stamp_at].copy_from_slice(&id.to_be_bytes());
                 }
-                let (number, sequence) = p.share.rota.at(p.next + filled as u64);
-                if job.is_numbered {
-                    write_number(&mut message[topic_end - NUMBER_DIGITS..topic_end], number);
+                let (number, sequence) = p.share.rota.at(position);
+                if job.is_numbered && p.share.rota.width > 1 {
+                    write_digits(&mut message[topic_end - NUMBER_DIGITS..topic_end], number);
                 }
-                if job.has_payload {
-                    message[stamp_at + 8..stamp_at + 16].copy_from_slice(&sequence.to_le_bytes());
-                    message[stamp_at + 16..stamp_at + 24].copy_from_slice(&now.to_le_bytes());
+                match job.payload {
+                    Payload::Empty => {}
+                    Payload::Stamped(_) => {
+                        message[stamp_at + 8..stamp_at + 16].copy_from_slice(&sequence.to_le_bytes());
+                        message[stamp_at + 16..stamp_at + 24].copy_from_slice(&now.to_le_bytes());
+                    }
+                    Payload::Text {
+                        sequence_at,
+                        sequence_base,
+                        ..
+                    } => write_digits(
+                        &mut message[stamp_at + sequence_at..][..SEQUENCE_DIGITS],
+                        sequence_base + sequence,
+                    ),
                 }
                 filled += 1;
             }
@@ -327,10 +479,6 @@ impl<'a> Senders<'a> {
                 .with_context(context)?;
             p.control.clear();
         }
-        if job.qos == 0 && p.ping == Ping::NotSent && p.next == p.share.until && !p.connection.wants_write() {
-            p.connection.send(&[], &PINGREQ_BYTES).with_context(context)?;
-            p.ping = Ping::Awaited;
-        }
         if p.connection.wants_write() != p.waits_writable {
             p.waits_writable = p.connection.wants_write();
             p.connection
@@ -341,6 +489,19 @@ impl<'a> Senders<'a> {
 
     /// Takes an event of one of the publishers' tokens.
     pub fn ready(&mut self, token: u64, flags: epoll::EventFlags, poller: &Poller) -> Result<()> {
+        self.ready_with(token, flags, poller, |_, _| {
+            bail!("a message, and no publisher has subscribed")
+        })
+    }
+
+    /// `message` is given what the publishers have subscribed to.
+    pub fn ready_with(
+        &mut self,
+        token: u64,
+        flags: epoll::EventFlags,
+        poller: &Poller,
+        mut message: impl FnMut(usize, Publish<'_>) -> Result<()>,
+    ) -> Result<()> {
         let index = (token - self.first_token) as usize;
         let context = || format!("publisher {index}");
         let p = &mut self.publishers[index];
@@ -381,7 +542,17 @@ impl<'a> Senders<'a> {
                         (packet::PUBCOMP, 2, Some(unacknowledged)) => {
                             unacknowledged.complete(frame.packet_id()?);
                         }
-                        (packet::PINGRESP, 0, _) => p.ping = Ping::Answered,
+                        (packet::PINGRESP, 0, _) => {
+                            p.ping.answered = p.ping.asked.take().unwrap_or(p.ping.answered);
+                        }
+                        (packet::PUBLISH, ..) => {
+                            let publish = packet::publish(frame)?;
+                            message(index, publish).with_context(|| format!("{address} sent publisher {index}"))?;
+                            // Nobody subscribes at QoS 2.
+                            if publish.qos > 0 {
+                                packet::acknowledgement(&mut p.control, packet::PUBACK, publish.packet_id);
+                            }
+                        }
                         (kind, ..) => bail!("{address} sent publisher {index} a packet of type {kind}"),
                     }
                 }
@@ -408,8 +579,8 @@ impl<'a> Senders<'a> {
     }
 }
 
-/// Seven digits, zeros in front.
-fn write_number(digits: &mut [u8], mut number: u64) {
+/// With zeros in front.
+fn write_digits(digits: &mut [u8], mut number: u64) {
     for digit in digits.iter_mut().rev() {
         *digit = b'0' + (number % 10) as u8;
         number /= 10;
@@ -458,7 +629,7 @@ mod tests {
     fn a_number_reads_back_from_the_end_of_its_topic() {
         let mut topic = *b"a/bc/0000000";
         for number in [0, 7, 1_234_567, NUMBER_MAX] {
-            write_number(&mut topic[5..], number);
+            write_digits(&mut topic[5..], number);
             assert_eq!(read_number(&topic), Some(number));
         }
         assert_eq!([read_number(b"a/all"), read_number(b"a/bc/00x0000")], [None, None]);

@@ -13,6 +13,7 @@ pub(crate) mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -36,8 +37,11 @@ pub trait Books: Send + Sync + 'static {
     fn channel(&self, account: AccountId, channel: ChannelId) -> Result<Option<Channel>, String>;
 }
 
-/// Sends a change to every core, at once.
-pub type Tell = Box<dyn Fn(AccountsChange) + Send + Sync>;
+/// Sends a change to every core at once. What it returns is over when all of them have it: a client that knows its new token
+/// must not find a core that does not.
+pub type Tell = Box<dyn Fn(AccountsChange) -> Told + Send + Sync>;
+
+pub type Told = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What a desk begins with.
 pub struct DeskParts {
@@ -99,6 +103,25 @@ pub enum DefaultChannel {
     Off,
     /// It is made if it is not there.
     Channel(ChannelId),
+}
+
+/// Which tokens of an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tokens {
+    Api,
+    Device,
+    Both,
+}
+
+impl Tokens {
+    fn has_api(self) -> bool {
+        self != Tokens::Device
+    }
+
+    fn has_device(self) -> bool {
+        self != Tokens::Api
+    }
 }
 
 /// What an account may say of itself; what is `None` stays as it is.
@@ -230,7 +253,7 @@ impl Desk {
                 entry: Box::default(),
             }));
             desk.commit(records).await?;
-            desk.publish(account.clone(), BTreeMap::new(), None);
+            desk.publish(account.clone(), BTreeMap::new(), None).await;
             Ok(account)
         })
         .await
@@ -286,20 +309,16 @@ impl Desk {
         .await
     }
 
-    /// Connections that used the old one close.
-    pub async fn rotate_device_token(&self, user_id: &str) -> Result<Account, DeskError> {
-        self.change(self.id_of(user_id)?, |draft| {
-            let before = std::mem::replace(&mut draft.account.device_token, random_token());
-            draft.ended = Some(EndedWhy::TokenRotated { before });
-            draft.put_account();
-            Ok(draft.account.clone())
-        })
-        .await
-    }
-
-    pub async fn rotate_api_token(&self, user_id: &str) -> Result<Account, DeskError> {
-        self.change(self.id_of(user_id)?, |draft| {
-            draft.account.api_token = random_token();
+    /// Connections that used the old device token close.
+    pub async fn rotate(&self, user_id: &str, tokens: Tokens) -> Result<Account, DeskError> {
+        self.change(self.id_of(user_id)?, move |draft| {
+            if tokens.has_api() {
+                draft.account.api_token = random_token();
+            }
+            if tokens.has_device() {
+                let before = std::mem::replace(&mut draft.account.device_token, random_token());
+                draft.ended = Some(EndedWhy::TokenRotated { before });
+            }
             draft.put_account();
             Ok(draft.account.clone())
         })
@@ -413,7 +432,7 @@ impl Desk {
             let answer = change(&mut draft)?;
             if !draft.records.is_empty() {
                 desk.commit(draft.records).await?;
-                desk.publish(draft.account, draft.events, draft.ended);
+                desk.publish(draft.account, draft.events, draft.ended).await;
             }
             Ok(answer)
         })
@@ -445,7 +464,7 @@ impl Desk {
     }
 
     /// What is committed becomes what is.
-    fn publish(&self, account: Account, events: BTreeMap<u32, Event>, ended: Option<EndedWhy>) {
+    fn publish(&self, account: Account, events: BTreeMap<u32, Event>, ended: Option<EndedWhy>) -> Told {
         let mut state = self.state();
         let id = account.id;
         let next = match ended {
@@ -464,7 +483,7 @@ impl Desk {
         (self.0.tell)(AccountsChange {
             accounts: Arc::clone(&state.accounts),
             ended: ended.map(|why| Ended { account: id, why }),
-        });
+        })
     }
 
     /// A channel as it is committed.

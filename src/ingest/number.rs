@@ -27,13 +27,13 @@ impl Number {
         {
             return Some(Number::Integer(integer));
         }
-        // serde_json knows the grammar, but would allow white space; the standard library rounds to the nearest.
-        let is_bare = text.ends_with(|last: char| last.is_ascii_digit());
-        (is_bare && serde_json::from_str::<f64>(text).is_ok())
-            .then(|| text.parse().ok())
-            .flatten()
-            .filter(|float: &f64| float.is_finite())
-            .map(Number::Float)
+        // serde_json knows the grammar, but would allow white space behind; the standard library rounds to the nearest.
+        if !text.ends_with(|last: char| last.is_ascii_digit()) {
+            return None;
+        }
+        serde_json::from_str::<f64>(text).ok()?;
+        let float: f64 = text.parse().ok()?;
+        float.is_finite().then_some(Number::Float(float))
     }
 
     pub fn as_float(self) -> f64 {

@@ -55,6 +55,7 @@ impl Shard {
                 self.devices.unmap(account, channel);
                 self.tell_now(ticket, Told::Done);
             }
+            Query::Settled => self.tell_now(ticket, Told::Done),
             Query::Sessions { account, from } => self.list_sessions(ticket, account, from),
         }
     }

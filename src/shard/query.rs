@@ -53,6 +53,8 @@ pub enum Query {
         account: AccountId,
         channel: ChannelId,
     },
+    /// Nothing: the answer says that this core has done what it was told before, a change of the accounts above all.
+    Settled,
     /// The connected clients of an account, from this slot on: see [`Answer::Sessions`].
     Sessions {
         account: AccountId,

@@ -53,6 +53,12 @@ impl DiskDoor {
         self.pushed = number.0;
     }
 
+    /// As [`flush`](Self::flush), for records that somebody waits for, whatever they are.
+    pub(super) fn flush_awaited(&mut self) {
+        self.is_urgent = true;
+        self.flush();
+    }
+
     pub fn fetch(&mut self, fetch: Fetch) {
         self.fetches.push(fetch);
     }

@@ -4,6 +4,8 @@
 //! Holds   - it is one moment of the store that is looked at, however long that takes;
 //!         - what is wrong is a finding, not the end: as many are named as [`FINDINGS_MAX`], all are counted.
 
+mod platform;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -37,6 +39,15 @@ pub struct Inspection {
     pub retained_messages: u64,
     /// Sessions that have ended and whose rows are being deleted.
     pub ended_sessions: u64,
+    pub accounts: u64,
+    pub devices: u64,
+    pub channels: u64,
+    pub events: u64,
+    /// Of all channels, and bytes of their keys and values.
+    pub datapoints: u64,
+    pub datapoint_bytes: u64,
+    /// Datapoints of what was removed, which are being deleted.
+    pub dead_datapoints: u64,
     pub tables: BTreeMap<&'static str, TableSize>,
     /// What is wrong: the first of them, each a sentence.
     pub findings: Vec<String>,
@@ -84,6 +95,13 @@ fn look(path: PathBuf, view: &View<'_>) -> Result<Inspection, Fault> {
         shared_messages: entries(Table::Messages),
         retained_messages: entries(Table::Retained),
         ended_sessions: entries(Table::Ended),
+        accounts: entries(Table::Accounts),
+        devices: entries(Table::Devices),
+        channels: entries(Table::Channels),
+        events: entries(Table::Events),
+        datapoints: check.datapoints,
+        datapoint_bytes: check.datapoint_bytes,
+        dead_datapoints: check.dead_datapoints,
         findings: check.findings,
         findings_count: check.findings_count,
         tables,
@@ -100,6 +118,11 @@ struct Check {
     holders: HashMap<MessageId, u32>,
     messages: HashMap<MessageId, usize>,
     queued_bytes: u64,
+    newest_account: u64,
+    newest_stream: u64,
+    datapoints: u64,
+    datapoint_bytes: u64,
+    dead_datapoints: u64,
     findings: Vec<String>,
     findings_count: u64,
 }
@@ -121,7 +144,8 @@ impl Check {
             schema::decode_origin_key(key)?;
             schema::decode_mark(key, value)?;
             Ok(None)
-        })
+        })?;
+        self.platform(view)
     }
 
     fn find(&mut self, finding: String) {
@@ -163,15 +187,15 @@ impl Check {
     }
 
     fn meta(&mut self, view: &View<'_>) -> Result<(), Fault> {
-        let mut newest = 0;
+        let mut numbers = HashMap::new();
         self.each(view, Table::Meta, |key, value| {
-            let number = schema::decode_number(key, value)?;
-            if key == schema::META_NEWEST_SESSION {
-                newest = number;
-            }
+            numbers.insert(key.to_vec(), schema::decode_number(key, value)?);
             Ok(None)
         })?;
-        self.newest_session = newest;
+        let number = |name: &[u8]| numbers.get(name).copied().unwrap_or(0);
+        self.newest_session = number(schema::META_NEWEST_SESSION);
+        self.newest_account = number(schema::META_NEWEST_ACCOUNT);
+        self.newest_stream = number(schema::META_NEWEST_STREAM);
         Ok(())
     }
 
@@ -372,6 +396,13 @@ impl fmt::Display for Inspection {
             ("queued bytes", self.queued_bytes),
             ("shared messages", self.shared_messages),
             ("retained messages", self.retained_messages),
+            ("accounts", self.accounts),
+            ("devices", self.devices),
+            ("channels", self.channels),
+            ("events", self.events),
+            ("datapoints", self.datapoints),
+            ("datapoint bytes", self.datapoint_bytes),
+            ("datapoints being deleted", self.dead_datapoints),
             ("file, bytes in use", self.used_bytes),
             ("file, bytes", self.file_bytes),
             ("map, bytes", self.map_bytes),

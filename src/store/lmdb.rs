@@ -9,7 +9,12 @@
 //!           and a page that is not there would end the process with SIGBUS.
 
 mod apply;
+mod capped;
+mod datapoints;
+mod platform;
+mod purge;
 mod read;
+mod streams;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -61,10 +66,20 @@ pub enum Table {
     Retained,
     Origins,
     Ended,
+    // Since schema 2.
+    Accounts,
+    Devices,
+    States,
+    Channels,
+    Tags,
+    Datapoints,
+    Usage,
+    Events,
+    Purges,
 }
 
 impl Table {
-    pub const ALL: [Table; 12] = [
+    pub const ALL: [Table; 21] = [
         Table::Meta,
         Table::Sessions,
         Table::Subscriptions,
@@ -77,7 +92,18 @@ impl Table {
         Table::Retained,
         Table::Origins,
         Table::Ended,
+        Table::Accounts,
+        Table::Devices,
+        Table::States,
+        Table::Channels,
+        Table::Tags,
+        Table::Datapoints,
+        Table::Usage,
+        Table::Events,
+        Table::Purges,
     ];
+    /// So many of them, the first, are in a file of schema 1.
+    const OF_SCHEMA_1: usize = Table::Accounts as usize;
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -93,6 +119,15 @@ impl Table {
             Table::Retained => "retained",
             Table::Origins => "origins",
             Table::Ended => "ended",
+            Table::Accounts => "accounts",
+            Table::Devices => "devices",
+            Table::States => "states",
+            Table::Channels => "channels",
+            Table::Tags => "tags",
+            Table::Datapoints => "datapoints",
+            Table::Usage => "usage",
+            Table::Events => "events",
+            Table::Purges => "purges",
         }
     }
 }
@@ -100,11 +135,19 @@ impl Table {
 type Database = heed::Database<'static, Bytes, Bytes>;
 
 #[derive(Clone, Copy)]
-struct Tables([Database; Table::ALL.len()]);
+struct Tables {
+    databases: [Database; Table::ALL.len()],
+    /// Those that the file has; fewer only where a file of an earlier schema is looked at.
+    count: usize,
+}
 
 impl Tables {
     fn of(&self, table: Table) -> &Database {
-        &self.0[table as usize]
+        &self.databases[table as usize]
+    }
+
+    fn has(&self, table: Table) -> bool {
+        (table as usize) < self.count
     }
 }
 
@@ -380,6 +423,11 @@ impl Lmdb {
         self.change(Table::Meta, |table, txn| table.put(txn, META_SCHEMA, &value));
     }
 
+    pub(super) fn fail_next(&self, fault: Fault) {
+        let mut faults = self.faults.lock().expect("tests do not panic with it");
+        faults.push_back(fault);
+    }
+
     pub(super) fn remove_row(&self, table: Table, key: &[u8]) {
         self.change(table, |table, txn| table.delete(txn, key).map(drop));
     }
@@ -455,7 +503,11 @@ impl View<'_> {
         self.txn.id() as u64
     }
 
+    /// A table that the file does not have, being of an earlier schema, is an empty one.
     pub fn size(&self, table: Table) -> Result<TableSize, Fault> {
+        if !self.tables.has(table) {
+            return Ok(TableSize::default());
+        }
         let stat = self.tables.of(table).stat(self.txn)?;
         let pages = (stat.branch_pages + stat.leaf_pages + stat.overflow_pages) as u64;
         Ok(TableSize {
@@ -467,12 +519,18 @@ impl View<'_> {
 
     /// All rows of a table, in the order of their keys.
     pub fn rows(&self, table: Table) -> Result<impl Iterator<Item = Row<'_>>, Fault> {
-        let rows = self.tables.of(table).iter(self.txn)?;
-        Ok(rows.map(|row| row.map_err(Fault::from)))
+        let rows = match self.tables.has(table) {
+            true => Some(self.tables.of(table).iter(self.txn)?),
+            false => None,
+        };
+        Ok(rows.into_iter().flatten().map(|row| row.map_err(Fault::from)))
     }
 
     pub fn row(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, Fault> {
-        Ok(self.tables.of(table).get(self.txn, key)?)
+        match self.tables.has(table) {
+            true => Ok(self.tables.of(table).get(self.txn, key)?),
+            false => Ok(None),
+        }
     }
 
     pub fn map_bytes(&self) -> u64 {
@@ -528,6 +586,11 @@ impl Opened {
             let _ = self.file.set_len(ahead);
         }
     }
+}
+
+/// Whether a directory has a store.
+pub fn is_in(dir: &Path) -> bool {
+    data_path(dir).exists()
 }
 
 fn data_path(dir: &Path) -> PathBuf {
@@ -632,11 +695,12 @@ fn check_file(path: &Path, depth: pages::Depth<'_>) -> Result<(), StoreError> {
 }
 
 /// Tables that may be as large as the disk: a start does not read their leaves beyond a size of the file.
-const UNREAD: [&str; 4] = [
+const UNREAD: [&str; 5] = [
     Table::Queues.name(),
     Table::Messages.name(),
     Table::References.name(),
     Table::Retained.name(),
+    Table::Datapoints.name(),
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -711,16 +775,16 @@ fn open_env(config: &LmdbConfig, access: Access) -> Result<Opened, StoreError> {
             .map_err(|error| Fault::from(error).into_error(&path))?;
     }
     let tables = match access {
-        Access::Create => create_tables(&env, &path, None)?,
-        Access::Write => create_tables(&env, &path, Some(SCHEMA))?,
+        Access::Create => create_tables(&env, &path, true)?,
+        Access::Write => create_tables(&env, &path, false)?,
         Access::Look => open_tables(&env, &path)?,
     };
     Ok(Opened { env, tables, file })
 }
 
-/// Opens the tables, or creates them in a new file, whose schema is `None` so far. One transaction: a file has all of them
-/// and its schema, or none.
-fn create_tables(env: &Env<WithoutTls>, path: &Path, schema: Option<u64>) -> Result<Tables, StoreError> {
+/// Opens the tables. In a new file, which has no schema so far, and in one of an earlier schema they are created first: in one
+/// transaction, so that a file has all of them and the number that says so, or is as it was.
+fn create_tables(env: &Env<WithoutTls>, path: &Path, is_new: bool) -> Result<Tables, StoreError> {
     let failed = |fault: Fault| fault.into_error(path);
     let txn = env.write_txn().map_err(|error| failed(error.into()))?;
     let mut found = None;
@@ -734,13 +798,13 @@ fn create_tables(env: &Env<WithoutTls>, path: &Path, schema: Option<u64>) -> Res
             None => None,
         };
         match found {
-            _ if found != schema => return Ok(CommitOrAbort::Abort(())),
-            Some(_) => {}
-            None => {
+            Some(SCHEMA) if !is_new => {}
+            None | Some(1) if is_new == found.is_none() => {
                 let mut value = Vec::new();
                 schema::encode_number(META_SCHEMA, SCHEMA, &mut value);
                 meta.put(txn, META_SCHEMA, &value)?;
             }
+            _ => return Ok(CommitOrAbort::Abort(())),
         }
         let mut databases = [meta; Table::ALL.len()];
         for (database, table) in databases.iter_mut().zip(Table::ALL).skip(1) {
@@ -749,7 +813,15 @@ fn create_tables(env: &Env<WithoutTls>, path: &Path, schema: Option<u64>) -> Res
         Ok(CommitOrAbort::Commit(databases))
     });
     match created.map_err(failed)? {
-        CommitOrAbort::Commit(databases) => Ok(Tables(databases)),
+        CommitOrAbort::Commit(databases) => {
+            if let Some(before) = found.filter(|before| *before != SCHEMA) {
+                tracing::info!(from = before, to = SCHEMA, "{} is brought up to date", path.display());
+            }
+            Ok(Tables {
+                databases,
+                count: databases.len(),
+            })
+        }
         CommitOrAbort::Abort(()) => Err(not_ours(path, found)),
     }
 }
@@ -768,7 +840,7 @@ fn not_ours(path: &Path, found: Option<u64>) -> StoreError {
 fn open_tables(env: &Env<WithoutTls>, path: &Path) -> Result<Tables, StoreError> {
     let failed = |fault: Fault| fault.into_error(path);
     let txn = env.read_txn().map_err(|error| failed(error.into()))?;
-    let mut found = None;
+    let (mut found, mut count) = (None, 0);
     let opened = env.open_databases_and_commit(txn, |opener, txn| -> Result<_, Fault> {
         let meta: Option<heed::Database<'_, Bytes, Bytes>> = opener.open_database(txn, Some(Table::Meta.name()))?;
         let Some(meta) = meta else {
@@ -778,11 +850,13 @@ fn open_tables(env: &Env<WithoutTls>, path: &Path) -> Result<Tables, StoreError>
         let number = schema::decode_number(META_SCHEMA, value)
             .map_err(|error| Fault::Damaged(Damage::of(Table::Meta, META_SCHEMA, error)))?;
         found = Some(number);
-        if number != SCHEMA {
-            return Ok(CommitOrAbort::Abort(()));
-        }
+        count = match number {
+            SCHEMA => Table::ALL.len(),
+            1 => Table::OF_SCHEMA_1,
+            _ => return Ok(CommitOrAbort::Abort(())),
+        };
         let mut databases = [meta; Table::ALL.len()];
-        for (database, table) in databases.iter_mut().zip(Table::ALL).skip(1) {
+        for (database, table) in databases[..count].iter_mut().zip(Table::ALL).skip(1) {
             match opener.open_database(txn, Some(table.name()))? {
                 Some(opened) => *database = opened,
                 None => return Ok(CommitOrAbort::Abort(())),
@@ -791,7 +865,7 @@ fn open_tables(env: &Env<WithoutTls>, path: &Path) -> Result<Tables, StoreError>
         Ok(CommitOrAbort::Commit(databases))
     });
     match opened.map_err(failed)? {
-        CommitOrAbort::Commit(databases) => Ok(Tables(databases)),
+        CommitOrAbort::Commit(databases) => Ok(Tables { databases, count }),
         CommitOrAbort::Abort(()) => Err(not_ours(path, found)),
     }
 }

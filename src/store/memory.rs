@@ -3,7 +3,10 @@
 //!
 //! Called  through [`Door`](super::Door) for a run that keeps nothing, where a record is as safe as it will be the moment it
 //!         is pushed; by tests and simulation directly, which clone [`Tables`] to know what a crash leaves.
-//! Holds   - applying the same records twice in a row from the same tables gives the same tables.
+//! Holds   - applying the same records twice in a row from the same tables gives the same tables, but for a datapoint that comes
+//!           before its channel.
+
+mod platform;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -24,6 +27,9 @@ pub struct Tables {
     retained: BTreeMap<Box<str>, (Arc<[u8]>, QoS)>,
     in_doubt: BTreeMap<Origin, BTreeSet<SessionNumber>>,
     newest_session: u64,
+    tenants: BTreeMap<AccountId, platform::Tenant>,
+    newest_datapoint_ms: u64,
+    newest_account: u32,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -108,7 +114,7 @@ impl Tables {
             }
             Record::SessionAway { session, since_s } => self.session(*session).away_since_s = Some(*since_s),
             Record::SessionBack { session } => self.session(*session).away_since_s = None,
-            _ => {}
+            of_the_platform => self.apply_platform(of_the_platform),
         }
     }
 
@@ -200,7 +206,10 @@ impl Tables {
                 .filter(|(origin, _)| self.sessions.contains_key(&origin.session))
                 .map(|(origin, held)| (*origin, held.iter().copied().collect()))
                 .collect(),
-            ..Stored::default()
+            accounts: self.stored_accounts(),
+            devices: self.stored_devices(),
+            newest_datapoint_ms: self.newest_datapoint_ms,
+            newest_account: self.newest_account,
         }
     }
 }
@@ -216,6 +225,7 @@ pub struct Memory {
 impl Memory {
     pub fn push(&mut self, number: RecordNumber, record: Box<Record>) {
         self.tables.apply(&record);
+        self.tables.settle();
         self.pushed = Some(number);
     }
 

@@ -5,6 +5,7 @@
 //! Holds   - records are confirmed in the order they were pushed, none before it is as safe as the store makes it;
 //!         - what one core pushes between two flushes is one unit: it is in one transaction, or in none.
 
+pub mod client;
 mod door;
 pub mod error;
 pub mod inspect;
@@ -12,6 +13,7 @@ pub mod lmdb;
 pub mod memory;
 pub mod pages;
 pub mod schema;
+pub mod streams;
 #[cfg(test)]
 mod tests;
 pub mod writer;

@@ -24,17 +24,21 @@
 //! origins        publisher u64, packet id u16, holder u64   -
 //! ended          session u64                                -
 //! ```
+//! The tables of the device platform are in [`platform`].
 //!
 //! Integers are big-endian, so that keys sort as their numbers do. \* LMDB's keys end at 511 bytes: a text that would make
 //! its key that long or longer is cut, and its SHA-256 fills the key to exactly 511; the value has the whole text.
+
+pub mod platform;
 
 use sha2::{Digest, Sha256};
 
 use crate::mqtt::packet::{PacketId, QoS};
 use crate::shard::record::{Backlog, Origin, SessionNumber};
 
-/// The layout of the whole file. A file with a greater number is refused: whoever wrote it knows more than this build.
-pub const SCHEMA: u64 = 1;
+/// The layout of the whole file. A file with a greater number is refused: whoever wrote it knows more than this build. One with
+/// a smaller number is brought up to date when it is opened for writing: schema 2 has the tables of the device platform.
+pub const SCHEMA: u64 = 2;
 /// First byte of every value.
 pub const VERSION: u8 = 1;
 /// LMDB's longest key, as it is compiled.
@@ -49,6 +53,12 @@ pub const META_SCHEMA: &[u8] = b"schema";
 pub const META_NEXT_MESSAGE: &[u8] = b"next_message";
 /// The greatest number that a Session ever had.
 pub const META_NEWEST_SESSION: &[u8] = b"newest_session";
+/// The greatest number that a channel's stream ever had.
+pub const META_NEWEST_STREAM: &[u8] = b"newest_stream";
+/// When the newest datapoint came that there ever was, in milliseconds of Unix time.
+pub const META_NEWEST_DATAPOINT: &[u8] = b"newest_datapoint_ms";
+/// The greatest id that an account ever had.
+pub const META_NEWEST_ACCOUNT: &[u8] = b"newest_account";
 
 /// A message that several queue entries hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -319,12 +329,16 @@ pub fn encode_session(key: &[u8], session: &Session, value: &mut Vec<u8>) {
 }
 
 pub fn decode_session(key: &[u8], value: &[u8]) -> Result<Session, DecodeError> {
-    let Fields(packed) = body(key, value)?;
+    named(body(key, value)?)
+}
+
+/// The rest of a body as MessagePack.
+fn named<T: serde::de::DeserializeOwned>(Fields(packed): Fields<'_>) -> Result<T, DecodeError> {
     let mut deserializer = rmp_serde::Deserializer::new(std::io::Cursor::new(packed));
-    let session = serde::Deserialize::deserialize(&mut deserializer).map_err(|_| DecodeError::Pack)?;
+    let named = T::deserialize(&mut deserializer).map_err(|_| DecodeError::Pack)?;
     // The deserializer stops after the map and does not mind what follows.
     match deserializer.position() == packed.len() as u64 {
-        true => Ok(session),
+        true => Ok(named),
         false => Err(DecodeError::Trailing),
     }
 }

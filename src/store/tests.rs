@@ -1,6 +1,8 @@
 //! The store on disk against the store in memory, and what it does when things go wrong.
 #![allow(clippy::unwrap_used)]
 
+mod platform;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -145,8 +147,10 @@ enum Op {
     Free(usize, u16),
     Away(usize),
     Back(usize),
+    Platform(platform::Op),
     Commit,
     CommitTwice,
+    CommitAfterFault,
     Idle,
     Reopen,
 }
@@ -171,8 +175,10 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (place.clone(), 1..4u16).prop_map(|(session, id)| Op::Free(session, id)),
         1 => place.clone().prop_map(Op::Away),
         1 => place.prop_map(Op::Back),
-        4 => Just(Op::Commit),
-        1 => Just(Op::CommitTwice),
+        60 => platform::op().prop_map(Op::Platform),
+        6 => Just(Op::Commit),
+        2 => Just(Op::CommitTwice),
+        2 => Just(Op::CommitAfterFault),
         1 => Just(Op::Idle),
         1 => Just(Op::Reopen),
     ]
@@ -197,6 +203,7 @@ struct Generator {
     sessions: Vec<(u64, u64, Vec<u64>)>,
     gone: Vec<u64>,
     newest: u64,
+    platform: platform::Generator,
 }
 
 impl Generator {
@@ -214,6 +221,10 @@ impl Generator {
             };
             self.sessions.push((number, 1, Vec::new()));
             return Some(started(number));
+        }
+        if let Op::Platform(op) = op {
+            let sessions = self.sessions.iter().map(|(number, ..)| SessionNumber(*number));
+            return self.platform.record(op, &Vec::from_iter(sessions));
         }
         if let Op::Retain(topic, bytes) = op {
             return Some(retained(&topics[*topic], &vec![7; *bytes]));
@@ -332,6 +343,7 @@ fn assert_same(lmdb: &Lmdb, tables: &Tables, retained_bytes_max: usize) {
     };
     let payloads = lmdb.view(|view| view.payloads(&fetch)).unwrap();
     assert_eq!(Fetched::Retained(payloads), tables.read(&Fetch::Retained(fetch)));
+    platform::assert_same(lmdb, tables);
 }
 
 proptest! {
@@ -340,7 +352,7 @@ proptest! {
     /// Random records in random batches, with retries, purges and starts between them.
     #[test]
     fn the_store_on_disk_says_what_the_store_in_memory_says(
-        ops in proptest::collection::vec(op(), 1..160),
+        ops in proptest::collection::vec(op(), 1..300),
         purge_rows_max in 0..6usize,
     ) {
         let dir = tempdir().unwrap();
@@ -351,7 +363,11 @@ proptest! {
         let last = [Op::Commit, Op::Reopen];
         for op in ops.iter().chain(&last) {
             match op {
-                Op::Commit | Op::CommitTwice => {
+                Op::Commit | Op::CommitTwice | Op::CommitAfterFault => {
+                    if matches!(op, Op::CommitAfterFault) {
+                        lmdb.fail_next(Fault::Disk(std::io::Error::from_raw_os_error(28)));
+                        lmdb.commit(&mut applier, batch.iter()).unwrap_err();
+                    }
                     commit(&lmdb, &mut applier, &batch);
                     // As after a meta page of which nobody knows whether it was written.
                     if matches!(op, Op::CommitTwice) {
@@ -360,7 +376,9 @@ proptest! {
                         commit(&lmdb, &mut applier, &batch);
                     }
                     batch.iter().for_each(|record| tables.apply(record));
+                    tables.settle();
                     batch.clear();
+                    generator.platform.committed();
                     assert_same(&lmdb, &tables, usize::MAX);
                 }
                 Op::Idle => commit(&lmdb, &mut applier, &[]),
@@ -377,7 +395,7 @@ proptest! {
         }
         // With the purge done, what is left is what lives.
         applier.set_purge_rows_max(7);
-        while applier.has_ended() {
+        while applier.is_behind() {
             commit(&lmdb, &mut applier, &[]);
         }
         assert_same(&lmdb, &tables, usize::MAX);
@@ -682,7 +700,7 @@ fn a_long_queue_is_purged_in_steps_and_goes_on_after_a_restart() {
     commit(&lmdb, &mut applier, &[ended(1)]);
     let left = |lmdb: &Lmdb| lmdb.view(|view| view.size(super::lmdb::Table::Queues)).unwrap().entries;
     assert_eq!(left(&lmdb), 1_700);
-    assert!(applier.has_ended());
+    assert!(applier.is_behind());
     commit(&lmdb, &mut applier, &[]);
     assert_eq!(left(&lmdb), 1_400);
     drop(lmdb);
@@ -690,11 +708,11 @@ fn a_long_queue_is_purged_in_steps_and_goes_on_after_a_restart() {
     let lmdb = Lmdb::open(config(dir.path())).unwrap();
     let (stored, mut applier) = lmdb.load(usize::MAX).unwrap();
     assert_eq!(stored.sessions.len(), 1);
-    assert!(applier.has_ended());
+    assert!(applier.is_behind());
     assert_eq!(applier.newest_session(), SessionNumber(2));
     commit(&lmdb, &mut applier, &[]);
     assert_eq!(left(&lmdb), 1_000);
-    assert!(!applier.has_ended());
+    assert!(!applier.is_behind());
     commit(&lmdb, &mut applier, &[ended(2)]);
     for table in super::lmdb::Table::ALL.into_iter().skip(1) {
         assert_eq!(
@@ -825,7 +843,7 @@ fn a_newer_schema_is_refused() {
         lmdb.set_schema(9);
     }
     let error = refused(dir.path());
-    assert!(error.contains("newer version (schema 9, this one knows 1)"), "{error}");
+    assert!(error.contains("newer version (schema 9, this one knows 2)"), "{error}");
 }
 
 #[test]
@@ -925,7 +943,7 @@ fn an_inspection_counts_what_there_is() {
     commit(&lmdb, &mut applier, &[ended(3)]);
     drop(lmdb);
     let found = inspect(dir.path()).unwrap();
-    assert_eq!((found.schema, found.sessions, found.ended_sessions), (1, 2, 1));
+    assert_eq!((found.schema, found.sessions, found.ended_sessions), (2, 2, 1));
     assert_eq!(
         (found.queued_messages, found.shared_messages, found.retained_messages),
         (204, 1, 1)

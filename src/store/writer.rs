@@ -27,6 +27,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::Door;
+use super::client::{Bell, Client};
 use super::door::DiskDoor;
 use super::error::StoreError;
 use super::lmdb::{Applied, Applier, Durability, Fault, Lmdb, LmdbConfig};
@@ -79,6 +80,7 @@ enum State {
     Opened(Box<(Lmdb, Applier)>),
     Running {
         shared: Arc<Shared>,
+        client: Client,
         writer: JoinHandle<()>,
         reader: JoinHandle<()>,
     },
@@ -97,6 +99,8 @@ pub struct StoreReport {
     pub bytes: u64,
     /// Commits that failed, each of which was tried again.
     pub failed_commits: u64,
+    /// Datapoints for channels that were not there any more.
+    pub dropped_datapoints: u64,
     pub map_bytes: u64,
     /// Time from the beginning of a transaction to the end of its commit.
     pub commit_us: u64,
@@ -128,8 +132,8 @@ impl Store {
         self.newest_session
     }
 
-    /// Starts the threads. One door for each bell, that of the core it is for.
-    pub fn start(&mut self, bells: Vec<Ring>) -> io::Result<Vec<Door>> {
+    /// Starts the threads. One door for each bell, that of the core it is for; and one more, for [`client`](Self::client).
+    pub fn start(&mut self, mut bells: Vec<Ring>) -> io::Result<Vec<Door>> {
         let (writer_end, wait) = std::sync::mpsc::channel::<(Arc<Shared>, Applier)>();
         // The thread first: what it needs is given to it when nothing can fail any more.
         let writer = spawn("store-write", move || {
@@ -147,13 +151,34 @@ impl Store {
             unreachable!("a store is started once");
         };
         let (lmdb, applier) = *opened;
+        let cores = bells.len();
+        let bell = Bell::default();
+        bells.push(bell.ring());
         let shared = Arc::new(Shared::new(lmdb, bells));
-        let doors = (0..shared.cores.len()).map(|core| Door::Disk(Box::new(DiskDoor::new(core, Arc::clone(&shared)))));
-        let doors = doors.collect();
+        let door = |core| DiskDoor::new(core, Arc::clone(&shared));
+        let doors = (0..cores).map(|core| Door::Disk(Box::new(door(core)))).collect();
+        let client = Client::new(door(cores), Arc::clone(&shared), &bell);
         let _ = writer_end.send((Arc::clone(&shared), applier));
         let _ = reader_end.send(Arc::clone(&shared));
-        self.state = State::Running { shared, writer, reader };
+        self.state = State::Running {
+            shared,
+            client,
+            writer,
+            reader,
+        };
         Ok(doors)
+    }
+
+    /// A door for threads that are no core.
+    ///
+    /// # Panics
+    ///
+    /// Before [`start`](Self::start).
+    pub fn client(&self) -> Client {
+        match &self.state {
+            State::Running { client, .. } => client.clone(),
+            State::Opened(_) | State::Stopped => panic!("a store has a client once it is started"),
+        }
     }
 
     pub fn report(&self) -> StoreReport {
@@ -166,7 +191,10 @@ impl Store {
     /// Commits what was handed over and ends the threads. Call it when no core pushes any more. `waiting_records` of the
     /// report are those that the disk has not taken by the deadline.
     pub fn stop(mut self) -> StoreReport {
-        let State::Running { shared, writer, reader } = std::mem::replace(&mut self.state, State::Stopped) else {
+        let State::Running {
+            shared, writer, reader, ..
+        } = std::mem::replace(&mut self.state, State::Stopped)
+        else {
             return StoreReport::default();
         };
         let deadline = Instant::now() + Duration::from_millis(STORE_STOP_MS);
@@ -235,7 +263,7 @@ fn ignore_file_size_signal() {
 
 /// What the threads and all cores share.
 pub(super) struct Shared {
-    lmdb: Lmdb,
+    pub(super) lmdb: Lmdb,
     queue: Mutex<Queue>,
     wake: Condvar,
     reads: Mutex<Reads>,
@@ -263,6 +291,7 @@ struct Figures {
     records_max: AtomicU64,
     bytes: AtomicU64,
     failed_commits: AtomicU64,
+    dropped_datapoints: AtomicU64,
     commit_us: AtomicU64,
     commit_us_max: AtomicU64,
     handed_over: AtomicU64,
@@ -389,6 +418,7 @@ impl Shared {
             records_max,
             bytes,
             failed_commits,
+            dropped_datapoints,
             commit_us,
             commit_us_max,
             handed_over,
@@ -398,6 +428,7 @@ impl Shared {
             &figures.records_max,
             &figures.bytes,
             &figures.failed_commits,
+            &figures.dropped_datapoints,
             &figures.commit_us,
             &figures.commit_us_max,
             &figures.handed_over,
@@ -409,6 +440,7 @@ impl Shared {
             records_max,
             bytes,
             failed_commits,
+            dropped_datapoints,
             map_bytes: self.lmdb.map_bytes(),
             commit_us,
             commit_us_max,
@@ -447,7 +479,7 @@ impl Writer {
         }
     }
 
-    /// Waits for a batch. False at the end of a stop. An empty batch deletes rows of ended Sessions.
+    /// Waits for a batch. False at the end of a stop. An empty batch deletes rows that wait to be.
     fn gather(&mut self) -> bool {
         let shared = Arc::clone(&self.shared);
         let mut queue = shared.queue();
@@ -457,13 +489,13 @@ impl Writer {
                 Some(since) => Duration::from_millis(STORE_LAZY_MS).saturating_sub(since.elapsed()),
                 None => Duration::MAX,
             };
-            let has_ended = self.applier.has_ended() && !is_stopping;
+            let is_behind = self.applier.is_behind() && !is_stopping;
             let is_due = queue.has_urgent
                 || queue.records >= STORE_LAZY_RECORDS_MAX
                 || left.is_zero()
                 || is_stopping
-                || has_ended;
-            if is_due && (has_ended || !queue.units.is_empty()) {
+                || is_behind;
+            if is_due && (is_behind || !queue.units.is_empty()) {
                 queue.take(&mut self.batch);
                 return true;
             }
@@ -592,6 +624,9 @@ impl Writer {
         figures.records.fetch_add(applied.records, Ordering::Relaxed);
         figures.records_max.fetch_max(applied.records, Ordering::Relaxed);
         figures.bytes.fetch_add(applied.bytes, Ordering::Relaxed);
+        figures
+            .dropped_datapoints
+            .fetch_add(applied.dropped_datapoints, Ordering::Relaxed);
         figures.commit_us.fetch_add(us, Ordering::Relaxed);
         figures.commit_us_max.fetch_max(us, Ordering::Relaxed);
     }

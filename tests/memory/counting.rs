@@ -1,7 +1,8 @@
 //! A global allocator that counts: the heap a structure holds, as the difference of two readings.
 //!
 //! Counts the bytes this thread asked for, not what the allocator rounds them up to: a test harness's other threads do
-//! not disturb the count, and what is measured must be freed by the thread that made it. Used by `tests/memory` and `benches/routing`.
+//! not disturb the count, and what is measured must be freed by the thread that made it. Used by `tests/memory`, `benches/routing`
+//! and `benches/ingest`.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};

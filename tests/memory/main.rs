@@ -1,10 +1,12 @@
 //! What the structures that grow with the number of clients hold on the heap.
 //!
-//! Counted by thread: one test function makes and drops what it measures. `layers` is about TLS and WebSocket.
+//! Counted by thread: one test function makes and drops what it measures. `layers` is about TLS and WebSocket,
+//! `ingest` about devices and what they send.
 
 #![allow(clippy::unwrap_used)]
 
 mod counting;
+mod ingest;
 mod layers;
 
 use counting::{held_bytes, largest_request_bytes};

@@ -352,6 +352,12 @@ impl Broker {
         port
     }
 
+    /// Where the HTTP API listens, with `--access platform`.
+    pub fn api_port(&self) -> u16 {
+        assert!(self.api_port > 0, "the ready file names no port of the API");
+        self.api_port
+    }
+
     /// The directory it runs in.
     pub fn directory(&self) -> &Path {
         self.directory.path()

@@ -57,6 +57,8 @@ pub struct Hello {
     pub clean: bool,
     pub level: u8,
     pub keep_alive: u16,
+    /// User name and password.
+    pub user: Option<(String, String)>,
     pub will: Option<Message>,
     /// QoS 1 and 2 messages paho leaves unacknowledged at a time.
     pub inflight: u16,
@@ -71,6 +73,7 @@ pub fn hello(id: &str) -> Hello {
         clean: true,
         level: 4,
         keep_alive: 60,
+        user: None,
         will: None,
         inflight: 20,
         clip: usize::MAX >> 12,
@@ -93,6 +96,13 @@ impl Hello {
     pub fn will(self, will: Message) -> Hello {
         Hello {
             will: Some(will),
+            ..self
+        }
+    }
+
+    pub fn user(self, name: &str, password: &str) -> Hello {
+        Hello {
+            user: Some((name.into(), password.into())),
             ..self
         }
     }
@@ -241,7 +251,7 @@ impl Agent {
         let command = json!({
             "host": "127.0.0.1", "port": broker.port_of(hello.transport), "scheme": hello.transport.name(),
             "ca": hello.transport.is_tls().then(|| broker.certificate()), "id": hello.id, "clean": hello.clean, "level": hello.level,
-            "keep_alive": hello.keep_alive, "will": will, "inflight": hello.inflight, "clip": hello.clip,
+            "keep_alive": hello.keep_alive, "user": hello.user, "will": will, "inflight": hello.inflight, "clip": hello.clip,
         });
         self.connections += 1;
         let fresh = Client {
@@ -399,9 +409,14 @@ pub struct Address {
 
 impl Address {
     fn tcp(broker: &Broker) -> Address {
+        Address::of(broker, Transport::Tcp)
+    }
+
+    /// The commands know no WebSocket.
+    pub fn of(broker: &Broker, transport: Transport) -> Address {
         Address {
-            port: broker.port,
-            certificate: None,
+            port: broker.port_of(transport),
+            certificate: transport.is_tls().then(|| broker.certificate()),
             openssl: None,
         }
     }

@@ -1,7 +1,7 @@
 //! What the broker promises of its disk, kept by the real binary: it is killed, stopped, started again with other cores, on
 //! full, failing and damaged disks; and what it has acknowledged is there.
 
-mod crowd;
+pub mod crowd;
 mod data_dir;
 mod disk;
 mod kill_loop;
@@ -17,7 +17,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// From this variable of the environment, or another one each time.
-fn seed(variable: &str) -> u64 {
+pub fn seed(variable: &str) -> u64 {
     let now = || std::time::UNIX_EPOCH.elapsed().unwrap().subsec_nanos().into();
     std::env::var(variable).map_or_else(|_| now(), |seed| seed.parse().unwrap())
 }

@@ -17,6 +17,7 @@ mod exchange;
 mod hostile;
 mod operator;
 mod order;
+mod platform;
 mod secure;
 mod sessions;
 mod transports;

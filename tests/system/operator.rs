@@ -148,7 +148,16 @@ fn the_ready_file_names_every_port_and_is_gone_after_the_stop() {
 
 /// The ports of a network namespace of its own; where there can be none, those of a loopback address that nobody else uses.
 #[test]
-fn a_start_without_flags_opens_the_four_ports_of_mqtt() {
+fn a_start_without_flags_opens_the_four_ports_of_mqtt_and_the_api() {
+    opens_its_default_ports(None, Some(8080));
+}
+
+#[test]
+fn a_start_for_anyone_opens_the_four_ports_of_mqtt() {
+    opens_its_default_ports(Some("open"), None);
+}
+
+fn opens_its_default_ports(access: Option<&str>, api: Option<u16>) {
     let directory = tempfile::tempdir().unwrap();
     let ready_file = directory.path().join("ready.json");
     let in_namespace = |words: &str| {
@@ -169,7 +178,7 @@ fn a_start_without_flags_opens_the_four_ports_of_mqtt() {
             let [high, low] = (std::process::id() as u16).to_be_bytes();
             let host = Ipv4Addr::new(127, 77, high, low.max(1));
             let mut command = Command::new(env!("CARGO_BIN_EXE_skein"));
-            command.args(["--bind", &host.to_string()]);
+            command.args(["--bind", &host.to_string(), "--api-bind", &host.to_string()]);
             (command, host)
         }
     };
@@ -177,7 +186,7 @@ fn a_start_without_flags_opens_the_four_ports_of_mqtt() {
     let mut process = command
         .current_dir(&directory)
         .env("SKEIN_READY_FILE", &ready_file)
-        .env("SKEIN_ACCESS", "open")
+        .envs(access.map(|access| ("SKEIN_ACCESS", access)))
         .stdout(File::create(&stdout).unwrap())
         .stderr(File::create(&stderr).unwrap())
         .spawn()
@@ -196,9 +205,12 @@ fn a_start_without_flags_opens_the_four_ports_of_mqtt() {
     let ready: Value = serde_json::from_slice(&ready).unwrap();
     let ports = [1883, 8883, 8083, 8084];
     assert_eq!(Transport::ALL.map(|transport| ready[transport.name()].clone()), ports);
+    assert_eq!(ready["api"], json!(api));
     let stdout = std::fs::read_to_string(stdout).unwrap();
-    for port in ports {
-        assert!(stdout.contains(&format!("on {host}:{port} over ")), "{stdout}");
+    for port in ports.into_iter().chain(api) {
+        if Some(port) != api {
+            assert!(stdout.contains(&format!("on {host}:{port} over ")), "{stdout}");
+        }
         let address = u32::from_ne_bytes(host.octets());
         let socket = format!(" {address:08X}:{port:04X} 00000000:0000 0A ");
         assert!(listening.contains(&socket), "no socket listens on {port}: {listening}");

@@ -1,11 +1,12 @@
 //! A client written by hand, packet by packet: for what no library can be brought to say, or to leave unsaid.
 //!
-//! Called by `hostile` and `durability`.
+//! Called by `hostile`, `durability` and `platform`.
 //! Holds  - a packet that does not come within a generous time fails the test.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::broker::patience;
 
@@ -36,6 +37,71 @@ pub fn connect_durable(id: &str) -> Vec<u8> {
     packet
 }
 
+/// Any other CONNECT.
+#[derive(Clone, Copy, Debug)]
+pub struct Connect<'a> {
+    pub level: u8,
+    pub id: &'a str,
+    pub is_clean: bool,
+    pub keep_alive_s: u16,
+    pub user: Option<&'a str>,
+    pub password: Option<&'a str>,
+    pub will: Option<Will<'a>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Will<'a> {
+    pub topic: &'a str,
+    pub payload: &'a [u8],
+    pub qos: u8,
+    pub retain: bool,
+}
+
+impl Connect<'_> {
+    pub fn packet(&self) -> Vec<u8> {
+        let mut flags = u8::from(self.is_clean) << 1;
+        flags |= u8::from(self.user.is_some()) << 7 | u8::from(self.password.is_some()) << 6;
+        let mut body = match self.level {
+            3 => string(b"MQIsdp"),
+            _ => string(b"MQTT"),
+        };
+        body.push(self.level);
+        if let Some(will) = self.will {
+            flags |= 4 | will.qos << 3 | u8::from(will.retain) << 5;
+        }
+        body.push(flags);
+        body.extend(self.keep_alive_s.to_be_bytes());
+        body.extend(string(self.id.as_bytes()));
+        if let Some(will) = self.will {
+            body.extend([string(will.topic.as_bytes()), string(will.payload)].concat());
+        }
+        for text in [self.user, self.password].into_iter().flatten() {
+            body.extend(string(text.as_bytes()));
+        }
+        framed(0x10, &body)
+    }
+}
+
+fn string(bytes: &[u8]) -> Vec<u8> {
+    [&(bytes.len() as u16).to_be_bytes()[..], bytes].concat()
+}
+
+/// With the Remaining Length between them.
+fn framed(first: u8, body: &[u8]) -> Vec<u8> {
+    let mut packet = vec![first];
+    let mut length = body.len();
+    loop {
+        let more = if length >= 128 { 0x80 } else { 0 };
+        packet.push((length % 128) as u8 | more);
+        length /= 128;
+        if length == 0 {
+            break;
+        }
+    }
+    packet.extend(body);
+    packet
+}
+
 /// SUBSCRIBE, packet identifier 1, to one filter.
 pub fn subscribe(filter: &str, qos: u8) -> Vec<u8> {
     let mut packet = hex("82 00 0001 00");
@@ -48,21 +114,19 @@ pub fn subscribe(filter: &str, qos: u8) -> Vec<u8> {
 
 /// PUBLISH at QoS 1 or 2.
 pub fn publish(topic: &str, qos: u8, id: u16, payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![PUBLISH | qos << 1];
-    let mut length = 2 + topic.len() + 2 + payload.len();
-    loop {
-        let more = if length >= 128 { 0x80 } else { 0 };
-        packet.push((length % 128) as u8 | more);
-        length /= 128;
-        if length == 0 {
-            break;
-        }
-    }
-    packet.extend((topic.len() as u16).to_be_bytes());
-    packet.extend(topic.as_bytes());
-    packet.extend(id.to_be_bytes());
-    packet.extend(payload);
-    packet
+    let body = [&string(topic.as_bytes()), &id.to_be_bytes()[..], payload].concat();
+    framed(PUBLISH | qos << 1, &body)
+}
+
+/// PUBLISH at QoS 0.
+pub fn publish_at_most_once(topic: &str, payload: &[u8]) -> Vec<u8> {
+    framed(PUBLISH, &[&string(topic.as_bytes())[..], payload].concat())
+}
+
+/// The same PUBLISH, to be retained.
+pub fn retained(mut publish: Vec<u8>) -> Vec<u8> {
+    publish[0] |= 1;
+    publish
 }
 
 /// PUBACK and its like.
@@ -78,6 +142,7 @@ pub enum Packet {
         payload: Vec<u8>,
         qos: u8,
         dup: bool,
+        retain: bool,
         /// 0 at QoS 0.
         id: u16,
     },
@@ -91,6 +156,8 @@ pub enum Packet {
 pub struct Raw {
     socket: TcpStream,
     unread: Vec<u8>,
+    /// Frames that came before the one that was awaited.
+    early: VecDeque<(u8, Vec<u8>)>,
     pub session_present: bool,
 }
 
@@ -104,22 +171,110 @@ impl Raw {
     }
 
     fn start(port: u16, connect: &[u8]) -> Raw {
+        Raw::open(port, connect).unwrap_or_else(|code| panic!("not a CONNACK with return code 0, but {code}"))
+    }
+
+    /// With the return code of a CONNACK that refuses, behind which the connection has been closed.
+    pub fn open(port: u16, connect: &[u8]) -> Result<Raw, u8> {
         let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        Raw::over(socket, connect)
+    }
+
+    /// On a socket that has seen something else before.
+    pub fn over(socket: TcpStream, connect: &[u8]) -> Result<Raw, u8> {
         socket.set_nodelay(true).unwrap();
         let mut raw = Raw {
             socket,
             unread: Vec::new(),
+            early: VecDeque::new(),
             session_present: false,
         };
         raw.send(connect);
         let (first, body) = raw.frame(patience(Duration::from_secs(20))).expect("a CONNACK comes");
-        assert_eq!(
-            (first, body[1]),
-            (0x20, 0),
-            "not a CONNACK with return code 0: {body:02x?}"
-        );
+        assert_eq!(first, 0x20, "not a CONNACK: {body:02x?}");
         raw.session_present = body[0] == 1;
-        raw
+        match body[1] {
+            0 => Ok(raw),
+            code => {
+                assert!(!raw.session_present, "a refused CONNECT has no Session Present");
+                assert!(
+                    raw.is_closed_within(Duration::from_secs(10)),
+                    "open after a CONNACK with {code}"
+                );
+                Err(code)
+            }
+        }
+    }
+
+    /// The broker closes this connection; what it sends before it does is passed over.
+    pub fn is_closed_within(&mut self, within: Duration) -> bool {
+        let deadline = Instant::now() + patience(within);
+        let mut bytes = [0; 16 * 1024];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            self.socket.set_read_timeout(Some(left)).unwrap();
+            match self.socket.read(&mut bytes) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+                Err(_) => return true,
+            }
+        }
+    }
+
+    /// SUBSCRIBE to all of these; what the SUBACK says of each. Messages that come before it are kept for later.
+    pub fn granted(&mut self, filters: &[(&str, u8)]) -> Vec<u8> {
+        let mut body = vec![0, 1];
+        for (filter, qos) in filters {
+            body.extend(string(filter.as_bytes()));
+            body.push(*qos);
+        }
+        self.send(&framed(0x82, &body));
+        loop {
+            let (first, body) = self.frame(patience(Duration::from_secs(20))).expect("a SUBACK comes");
+            if first == SUBACK {
+                return body[2..].to_vec();
+            }
+            self.early.push_back((first, body));
+        }
+    }
+
+    /// UNSUBSCRIBE and its answer.
+    pub fn unsubscribe(&mut self, filter: &str) {
+        self.send(&framed(0xa2, &[&[0, 1], &string(filter.as_bytes())[..]].concat()));
+        self.answered(0xb0, 1);
+    }
+
+    /// PUBLISH, and whatever QoS 1 or 2 has of answers.
+    pub fn deliver(&mut self, packet: &[u8], id: u16) {
+        self.send(packet);
+        match packet[0] >> 1 & 3 {
+            0 => {}
+            1 => self.answered(PUBACK, id),
+            _ => {
+                self.answered(PUBREC, id);
+                self.send(&acknowledgement(PUBREL, id));
+                self.answered(PUBCOMP, id);
+            }
+        }
+    }
+
+    /// Something has come that was not asked for yet.
+    pub fn has_early(&self) -> bool {
+        !self.early.is_empty()
+    }
+
+    fn answered(&mut self, kind: u8, id: u16) {
+        loop {
+            let (first, body) = self.frame(patience(Duration::from_secs(20))).expect("an answer comes");
+            if (first, &body[..]) == (kind, &id.to_be_bytes()[..]) {
+                return;
+            }
+            self.early.push_back((first, body));
+        }
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
@@ -157,7 +312,10 @@ impl Raw {
 
     /// The next packet, or `None` where none comes.
     pub fn packet_within(&mut self, within: Duration) -> Option<Packet> {
-        let (first, body) = self.frame(within)?;
+        let (first, body) = match self.early.pop_front() {
+            Some(early) => early,
+            None => self.frame(within)?,
+        };
         let number = |at: usize| u16::from_be_bytes([body[at], body[at + 1]]);
         if first & 0xf0 != PUBLISH {
             return Some(Packet::Acknowledgement {
@@ -176,6 +334,7 @@ impl Raw {
             payload: payload.to_vec(),
             qos,
             dup: first & 8 != 0,
+            retain: first & 1 != 0,
             id,
         })
     }

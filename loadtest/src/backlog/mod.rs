@@ -29,7 +29,7 @@ use crate::packet::run_tag;
 use crate::poller::Poller;
 use crate::private_fds;
 use crate::report::{Host, Latency, Verdict, grouped};
-use crate::senders::{self, Job, NUMBER_DIGITS, NUMBER_MAX, Rota, Senders, Share, share_of};
+use crate::senders::{self, Job, NUMBER_DIGITS, NUMBER_MAX, Payload, Rota, Senders, Share, share_of};
 use crate::transport::Target;
 use crate::visits::Visits;
 
@@ -67,8 +67,13 @@ pub struct Settings {
     /// Drain what an earlier invocation queued, given the tag it printed; the other flags must be those it was given
     #[arg(long, value_name = "TAG", value_parser = parse_tag)]
     pub drain_only: Option<u32>,
-    /// First level of the topics
-    #[arg(long, default_value = "backlog")]
+    /// First levels of the topics. Where a broker lets its clients use topics below a token only, that token
+    #[arg(
+        long,
+        default_value = "backlog",
+        env = "SKEIN_LOAD_TOPIC_PREFIX",
+        hide_env_values = true
+    )]
     pub topic_prefix: String,
 }
 
@@ -150,13 +155,10 @@ impl Plan {
 
     fn job<'a>(&self, settings: &'a Settings) -> Job<'a> {
         Job {
-            settings: &settings.senders,
-            run: self.run,
-            qos: settings.qos,
-            retain: false,
-            has_payload: true,
+            payload: Payload::Stamped(settings.senders.size),
             topic: self.topic(&settings.topic_prefix, 0),
             is_numbered: !self.is_shared,
+            ..settings.senders.job(self.run, settings.qos)
         }
     }
 

@@ -142,7 +142,7 @@ impl<'a> Pairs<'a> {
         let poller = Poller::new()?;
         let (mut publishers, mut subscribers) = (Vec::new(), Vec::new());
         for i in 0..u64::from(pairs) {
-            let topic = format!("connect/{run:08x}/{i}");
+            let topic = format!("{}/{run:08x}/{i}", settings.topic_prefix);
             let context = || format!("pair {i} of {pairs}");
             let open = |id: &str| Connection::open(target, id, SessionKind::Clean, &settings.credentials);
             let mut subscriber = open(&format!("sc{run:08x}r{i}")).with_context(context)?;
@@ -192,9 +192,9 @@ impl<'a> Pairs<'a> {
                 None => {
                     let due = pace.total_due_count(now);
                     while self.sent < due {
-                        self.publish(zero_ns + pace.message_due_ns(self.sent))?;
+                        self.publish(zero_ns + pace.turn_due_ns(self.sent))?;
                     }
-                    let next = pace.message_due_ns(due).saturating_sub(self.now_ns() - zero_ns);
+                    let next = pace.turn_due_ns(due).saturating_sub(self.now_ns() - zero_ns);
                     self.timer.set(Duration::from_nanos(next))?;
                 }
             }

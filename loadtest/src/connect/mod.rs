@@ -81,6 +81,14 @@ pub struct Settings {
     /// Where, HOST:PORT [default: --addr, if the transport is that of the storm]
     #[arg(long)]
     pub bystander_addr: Option<String>,
+    /// First levels of the bystanders' topics. Where a broker lets its clients use topics below a token only, that token
+    #[arg(
+        long,
+        default_value = "connect",
+        env = "SKEIN_LOAD_TOPIC_PREFIX",
+        hide_env_values = true
+    )]
+    pub topic_prefix: String,
     #[command(flatten)]
     pub credentials: Credentials,
     #[command(flatten)]

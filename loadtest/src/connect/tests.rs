@@ -24,6 +24,7 @@ fn settings(transport: transport::Settings) -> Settings {
         bystander_rate: 500,
         bystander_transport: Transport::Tcp,
         bystander_addr: None,
+        topic_prefix: "c".into(),
         credentials: Credentials::default(),
         transport,
     }

@@ -28,7 +28,7 @@ use crate::private_fds;
 use crate::progress::Progress;
 use crate::receivers::{Receivers, Wish};
 use crate::report::{Host, Latency, Verdict, grouped};
-use crate::senders::{self, Job, NUMBER_DIGITS, NUMBER_MAX, Rota, Senders, Share, share_of};
+use crate::senders::{self, Job, NUMBER_DIGITS, NUMBER_MAX, Payload, Rota, Senders, Share, share_of};
 use crate::transport::Target;
 
 /// After the last message, how long a doubled one may still turn up.
@@ -63,8 +63,13 @@ pub struct Settings {
     /// Read what an earlier invocation kept, given the tag it printed; the other flags must be those it was given
     #[arg(long, value_name = "TAG", value_parser = crate::backlog::parse_tag)]
     pub read_only: Option<u32>,
-    /// First level of the topics
-    #[arg(long, default_value = "retained")]
+    /// First levels of the topics. Where a broker lets its clients use topics below a token only, that token
+    #[arg(
+        long,
+        default_value = "retained",
+        env = "SKEIN_LOAD_TOPIC_PREFIX",
+        hide_env_values = true
+    )]
     pub topic_prefix: String,
 }
 
@@ -126,15 +131,13 @@ impl Plan {
             .collect()
     }
 
-    fn job<'a>(&self, settings: &'a Settings, has_payload: bool) -> Job<'a> {
+    fn job<'a>(&self, settings: &'a Settings, payload: Payload<'a>) -> Job<'a> {
         Job {
-            settings: &settings.senders,
-            run: self.run,
-            qos: settings.qos,
             retain: true,
-            has_payload,
+            payload,
             topic: self.topic(&settings.topic_prefix),
             is_numbered: true,
+            ..settings.senders.job(self.run, settings.qos)
         }
     }
 
@@ -171,7 +174,13 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
 
 fn clear(plan: &Plan, settings: &Settings) -> Result<()> {
     let mut poller = Poller::new()?;
-    let mut senders = Senders::connect(&plan.target, &poller, 0, plan.job(settings, false), &plan.shares(1))?;
+    let mut senders = Senders::connect(
+        &plan.target,
+        &poller,
+        0,
+        plan.job(settings, Payload::Empty),
+        &plan.shares(1),
+    )?;
     senders.run(&mut poller, "cleared")?;
     senders.close();
     Ok(())
@@ -212,7 +221,13 @@ fn measure(address: &str, broker: Option<&BrokerProcess>, plan: &Plan, settings:
 fn set(broker: Option<&BrokerProcess>, plan: &Plan, settings: &Settings) -> Result<(Setting, AcknowledgementFaults)> {
     let mut poller = Poller::new()?;
     let shares = plan.shares(plan.updates);
-    let mut senders = Senders::connect(&plan.target, &poller, 0, plan.job(settings, true), &shares)?;
+    let mut senders = Senders::connect(
+        &plan.target,
+        &poller,
+        0,
+        plan.job(settings, Payload::Stamped(settings.senders.size)),
+        &shares,
+    )?;
     let watch = MemoryWatch::start(broker)?;
     let begin = Reading::take(broker)?;
     senders.run(&mut poller, "set")?;

@@ -194,7 +194,7 @@ impl<'a> Generator<'a> {
                 sent: 0,
                 credited: 0,
                 written_off: 0,
-                unacknowledged: (settings.qos > 0).then(|| Unacknowledged::new(settings.qos)),
+                unacknowledged: (settings.qos > 0).then(|| Unacknowledged::new(settings.qos, plan.unacked)),
                 control: Vec::new(),
                 is_queued: false,
                 waits_writable: false,
@@ -380,7 +380,7 @@ impl<'a> Generator<'a> {
             self.enqueue((message % publishers) as usize);
         }
         self.paced = due;
-        let wait = Duration::from_nanos(pace.message_due_ns(due).saturating_sub(self.now_ns()).max(1));
+        let wait = Duration::from_nanos(pace.turn_due_ns(due).saturating_sub(self.now_ns()).max(1));
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         let at = Timespec {
             tv_sec: wait.as_secs() as _,

@@ -74,8 +74,13 @@ pub struct Settings {
     /// Pin the generator's thread to this CPU
     #[arg(long)]
     pub cpu: Option<usize>,
-    /// First level of the topics
-    #[arg(long, default_value = "bench")]
+    /// First levels of the topics. Where a broker lets its clients use topics below a token only, that token
+    #[arg(
+        long,
+        default_value = "bench",
+        env = "SKEIN_LOAD_TOPIC_PREFIX",
+        hide_env_values = true
+    )]
     pub topic_prefix: String,
     #[command(flatten)]
     pub credentials: Credentials,

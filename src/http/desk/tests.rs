@@ -87,7 +87,10 @@ pub(crate) fn desk() -> (Desk, Arc<FakeBooks>, Told) {
         events: Vec::new(),
         newest_account: 0,
         books: books.clone(),
-        tell: Box::new(move |change| tell.lock().unwrap().push(change)),
+        tell: Box::new(move |change| {
+            tell.lock().unwrap().push(change);
+            Box::pin(std::future::ready(()))
+        }),
     });
     (desk, books, told)
 }
@@ -209,7 +212,7 @@ async fn the_cores_are_told_whose_connections_end_and_why() {
     let (desk, _, told) = desk();
     let account = desk.add_account(named("U000001")).await.unwrap();
 
-    let rotated = desk.rotate_device_token("U000001").await.unwrap();
+    let rotated = desk.rotate("U000001", Tokens::Device).await.unwrap();
     let change = last(&told);
     let ended = change.ended.unwrap();
     assert_eq!(ended.account, account.id);
@@ -219,8 +222,11 @@ async fn the_cores_are_told_whose_connections_end_and_why() {
     assert!(accounts.by_device_token(rotated.device_token.as_str()).is_some());
     assert_eq!(rotated.api_token, account.api_token);
 
-    let rotated = desk.rotate_api_token("U000001").await.unwrap();
+    let rotated = desk.rotate("U000001", Tokens::Api).await.unwrap();
     assert!(last(&told).ended.is_none() && rotated.api_token != account.api_token);
+    let both = desk.rotate("U000001", Tokens::Both).await.unwrap();
+    assert!(both.api_token != rotated.api_token && both.device_token != rotated.device_token);
+    assert!(last(&told).ended.is_some());
 
     assert!(desk.suspend("U000001").await.unwrap().is_suspended);
     assert!(matches!(
@@ -246,7 +252,7 @@ async fn the_cores_are_told_whose_connections_end_and_why() {
     for gone in [
         desk.suspend("U000001").await,
         desk.remove("U000001").await,
-        desk.rotate_api_token("U000001").await,
+        desk.rotate("U000001", Tokens::Api).await,
     ] {
         assert_eq!(gone, Err(DeskError::NoAccount));
     }
@@ -565,7 +571,7 @@ fn a_desk_begins_with_what_was_stored() {
         events: vec![(AccountId(4), events.clone()), (AccountId(3), events.clone())],
         newest_account: 9,
         books: Arc::<FakeBooks>::default(),
-        tell: Box::new(|_| {}),
+        tell: Box::new(|_| Box::pin(std::future::ready(()))),
     });
     assert_eq!(desk.events(AccountId(4)), events);
     assert!(desk.events(AccountId(3)).is_empty());

@@ -16,6 +16,7 @@ use lettre::message::{Mailbox, Message as MailMessage};
 use lettre::{Address, SmtpTransport, Transport};
 
 use super::message::Message;
+use super::target;
 use crate::limits::{MAIL_TIMEOUT_MS, MAILS_PER_DAY_MAX};
 use crate::registry::access::AccountId;
 use crate::registry::account::Account;
@@ -33,31 +34,42 @@ pub struct MailSettings {
 #[derive(Debug, thiserror::Error)]
 pub enum BadMail {
     #[error(
-        "--smtp-relay is no relay ({0}): give smtps://user:password@host:port, or smtp://… with ?tls=required for STARTTLS, or \
-         plain smtp://host"
+        "--smtp-relay is no relay ({0}): give smtps://user:password@host:port, or smtp://host, with ?tls=required, \
+         ?tls=opportunistic or ?tls=none where STARTTLS is to be chosen"
     )]
     Relay(String),
     #[error("--mail-from `{0}` is no mail address: give one such as skein@example.org")]
     From(String),
-    #[error("--smtp-relay has a password and would send it unencrypted: give smtps://…, or add ?tls=required")]
-    ReadablePassword,
 }
 
 impl MailSettings {
+    /// `smtps://` is encrypted from its first byte. `smtp://` is what `?tls=` says, else with STARTTLS: always where there is a
+    /// password, if the relay offers it where there is none; and as it is within this host.
     pub fn parse(relay: &str, from: &str) -> Result<MailSettings, BadMail> {
         let from = from.parse().map_err(|_| BadMail::From(from.to_owned()))?;
-        let url = reqwest::Url::parse(relay).map_err(|error| BadMail::Relay(error.to_string()))?;
-        if !matches!(url.scheme(), "smtp" | "smtps") {
-            return Err(BadMail::Relay(format!("{} is no scheme of mail", url.scheme())));
+        let refuse = |why: &dyn std::fmt::Display| BadMail::Relay(why.to_string());
+        let mut url = reqwest::Url::parse(relay).map_err(|error| refuse(&error))?;
+        let chosen = url.query_pairs().find(|(name, _)| name == "tls");
+        let chosen = chosen.map(|(_, chosen)| chosen.into_owned());
+        let is_here =
+            url.host_str() == Some("localhost") || target::literal(&url).is_some_and(|address| address.is_loopback());
+        let tls = match (url.scheme(), chosen.as_deref()) {
+            ("smtps", None) => None,
+            ("smtp", Some("required")) => Some("required"),
+            ("smtp", Some("opportunistic")) => Some("opportunistic"),
+            ("smtp", Some("none")) => None,
+            ("smtp", None) if is_here => None,
+            ("smtp", None) if url.password().is_some() => Some("required"),
+            ("smtp", None) => Some("opportunistic"),
+            _ => return Err(refuse(&"another scheme, or another way of tls")),
+        };
+        // In the words of the library.
+        url.set_query(tls.map(|tls| format!("tls={tls}")).as_deref());
+        if url.scheme() == "smtp" && url.port().is_none() {
+            let port = if url.password().is_some() { 587 } else { 25 };
+            let _ = url.set_port(Some(port));
         }
-        let is_encrypted =
-            url.scheme() == "smtps" || url.query_pairs().any(|pair| pair.0 == "tls" && pair.1 == "required");
-        // On its way within this host nobody reads it.
-        let is_here = super::target::literal(&url).is_some_and(|address| address.is_loopback());
-        if url.password().is_some() && !is_encrypted && !is_here && url.host_str() != Some("localhost") {
-            return Err(BadMail::ReadablePassword);
-        }
-        let relay = SmtpTransport::from_url(relay).map_err(|error| BadMail::Relay(error.to_string()))?;
+        let relay = SmtpTransport::from_url(url.as_str()).map_err(|error| refuse(&error))?;
         let relay = relay.timeout(Some(Duration::from_millis(MAIL_TIMEOUT_MS))).build();
         Ok(MailSettings { relay, from })
     }
@@ -257,34 +269,36 @@ mod tests {
     }
 
     #[test]
-    fn a_relay_is_a_url_and_no_password_is_sent_readable() {
-        for relay in [
-            "smtp://127.0.0.1:2525",
-            "smtp://relay.example.org",
-            "smtp://user:pass@localhost",
-            "smtp://user:pass@[::1]:25",
-            "smtp://user:p%40ss@relay.example.org:587?tls=required",
-            "smtps://user:pass@relay.example.org",
-            "smtp://relay.example.org?tls=opportunistic",
+    fn a_relay_is_a_url_and_a_password_is_encrypted_unless_the_operator_says_otherwise() {
+        let settings = |relay: &str| format!("{:?}", MailSettings::parse(relay, "Skein <skein@example.org>").unwrap());
+        for (relay, tls, port) in [
+            ("smtp://127.0.0.1:2525", "None", 2525),
+            ("smtp://user:secret@localhost", "None", 587),
+            ("smtp://user:secret@[::1]:25", "None", 25),
+            ("smtp://relay.example.org", "Opportunistic", 25),
+            ("smtp://user:secret@relay.example.org", "Required", 587),
+            (
+                "smtp://user:secret@relay.example.org:25?tls=opportunistic",
+                "Opportunistic",
+                25,
+            ),
+            ("smtp://user:secret@relay.example.org?tls=none", "None", 587),
+            ("smtp://user:p%40ss@127.0.0.1?tls=required", "Required", 587),
+            ("smtps://user:secret@relay.example.org", "Wrapper", 465),
         ] {
-            MailSettings::parse(relay, "Skein <skein@example.org>").unwrap();
-        }
-        for relay in [
-            "smtp://user:secret@relay.example.org",
-            "smtp://user:secret@relay.example.org?tls=opportunistic",
-        ] {
-            let refusal = refusal(relay, "skein@example.org");
-            assert!(
-                refusal.contains("unencrypted") && !refusal.contains("secret"),
-                "{refusal}"
-            );
+            let settings = settings(relay);
+            assert!(settings.contains(&format!("tls: {tls}")), "{relay}: {settings}");
+            assert!(settings.contains(&format!("port: {port}")), "{relay}: {settings}");
+            assert!(!settings.contains("secret"), "no log shows it: {settings}");
         }
         for relay in [
             "",
             "relay.example.org:25",
             "http://user:secret@relay",
             "smtps://",
+            "smtp://",
             "smtp://h?tls=no",
+            "smtps://user:secret@h?tls=none",
         ] {
             let refusal = refusal(relay, "skein@example.org");
             assert!(
@@ -295,8 +309,6 @@ mod tests {
         for from in ["", "skein", "a@example.org\r\nBcc: b@example.org"] {
             assert!(refusal("smtp://localhost", from).starts_with("--mail-from"), "{from}");
         }
-        let settings = MailSettings::parse("smtps://user:secret@relay.example.org", "a@example.org").unwrap();
-        assert!(!format!("{settings:?}").contains("secret"), "no log shows it");
     }
 
     #[test]

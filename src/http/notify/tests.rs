@@ -21,9 +21,13 @@ struct World {
     notifier: Notifier,
 }
 
+fn allow(networks: &[&str]) -> Allow {
+    Allow::These(networks.iter().map(|network| network.parse().unwrap()).collect())
+}
+
 fn settings() -> NotifySettings {
     NotifySettings {
-        allow: "127.0.0.1".parse().unwrap(),
+        allow: allow(&["127.0.0.1/32"]),
         mail: None,
         timeout_ms: 300,
         retry_ms: [10, 20],
@@ -294,7 +298,7 @@ async fn a_name_is_looked_up_and_one_address_that_is_refused_refuses_it() {
     // Both addresses of this name are this host's; the server is at one of them.
     let mut server = Server::start(&[Answer::Status("200 OK")]).await;
     let world = world(NotifySettings {
-        allow: "127.0.0.1,::1".parse().unwrap(),
+        allow: allow(&["127.0.0.1/32", "::1/128"]),
         ..settings()
     })
     .await;
@@ -304,7 +308,7 @@ async fn a_name_is_looked_up_and_one_address_that_is_refused_refuses_it() {
     server.next().await;
     assert_eq!(world.report().await.delivered, 1);
 
-    let allow: Allow = "127.0.0.0/8".parse().unwrap();
+    let allow = allow(&["127.0.0.0/8"]);
     let addresses: Vec<std::net::IpAddr> = ["127.0.0.1", "1.1.1.1"].map(|address| address.parse().unwrap()).into();
     assert_eq!(webhook::check(&allow, addresses.clone()).unwrap(), addresses);
     let both = [addresses, vec!["10.0.0.1".parse().unwrap()]].concat();

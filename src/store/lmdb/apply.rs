@@ -1,12 +1,14 @@
 //! A batch of records, written into one transaction.
 //!
-//! Owns    what the storage thread remembers between batches: the next message id, the greatest session number, and buffers.
+//! Owns    what the storage thread remembers between batches: the numbers it gives next, what it knows of accounts and channels,
+//!         and buffers.
 //! Called  by [`Lmdb::commit`](super::Lmdb::commit).
 //! Holds   - afterwards the tables say what `memory::Tables` would say after the same records;
 //!         - a queue entry that is delivered in the batch that queues it is never written, nor an origin that is settled in
 //!           the batch that records it: most messages never touch the disk while their clients keep up;
 //!         - a backlog is written once per Session and batch;
 //!         - at most [`STORE_PURGE_ROWS_MAX`] rows of ended Sessions are deleted per batch, what is left in the table `ended`;
+//!         - the device platform's records are in [`platform`](super::platform) and [`datapoints`](super::datapoints);
 //!         - a damaged value never stops the store: what it said is lost, is logged, and is worked out anew where it can be.
 
 use std::ops::Bound;
@@ -16,12 +18,16 @@ use hashbrown::HashMap;
 use hashbrown::hash_map::Entry as MapEntry;
 use heed::{RoTxn, RwTxn, WithoutTls};
 
+use super::datapoints::{Pending, TouchedUsage, over_their_storage};
+use super::platform::Memo;
 use super::{Damage, Database, Fault, Table, Tables, read};
 use crate::limits::STORE_PURGE_ROWS_MAX;
+use crate::registry::access::AccountId;
 use crate::session::message::SharedMessage;
 use crate::shard::record::{Backlog, Origin, QueueEntry, Record, SessionNumber};
 use crate::store::schema::{
-    self, Entry, EntryMessage, META_NEWEST_SESSION, META_NEXT_MESSAGE, MessageId, Retained, StoredMessage,
+    self, Entry, EntryMessage, META_NEWEST_ACCOUNT, META_NEWEST_DATAPOINT, META_NEWEST_SESSION, META_NEWEST_STREAM,
+    META_NEXT_MESSAGE, MessageId, Retained, StoredMessage,
 };
 
 /// What became of a batch.
@@ -30,17 +36,24 @@ pub struct Applied {
     pub records: u64,
     /// Bytes of keys and values that were put.
     pub bytes: u64,
-    /// Ended Sessions have rows left.
-    pub has_ended: bool,
+    /// Datapoints for channels that are not there.
+    pub dropped_datapoints: u64,
 }
 
 /// What goes on from one batch to the next.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct State {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct State {
     next_message: u64,
     newest_session: u64,
     /// There may be rows in `ended`.
     has_ended: bool,
+    pub(super) newest_stream: u64,
+    pub(super) newest_datapoint_ms: u64,
+    pub(super) newest_account: u64,
+    /// There may be rows in `purges`.
+    pub(super) has_purges: bool,
+    /// Accounts that have more datapoints than they may, and lose some with every batch.
+    pub(super) over: Vec<AccountId>,
 }
 
 pub struct Applier {
@@ -52,22 +65,28 @@ pub struct Applier {
     purge_rows_max: usize,
     cancelled: Cancelled,
     scratch: Scratch,
+    memo: Memo,
+    /// The last batch was committed, so that `memo` is true.
+    is_memo_true: bool,
 }
 
-type Map<K, V> = HashMap<K, V, RandomState>;
+pub(super) type Map<K, V> = HashMap<K, V, RandomState>;
 
 /// Buffers of one batch, kept for the next.
 #[derive(Default)]
-struct Scratch {
-    value: Vec<u8>,
-    key: Vec<u8>,
+pub(super) struct Scratch {
+    pub(super) value: Vec<u8>,
+    pub(super) key: Vec<u8>,
     touched: Map<SessionNumber, Touched>,
+    /// Accounts whose usage changes in this batch.
+    pub(super) usage: Map<AccountId, TouchedUsage>,
+    pub(super) dropped_datapoints: u64,
     /// Shared messages, and how many entries less hold them.
     dropped: Map<MessageId, u32>,
     shared: Vec<MessageId>,
-    bytes: u64,
-    /// Rows of ended Sessions that may still be deleted in this batch.
-    purge_rows: usize,
+    pub(super) bytes: u64,
+    /// Rows of ended Sessions, and of what is gone of the platform, that may still be deleted in this batch.
+    pub(super) purge_rows: usize,
 }
 
 /// A queue that changes in this batch.
@@ -92,14 +111,21 @@ impl Applier {
             next_message: number(META_NEXT_MESSAGE)?,
             newest_session: number(META_NEWEST_SESSION)?,
             has_ended: !tables.of(Table::Ended).is_empty(txn)?,
+            newest_stream: number(META_NEWEST_STREAM)?,
+            newest_datapoint_ms: number(META_NEWEST_DATAPOINT)?,
+            newest_account: number(META_NEWEST_ACCOUNT)?,
+            has_purges: !tables.of(Table::Purges).is_empty(txn)?,
+            over: over_their_storage(txn, tables)?,
         };
         Ok(Applier {
-            committed: state,
+            committed: state.clone(),
             state,
             leftovers: leftovers(txn, tables)?,
             purge_rows_max: STORE_PURGE_ROWS_MAX,
             cancelled: Cancelled::default(),
             scratch: Scratch::default(),
+            memo: Memo::default(),
+            is_memo_true: true,
         })
     }
 
@@ -108,9 +134,16 @@ impl Applier {
         SessionNumber(self.committed.newest_session)
     }
 
-    /// Ended Sessions have rows left: an empty batch deletes some.
-    pub fn has_ended(&self) -> bool {
-        self.committed.has_ended || !self.leftovers.is_empty()
+    /// Rows wait to be deleted, of ended Sessions, of removed accounts, channels and tags, or of accounts that have more than
+    /// they may: an empty batch deletes some.
+    pub fn is_behind(&self) -> bool {
+        let State {
+            has_ended,
+            has_purges,
+            over,
+            ..
+        } = &self.committed;
+        *has_ended || *has_purges || !over.is_empty() || !self.leftovers.is_empty()
     }
 
     #[cfg(test)]
@@ -120,8 +153,9 @@ impl Applier {
 
     /// The batch is committed.
     pub(super) fn adopt(&mut self) {
-        self.committed = self.state;
+        self.committed.clone_from(&self.state);
         self.leftovers.clear();
+        self.is_memo_true = true;
     }
 
     pub(super) fn apply<'r>(
@@ -130,14 +164,18 @@ impl Applier {
         tables: &Tables,
         records: impl Iterator<Item = &'r Record> + Clone,
     ) -> Result<Applied, Fault> {
-        self.state = self.committed;
+        self.state.clone_from(&self.committed);
         self.scratch.begin(self.purge_rows_max);
+        self.memo.begin(self.is_memo_true);
+        self.is_memo_true = false;
         self.cancelled.find(records.clone());
         let mut batch = Batch {
             txn,
             tables,
             state: &mut self.state,
             scratch: &mut self.scratch,
+            memo: &mut self.memo,
+            pending: Vec::new(),
         };
         let mut fates = self.cancelled.fates.iter().copied();
         let mut fate = || fates.next().expect("one for every record and entry");
@@ -158,7 +196,15 @@ impl Applier {
                     if let Some(origin) = origin
                         && fate_of_record == Fate::Write
                     {
-                        batch.doubted(*origin, entries)?;
+                        batch.doubted(*origin, entries.iter().map(|entry| entry.session))?;
+                    }
+                }
+                Record::Datapoint(datapoint) => {
+                    batch.datapoint(datapoint)?;
+                    if let Some(origin) = datapoint.origin
+                        && fate_of_record == Fate::Write
+                    {
+                        batch.doubted(origin, [SessionNumber::STREAM])?;
                     }
                 }
                 _ if fate_of_record == Fate::Skip => {}
@@ -169,7 +215,7 @@ impl Applier {
         Ok(Applied {
             records: count,
             bytes: self.scratch.bytes,
-            has_ended: self.state.has_ended,
+            dropped_datapoints: self.scratch.dropped_datapoints,
         })
     }
 }
@@ -198,9 +244,11 @@ impl Scratch {
     /// An aborted batch may have left anything.
     fn begin(&mut self, purge_rows: usize) {
         self.touched.clear();
+        self.usage.clear();
         self.dropped.clear();
         self.shared.clear();
         self.bytes = 0;
+        self.dropped_datapoints = 0;
         self.purge_rows = purge_rows;
     }
 }
@@ -220,7 +268,7 @@ enum Fate {
 #[derive(Default)]
 struct Cancelled {
     /// In the order of the batch: one for each record, and after a `Queued` one for each of its entries. That of a `Queued`
-    /// itself is the fate of its origin.
+    /// itself, or of a `Datapoint`, is the fate of its origin.
     fates: Vec<Fate>,
     /// Entries queued and not delivered, by their place in `fates`.
     queued: Map<(SessionNumber, u64), usize>,
@@ -244,6 +292,11 @@ impl Cancelled {
                     }
                     if let Some(origin) = origin {
                         self.doubted.entry(*origin).or_default().push(at);
+                    }
+                }
+                Record::Datapoint(datapoint) => {
+                    if let Some(origin) = datapoint.origin {
+                        self.doubted.entry(origin).or_default().push(at);
                     }
                 }
                 Record::Delivered { session, sequence } => {
@@ -272,19 +325,22 @@ impl Cancelled {
 
 // --- what is written -------------------------------------------------------------------------------------------------
 
-/// A batch in its transaction.
-struct Batch<'b, 'e> {
-    txn: &'b mut RwTxn<'e>,
-    tables: &'b Tables,
-    state: &'b mut State,
-    scratch: &'b mut Scratch,
+/// A batch of records `'r` in its transaction.
+pub(super) struct Batch<'b, 'e, 'r> {
+    pub(super) txn: &'b mut RwTxn<'e>,
+    pub(super) tables: &'b Tables,
+    pub(super) state: &'b mut State,
+    pub(super) scratch: &'b mut Scratch,
+    pub(super) memo: &'b mut Memo,
+    /// Datapoints that are written together.
+    pub(super) pending: Vec<Pending<'r>>,
 }
 
-impl Batch<'_, '_> {
-    /// Any record but `Queued`.
+impl Batch<'_, '_, '_> {
+    /// Any record but `Queued` and `Datapoint`.
     fn record(&mut self, record: &Record) -> Result<(), Fault> {
         match record {
-            Record::Queued { .. } => unreachable!("the caller has its entries' fates"),
+            Record::Queued { .. } | Record::Datapoint(_) => unreachable!("the caller has the fates of their parts"),
             Record::SessionStarted {
                 session,
                 account,
@@ -356,7 +412,7 @@ impl Batch<'_, '_> {
                 self.put(Table::Away, &key)
             }
             Record::SessionBack { session } => self.delete(Table::Away, &schema::session_key(*session)),
-            _ => Ok(()),
+            of_the_platform => self.platform_record(of_the_platform),
         }
     }
 
@@ -427,9 +483,9 @@ impl Batch<'_, '_> {
         Ok(())
     }
 
-    fn doubted(&mut self, origin: Origin, entries: &[QueueEntry]) -> Result<(), Fault> {
-        for entry in entries {
-            let key = schema::origin_key(origin, entry.session);
+    fn doubted(&mut self, origin: Origin, holders: impl IntoIterator<Item = SessionNumber>) -> Result<(), Fault> {
+        for holder in holders {
+            let key = schema::origin_key(origin, holder);
             schema::encode_mark(&key, &mut self.scratch.value);
             self.put(Table::Origins, &key)?;
         }
@@ -561,7 +617,7 @@ impl Batch<'_, '_> {
     }
 
     /// Deletes up to `rows` rows whose keys begin so. True if none are left.
-    fn delete_prefixed(&mut self, table: Table, prefix: &[u8], rows: &mut usize) -> Result<bool, Fault> {
+    pub(super) fn delete_prefixed(&mut self, table: Table, prefix: &[u8], rows: &mut usize) -> Result<bool, Fault> {
         let database = *self.table(table);
         let mut last = std::mem::take(&mut self.scratch.key);
         last.clear();
@@ -612,13 +668,17 @@ impl Batch<'_, '_> {
                 self.state.has_ended = !self.table(Table::Ended).is_empty(self.txn)?;
             }
         }
+        self.scratch.purge_rows = rows;
         Ok(())
     }
 
     // --- the end of a batch ------------------------------------------------------------------------------------------
 
     fn finish(&mut self) -> Result<(), Fault> {
+        self.write_datapoints()?;
         self.purge_ended()?;
+        self.purge_platform()?;
+        self.settle_usage()?;
         let mut touched = std::mem::take(&mut self.scratch.touched);
         for (session, touched) in touched.drain() {
             self.settle_backlog(session, touched)?;
@@ -632,6 +692,9 @@ impl Batch<'_, '_> {
         for (name, number) in [
             (META_NEXT_MESSAGE, self.state.next_message),
             (META_NEWEST_SESSION, self.state.newest_session),
+            (META_NEWEST_STREAM, self.state.newest_stream),
+            (META_NEWEST_DATAPOINT, self.state.newest_datapoint_ms),
+            (META_NEWEST_ACCOUNT, self.state.newest_account),
         ] {
             schema::encode_number(name, number, &mut self.scratch.value);
             let is_stored = self.table(Table::Meta).get(self.txn, name)? == Some(&self.scratch.value[..]);
@@ -743,17 +806,17 @@ impl Batch<'_, '_> {
 
     // --- rows --------------------------------------------------------------------------------------------------------
 
-    fn table(&self, table: Table) -> &Database {
+    pub(super) fn table(&self, table: Table) -> &Database {
         self.tables.of(table)
     }
 
     /// Puts `scratch.value`.
-    fn put(&mut self, table: Table, key: &[u8]) -> Result<(), Fault> {
+    pub(super) fn put(&mut self, table: Table, key: &[u8]) -> Result<(), Fault> {
         self.scratch.bytes += (key.len() + self.scratch.value.len()) as u64;
         Ok(self.tables.of(table).put(self.txn, key, &self.scratch.value)?)
     }
 
-    fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), Fault> {
+    pub(super) fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), Fault> {
         self.tables.of(table).delete(self.txn, key)?;
         Ok(())
     }

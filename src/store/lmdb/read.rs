@@ -13,11 +13,14 @@ use super::{Damage, Fault, Table, Tables};
 use crate::mqtt::packet::QoS;
 use crate::mqtt::topic::TopicName;
 use crate::registry::access::AccountId;
+use crate::registry::account::Account;
+use crate::registry::event::Event;
 use crate::session::message::{Message, SharedMessage};
 use crate::shard::record::{
-    Origin, QueueFetch, QueueWindow, RetainedFetch, RetainedPayloads, SessionNumber, Stored, StoredEntry,
+    Origin, QueueFetch, QueueWindow, RetainedFetch, RetainedPayloads, SessionNumber, Stored, StoredDevice, StoredEntry,
     StoredRetained, StoredSession,
 };
+use crate::store::schema::platform::{self, DeviceStanding};
 use crate::store::schema::{self, DecodeError, EntryMessage, MessageId, StoredMessage};
 
 type Txn<'t> = RoTxn<'t, WithoutTls>;
@@ -30,7 +33,10 @@ pub(super) fn stored(txn: &Txn<'_>, tables: &Tables, retained_bytes_max: usize) 
         retained: retained(txn, tables, retained_bytes_max)?,
         newest_session: meta_number(txn, tables, schema::META_NEWEST_SESSION)?,
         in_doubt,
-        ..Stored::default()
+        accounts: accounts(txn, tables)?,
+        devices: devices(txn, tables)?,
+        newest_datapoint_ms: meta_number(txn, tables, schema::META_NEWEST_DATAPOINT)?,
+        newest_account: meta_number(txn, tables, schema::META_NEWEST_ACCOUNT)? as u32,
     })
 }
 
@@ -150,6 +156,54 @@ fn in_doubt(
         }
     }
     Ok(in_doubt)
+}
+
+/// Accounts and their events, which sort by account alike.
+fn accounts(txn: &Txn<'_>, tables: &Tables) -> Result<Vec<(Account, Vec<Event>)>, Fault> {
+    let mut events = rows(txn, tables, Table::Events, |key, value| {
+        Ok((platform::decode_event_key(key)?.0, platform::decode_event(key, value)?))
+    })?;
+    let mut accounts = Vec::new();
+    for account in rows(txn, tables, Table::Accounts, platform::decode_account)? {
+        let account = account?;
+        let mut of_account = Vec::new();
+        // Those before it are of accounts that are gone and being purged.
+        while let Some(event) = events.next_if(|event| !matches!(event, Ok((of, _)) if *of > account.id)) {
+            let (of, event) = event?;
+            if of == account.id {
+                of_account.push(event);
+            }
+        }
+        accounts.push((account, of_account));
+    }
+    Ok(accounts)
+}
+
+fn devices(txn: &Txn<'_>, tables: &Tables) -> Result<Vec<StoredDevice>, Fault> {
+    let all = rows(txn, tables, Table::Devices, |key, value| {
+        let (account, device) = platform::decode_device_key(key)?;
+        let DeviceStanding { is_enabled, channel } = platform::decode_device_standing(key, value)?;
+        Ok(StoredDevice {
+            account,
+            device: device.into(),
+            is_enabled,
+            channel,
+        })
+    })?;
+    let mut devices = Vec::with_capacity(tables.of(Table::Devices).len(txn)? as usize);
+    let mut is_there = (AccountId(0), false);
+    for device in all {
+        let device = device?;
+        if devices.is_empty() || is_there.0 != device.account {
+            let key = platform::account_key(device.account);
+            is_there = (device.account, tables.of(Table::Accounts).get(txn, &key)?.is_some());
+        }
+        // Others are of accounts that are gone and being purged.
+        if is_there.1 {
+            devices.push(device);
+        }
+    }
+    Ok(devices)
 }
 
 pub(super) fn window(txn: &Txn<'_>, tables: &Tables, fetch: &QueueFetch) -> Result<QueueWindow, Fault> {

@@ -23,6 +23,7 @@ function connect(name, command) {
     reconnectPeriod: 0,
     resubscribe: false,
     ...(will ? { will } : {}),
+    ...(command.user ? { username: command.user[0], password: command.user[1] } : {}),
   });
   clients[name] = client;
   client.on('connect', (connack) => emit(name, 'connected', { session_present: !!connack.sessionPresent }));

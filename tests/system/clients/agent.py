@@ -28,6 +28,8 @@ def connect(name, command):
     )
     if command["ca"]:
         client.tls_set(ca_certs=command["ca"])
+    if command["user"]:
+        client.username_pw_set(*command["user"])
     client.max_inflight_messages_set(command["inflight"])
     clip = command["clip"]
 

@@ -66,6 +66,8 @@ class Client(threading.Thread):
             clean_session=self.clean,
             reconnect_on_failure=False,
         )
+        if command["user"]:
+            self.paho.username_pw_set(*command["user"])
         if self.publishing:
             self.paho.max_inflight_messages_set(self.publishing["window"])
         if self.publishing:

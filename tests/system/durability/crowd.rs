@@ -45,6 +45,8 @@ pub struct Publishing {
 pub struct Part {
     pub name: String,
     pub is_clean: bool,
+    /// User name and password.
+    pub user: Option<(String, String)>,
     pub filters: Vec<(String, u8)>,
     pub publishing: Option<Publishing>,
     /// Filters it subscribes to, at QoS 1, and leaves again, at random.
@@ -56,6 +58,13 @@ impl Part {
         Part {
             name: name.to_owned(),
             ..Part::default()
+        }
+    }
+
+    pub fn user(self, name: &str, password: &str) -> Part {
+        Part {
+            user: Some((name.into(), password.into())),
+            ..self
         }
     }
 
@@ -178,7 +187,7 @@ impl Crowd {
         });
         let toggle = (!part.toggled.is_empty()).then(|| json!({"filters": part.toggled, "qos": 1, "per_second": 20}));
         let command = json!({
-            "port": self.port, "id": part.name, "clean": part.is_clean, "subscribe": part.filters, "publish": publish,
+            "port": self.port, "id": part.name, "clean": part.is_clean, "user": part.user, "subscribe": part.filters, "publish": publish,
             "toggle": toggle, "seed": self.seed.wrapping_add(self.members.len() as u64) % (1 << 53),
         });
         let name = part.name.clone();
