@@ -59,6 +59,7 @@ fn in_force(tenant: Option<&Arc<Tenant>>) -> Result<Arc<Tenant>, ApiError> {
 #[cfg(test)]
 mod tests {
     use crate::http::api::Settings;
+    use crate::http::desk::Tokens;
     use crate::http::testing::{ONE, OTHER, Platform};
 
     #[tokio::test]
@@ -134,8 +135,8 @@ mod tests {
     async fn a_rotated_token_lets_in_no_more() {
         let platform = Platform::new();
         let before = platform.account(ONE);
-        platform.desk.rotate_api_token("U000001").await.unwrap();
-        platform.desk.rotate_device_token("U000001").await.unwrap();
+        platform.desk.rotate("U000001", Tokens::Api).await.unwrap();
+        platform.desk.rotate("U000001", Tokens::Device).await.unwrap();
         let headers = [("X-APITOKEN", before.api_token.as_str())];
         platform
             .send("GET", "/v2/user", &headers, "")
