@@ -187,8 +187,9 @@ pub const HTTP_STOP_MS: u64 = 1_000;
 pub const HTTP_BODY_TIMEOUT_MS: u64 = 10_000;
 /// From a request to its answer; then 503. What was begun is done all the same.
 pub const HTTP_ANSWER_TIMEOUT_MS: u64 = 30_000;
-/// Bytes of a body that is too large which are read all the same, so that the client hears the answer.
+/// Bytes of a body that is too large which are read all the same, and for how long, so that the client hears the answer.
 pub const HTTP_DRAIN_BYTES_MAX: usize = 1024 * 1024;
+pub const HTTP_DRAIN_MS: u64 = 1_000;
 /// Requests that change something, at the same time: they go on when their client has hung up. Beyond it, 503.
 pub const HTTP_CHANGES_MAX: usize = 4_096;
 /// Views of the store at the same time; more wait.

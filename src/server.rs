@@ -25,6 +25,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::config::{self, Config};
+use crate::http;
 use crate::http::notify::mail::BadMail;
 use crate::http::notify::{self, NotifyReport};
 use crate::limits::{CERTIFICATE_POLL_MS, MESH_RING_PARCELS, STOP_TIMEOUT_MS, STORE_MAP_BYTES_MAX, STORE_STOP_MS};
@@ -268,7 +269,9 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
                     _ => StartError::Listen { address, flag, error },
                 }
             })?;
-            Some((settings, listener, notify::door()))
+            // Before the descriptor tables part.
+            let runtime = http::Runtime::open().map_err(StartError::Api)?;
+            Some((settings, listener, notify::door(), runtime))
         }
     };
     let origins = match &config.ws_allow_origin[..] {
@@ -287,7 +290,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
         retained_bytes_max: config.retained_memory_bytes_max,
     })?;
     // Behind the store, which has made sure that the data directory is this broker's.
-    let api_is_tls = config.api.is_tls && platform.as_ref().is_some_and(|(_, listener, _)| listener.is_some());
+    let api_is_tls = config.api.is_tls && platform.as_ref().is_some_and(|(_, listener, ..)| listener.is_some());
     let (renewal, tls) = match api_is_tls || ports.iter().any(|open| open.transport.is_tls) {
         false => (None, None),
         true => {
@@ -393,7 +396,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
             store,
             mailbox,
             access: shard_config.access.clone(),
-            notifier: platform.as_ref().map(|(_, _, (door, _))| door.of_cores()),
+            notifier: platform.as_ref().map(|(_, _, (door, _), _)| door.of_cores()),
             client_id_bytes_max: config.client_id_bytes_max,
             connect_timeout_ms: config.connect_timeout.as_millis() as u64,
             connections_max: config.connections_max,
@@ -430,8 +433,9 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
     parted.map_err(no_cores)?;
 
     let platform = match (platform, accounts) {
-        (Some((settings, listener, (door, inbox))), Some(accounts)) => {
+        (Some((settings, listener, (door, inbox), runtime)), Some(accounts)) => {
             let parts = PlatformParts {
+                runtime,
                 settings,
                 listener,
                 tls: tls.filter(|_| api_is_tls),

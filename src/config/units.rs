@@ -232,19 +232,6 @@ impl Networks {
     }
 }
 
-impl fmt::Display for Networks {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Networks::Any => f.write_str("any"),
-            Networks::These(networks) if networks.is_empty() => f.write_str("none"),
-            Networks::These(networks) => {
-                let texts: Vec<String> = networks.iter().map(IpNet::to_string).collect();
-                f.write_str(&texts.join(","))
-            }
-        }
-    }
-}
-
 impl FromStr for Networks {
     type Err = String;
 

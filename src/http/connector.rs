@@ -49,11 +49,25 @@ pub(super) async fn post_v2(State(api): State<Api>, request: Request) -> Result<
     post(&api, request, SentFormat::Json).await
 }
 
-/// `v=..&v2=..&v3=..&v4=..`, behind the setting for v1.
+/// Sends a datapoint of up to four values in the form of version 1. Otherwise as `/post_v2/`.
+#[utoipa::path(
+    post,
+    path = "/post_v1/",
+    tag = "connector",
+    params(("X-DEVICEID" = String, Header)),
+    request_body(
+        content = String,
+        content_type = "application/x-www-form-urlencoded",
+        description = "`v=..&v2=..&v3=..&v4=..`; its `Content-Type` is not looked at."
+    ),
+    responses(
+        (status = 200, description = "Stored", body = Done),
+        (status = 201, description = "`NEW_DEVICE_FOUND`", body = NewDevice),
+        (status = 400, description = "`DEVICE_ID_ZERO`, `BAD_DEVICE_ID`, `BAD_JSON_FORMAT`, `BAD_PARAMETER`", body = ErrorBody),
+        (status = 403, description = "`NO_MAPPED_CH`, `DEVICE_DISABLED`, `MAX_DEVICE_REACH`", body = ErrorBody),
+    ),
+)]
 pub(super) async fn post_v1(State(api): State<Api>, request: Request) -> Result<Response, ApiError> {
-    if !api.settings().has_v1 {
-        return Err(ApiError::NotFound);
-    }
     post(&api, request, SentFormat::V1).await
 }
 

@@ -46,10 +46,26 @@ use self::tls::Acceptor;
 use crate::limits::{HTTP_BLOCKING_THREADS_MAX, HTTP_STOP_MS};
 use crate::net::certificate::Tls;
 
+/// What the control thread will run on. Cores that part their descriptor tables do so after it was opened: they wake it by a
+/// descriptor of its, which must be the same in every table.
+pub struct Runtime(tokio::runtime::Runtime);
+
+impl Runtime {
+    pub fn open() -> io::Result<Runtime> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(HTTP_BLOCKING_THREADS_MAX)
+            .thread_name("http-view")
+            .build()?;
+        Ok(Runtime(runtime))
+    }
+}
+
 /// What the control thread begins with.
 pub struct Parts {
-    /// Bound already: that a port is in use is said before anything starts.
-    pub listener: TcpListener,
+    pub runtime: Runtime,
+    /// Bound already: that a port is in use is said before anything starts. `None`: the API is closed.
+    pub listener: Option<TcpListener>,
     /// `--api-tls`
     pub tls: Option<Tls>,
     pub api: ApiParts,
@@ -68,20 +84,19 @@ pub struct Handle {
 
 pub fn start(parts: Parts) -> io::Result<Handle> {
     let Parts {
+        runtime: Runtime(runtime),
         listener,
         tls,
         api,
         beside,
     } = parts;
-    listener.set_nonblocking(true)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(HTTP_BLOCKING_THREADS_MAX)
-        .thread_name("http-view")
-        .build()?;
-    let listener = {
-        let _on = runtime.enter();
-        tokio::net::TcpListener::from_std(listener)?
+    let listener = match listener {
+        None => None,
+        Some(listener) => {
+            listener.set_nonblocking(true)?;
+            let _on = runtime.enter();
+            Some(tokio::net::TcpListener::from_std(listener)?)
+        }
     };
     let acceptor = tls.map(Acceptor::new);
     let (stop, stopped) = watch::channel(false);
@@ -90,7 +105,10 @@ pub fn start(parts: Parts) -> io::Result<Handle> {
         let app = router::app(Api::new(api));
         runtime.block_on(async {
             beside.into_iter().for_each(|task| drop(tokio::spawn(task)));
-            serve::serve(listener, serving, app, stopped).await;
+            match listener {
+                Some(listener) => serve::serve(listener, serving, app, stopped).await,
+                None => serve::until(stopped).await,
+            }
         });
         // A view that is being looked at may take longer; it ends with the process.
         runtime.shutdown_background();

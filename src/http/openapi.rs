@@ -7,6 +7,7 @@ mod page;
 
 use std::sync::LazyLock;
 
+use axum::extract::State;
 use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -16,6 +17,7 @@ use utoipa::openapi::{Content, Header, PathItem, Ref, RefOr, Response as Answer}
 use utoipa::{Modify, OpenApi, ToSchema};
 
 use super::answer::json_text;
+use super::api::Api;
 use super::{channel, connector, device, event, publish, router, session, stream, user};
 
 /// What every `X-TAGNAME` may be.
@@ -67,7 +69,7 @@ pub(super) struct Health {
         user::read, user::update,
         publish::send, publish::send_v1,
         session::list,
-        connector::post_v2,
+        connector::post_v2, connector::post_v1,
         router::health,
     ),
     components(schemas(ErrorBody)),
@@ -155,16 +157,45 @@ fn describe_answers(operation: &mut Operation) {
     }
 }
 
-static DOCUMENT: LazyLock<serde_json::Value> =
-    LazyLock::new(|| serde_json::to_value(Document::openapi()).expect("it is made of texts"));
-static DOCUMENT_TEXT: LazyLock<String> = LazyLock::new(|| DOCUMENT.to_string());
-static PAGE: LazyLock<String> = LazyLock::new(|| page::write(&DOCUMENT));
-
-pub(super) async fn document() -> Response {
-    json_text(StatusCode::OK, DOCUMENT_TEXT.as_str())
+/// The document and its page, as text.
+struct Texts {
+    document: String,
+    page: String,
 }
 
-pub(super) async fn page() -> Response {
+static TEXTS: LazyLock<Texts> = LazyLock::new(|| Texts::new(false));
+static TEXTS_WITH_V1: LazyLock<Texts> = LazyLock::new(|| Texts::new(true));
+
+impl Texts {
+    fn of(api: &Api) -> &'static Texts {
+        match api.settings().has_v1 {
+            true => &TEXTS_WITH_V1,
+            false => &TEXTS,
+        }
+    }
+
+    fn new(has_v1: bool) -> Texts {
+        let document = as_json(has_v1);
+        Texts {
+            page: page::write(&document),
+            document: document.to_string(),
+        }
+    }
+}
+
+fn as_json(has_v1: bool) -> serde_json::Value {
+    let mut document = Document::openapi();
+    if !has_v1 {
+        document.paths.paths.remove("/post_v1/");
+    }
+    serde_json::to_value(document).expect("it is made of texts")
+}
+
+pub(super) async fn document(State(api): State<Api>) -> Response {
+    json_text(StatusCode::OK, Texts::of(&api).document.as_str())
+}
+
+pub(super) async fn page(State(api): State<Api>) -> Response {
     /// The page has its style within, and nothing else.
     const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; \
                           frame-ancestors 'none'";
@@ -172,5 +203,5 @@ pub(super) async fn page() -> Response {
         (CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
         (CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
     ];
-    (headers, PAGE.as_str()).into_response()
+    (headers, Texts::of(&api).page.as_str()).into_response()
 }

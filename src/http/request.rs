@@ -13,16 +13,16 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
+use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_LENGTH, EXPECT};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue};
 use hyper::body::Body as _;
 use serde_json::{Map, Value};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::api::Api;
 use super::error::ApiError;
-use crate::limits::{HTTP_BODY_TIMEOUT_MS, HTTP_DRAIN_BYTES_MAX, TEXT_CHARS_MAX};
+use crate::limits::{HTTP_BODY_TIMEOUT_MS, HTTP_DRAIN_BYTES_MAX, HTTP_DRAIN_MS, TEXT_CHARS_MAX};
 use crate::registry::channel::ChannelId;
 use crate::registry::device::is_name;
 
@@ -131,46 +131,62 @@ impl FromRequest<Api> for Whole {
 pub async fn whole_body(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
     let length = headers
         .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse().ok());
-    let is_known_too_large = length.is_some_and(|length: u64| length > bytes_max as u64);
-    if is_known_too_large && headers.get(EXPECT).is_some_and(expects_continue) {
-        // It waits to be told, and does not send.
-        return Err(ApiError::PayloadTooLarge);
+        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    match length {
+        Some(length) if length > bytes_max => {
+            // Who waits to be told (100-continue) does not send.
+            if length <= HTTP_DRAIN_BYTES_MAX && !headers.contains_key(EXPECT) {
+                drain(body).await;
+            }
+            Err(ApiError::PayloadTooLarge)
+        }
+        _ => read_body(body, bytes_max, Duration::from_millis(HTTP_BODY_TIMEOUT_MS)).await,
     }
-    read_body(body, bytes_max, Duration::from_millis(HTTP_BODY_TIMEOUT_MS)).await
 }
 
-fn expects_continue(value: &HeaderValue) -> bool {
-    value.as_bytes().eq_ignore_ascii_case(b"100-continue")
-}
-
-async fn read_body(mut body: Body, bytes_max: usize, timeout: Duration) -> Result<Bytes, ApiError> {
+async fn read_body(mut body: Body, bytes_max: usize, within: Duration) -> Result<Bytes, ApiError> {
+    let until = Instant::now() + within;
     let mut whole = Vec::new();
-    let mut dropped = 0;
-    let until = Instant::now() + timeout;
     loop {
-        let frame = timeout_at(until, poll_fn(|context| Pin::new(&mut body).poll_frame(context))).await;
-        let Some(frame) = frame.map_err(|_| ApiError::RequestTimeout)? else {
-            break;
+        let data = timeout_at(until, next_data(&mut body)).await;
+        let Some(data) = data.map_err(|_| ApiError::RequestTimeout)?? else {
+            return Ok(whole.into());
         };
-        // A broken or cut body: nobody is there any more to be told.
-        let frame = frame.map_err(|_| ApiError::BadParameter)?;
-        let Ok(data) = frame.into_data() else {
-            continue;
-        };
-        if dropped == 0 && whole.len() + data.len() <= bytes_max {
-            whole.extend_from_slice(&data);
-            continue;
+        if whole.len() + data.len() > bytes_max {
+            drain(body).await;
+            return Err(ApiError::PayloadTooLarge);
         }
-        // A client that is still sending when the connection closes may never see why.
-        dropped += data.len();
-        if dropped > HTTP_DRAIN_BYTES_MAX {
-            break;
-        }
+        whole.extend_from_slice(&data);
     }
-    match dropped {
-        0 => Ok(whole.into()),
-        _ => Err(ApiError::PayloadTooLarge),
+}
+
+/// Reads what nobody needs: a client that is still sending when its connection closes may never see why.
+async fn drain(mut body: Body) {
+    let read = async {
+        let mut left = HTTP_DRAIN_BYTES_MAX;
+        while let Ok(Some(data)) = next_data(&mut body).await {
+            match left.checked_sub(data.len()) {
+                Some(less) => left = less,
+                None => return,
+            }
+        }
+    };
+    let _ = timeout(Duration::from_millis(HTTP_DRAIN_MS), read).await;
+}
+
+async fn next_data(body: &mut Body) -> Result<Option<Bytes>, ApiError> {
+    loop {
+        match poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await {
+            None => return Ok(None),
+            Some(Ok(frame)) => {
+                // The rest is trailers.
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+            // It was cut short: mostly nobody is there any more to be told.
+            Some(Err(_)) => return Err(ApiError::BadParameter),
+        }
     }
 }
 
@@ -233,6 +249,8 @@ impl Fields {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
 
     fn headers(pairs: &[(&'static str, &[u8])]) -> HeaderMap {
@@ -409,9 +427,15 @@ mod tests {
             whole_body(&headers(&[]), body(2 * HTTP_DRAIN_BYTES_MAX), 10).await,
             too_large
         );
-        // What waits for 100 (Continue) is refused without being read.
-        let waits = headers(&[("content-length", b"11"), ("expect", b"100-continue")]);
-        assert_eq!(whole_body(&waits, Body::new(Never), 10).await, too_large);
+        // What waits for 100 (Continue) is refused without being read, and so is what would take too long; of the rest nobody
+        // waits for what does not come.
+        for claims in [
+            headers(&[("content-length", b"11"), ("expect", b"100-continue")]),
+            headers(&[("content-length", b"99999999999")]),
+            headers(&[("content-length", b"11")]),
+        ] {
+            assert_eq!(whole_body(&claims, Body::new(Never), 10).await, too_large);
+        }
     }
 
     #[tokio::test]

@@ -65,6 +65,11 @@ pub async fn serve(listener: TcpListener, acceptor: Option<Acceptor>, app: App, 
     let _ = timeout(Duration::from_millis(HTTP_STOP_MS), places.acquire_many(all)).await;
 }
 
+/// Serves nobody: for what runs beside.
+pub async fn until(mut stop: watch::Receiver<bool>) {
+    stopped(&mut stop).await;
+}
+
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     // Without a sender there is nobody who could want it to go on.
     let _ = stop.wait_for(|stop| *stop).await;

@@ -182,13 +182,16 @@ async fn list(api: &Api, caller: &Caller, head: Head, reading: Reading) -> Resul
     body.push_str(r#","stream":["#);
     rows.write(&mut body, newest_first != is_descending);
     body.push_str("]}");
-    let mut response = json_text(StatusCode::OK, body);
-    if rows.is_cut {
-        response
-            .headers_mut()
-            .insert(TRUNCATED, HeaderValue::from_static("true"));
+    Ok(cut(json_text(StatusCode::OK, body), rows.is_cut))
+}
+
+/// Says so, if something had no room in an answer.
+fn cut(mut response: Response, is_cut: bool) -> Response {
+    if is_cut {
+        let headers = response.headers_mut();
+        headers.insert(TRUNCATED, HeaderValue::from_static("true"));
     }
-    Ok(response)
+    response
 }
 
 async fn fold(

@@ -11,13 +11,14 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use crate::config::{ApiConfig, Config};
+use crate::config::{ApiConfig, Config, Networks};
 use crate::http::api::{ApiParts, Clock, Settings};
 use crate::http::cores::Cores;
 use crate::http::desk::{Desk, DeskParts, NewAccount};
 use crate::http::notify::mail::{BadMail, MailSettings};
+use crate::http::notify::target::Allow;
 use crate::http::notify::{self, Notifier, NotifyReport, NotifySettings};
-use crate::http::{self, Beside, Handle, Parts, admin};
+use crate::http::{self, Beside, Handle, Parts};
 use crate::net::certificate::Tls;
 use crate::registry::access::{AccountId, Accounts};
 use crate::registry::account::Account;
@@ -42,6 +43,7 @@ pub struct Platform {
 
 /// What it begins with.
 pub struct PlatformParts {
+    pub runtime: http::Runtime,
     pub settings: PlatformSettings,
     pub listener: Option<TcpListener>,
     pub tls: Option<Tls>,
@@ -88,10 +90,10 @@ impl PlatformSettings {
                 has_v1: *v1,
             },
             notify: NotifySettings {
-                allow: webhook_allow
-                    .to_string()
-                    .parse()
-                    .expect("networks are written as they are read"),
+                allow: match webhook_allow {
+                    Networks::Any => Allow::Any,
+                    Networks::These(networks) => Allow::These(networks.clone()),
+                },
                 mail,
                 ..NotifySettings::default()
             },
@@ -108,6 +110,7 @@ pub fn listen(api: &ApiConfig) -> Result<Option<TcpListener>, (SocketAddr, io::E
 
 pub fn start(parts: PlatformParts, data_dir: &Path) -> io::Result<Platform> {
     let PlatformParts {
+        runtime,
         settings,
         listener,
         tls,
@@ -138,10 +141,7 @@ pub fn start(parts: PlatformParts, data_dir: &Path) -> io::Result<Platform> {
         }),
     });
     let notifier = Notifier::new(settings.notify, desk.clone(), &inbox);
-    let mut beside: Vec<Beside> = vec![
-        Box::pin(notifier.clone().run(inbox)),
-        admin::serve(data_dir, desk.clone())?,
-    ];
+    let mut beside: Vec<Beside> = vec![Box::pin(notifier.clone().run(inbox))];
     let (made, first) = mpsc::channel();
     if is_first {
         let desk = desk.clone();
@@ -150,6 +150,7 @@ pub fn start(parts: PlatformParts, data_dir: &Path) -> io::Result<Platform> {
         }));
     }
     let handle = http::start(Parts {
+        runtime,
         listener,
         tls,
         api: ApiParts {

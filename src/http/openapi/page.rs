@@ -264,14 +264,15 @@ impl fmt::Display for Marked<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::DOCUMENT;
+    use super::super::as_json;
     use super::*;
 
     #[test]
     fn the_page_has_every_operation_and_body_and_fetches_nothing() {
-        let page = write(&DOCUMENT);
+        let document = as_json(true);
+        let page = write(&document);
         let mut count = 0;
-        for (path, method, _) in operations(&DOCUMENT) {
+        for (path, method, _) in operations(&document) {
             let heading = format!(
                 "<b class=\"{method}\">{}</b> <code>{path}</code>",
                 method.to_uppercase()
@@ -279,8 +280,8 @@ mod tests {
             assert!(page.contains(&heading), "{heading}");
             count += 1;
         }
-        assert_eq!(count, 24);
-        for (name, _) in members(&DOCUMENT["components"]["schemas"]) {
+        assert_eq!(count, 25);
+        for (name, _) in members(&document["components"]["schemas"]) {
             assert!(page.contains(&format!("id=\"schema-{name}\"")));
         }
         for fetched in ["<script", "<img", "<link", "@import", "url(", "http://", "https://"] {

@@ -97,7 +97,7 @@ impl View<'_> {
 
     pub fn datapoints(&self, account: AccountId, channel: ChannelId, range: &DatapointRange) -> Result<Found, Fault> {
         let mut found = Found::default();
-        self.walk(account, channel, range, |id, row| {
+        self.walk_datapoints(account, channel, range, |id, row| {
             if found.rows.len() == range.rows_max {
                 found.is_cut = true;
                 return false;
@@ -120,14 +120,14 @@ impl View<'_> {
         range: &DatapointRange,
         mut each: impl FnMut(DatapointRow<'_>),
     ) -> Result<(), Fault> {
-        self.walk(account, channel, range, |_, row| {
+        self.walk_datapoints(account, channel, range, |_, row| {
             each(row);
             true
         })
     }
 
     /// Goes through a range as long as `each` wants more.
-    fn walk(
+    pub fn walk_datapoints(
         &self,
         account: AccountId,
         channel: ChannelId,
