@@ -54,6 +54,11 @@ impl Usage {
         self.bytes += bytes;
     }
 
+    pub(super) fn add_all(&mut self, other: Usage) {
+        self.count += other.count;
+        self.bytes += other.bytes;
+    }
+
     /// Counts that were damaged may be too small.
     pub(super) fn subtract(&mut self, other: Usage) {
         self.count = self.count.saturating_sub(other.count);

@@ -17,9 +17,9 @@ struct Platform {
     /// Those that are being deleted.
     gone_accounts: HashSet<AccountId>,
     channels: HashSet<(AccountId, ChannelId)>,
-    /// Each with the account whose usage has it.
-    streams: HashMap<StreamNumber, Option<AccountId>>,
-    gone_streams: HashMap<StreamNumber, Option<AccountId>>,
+    /// Each with its account.
+    streams: HashMap<StreamNumber, AccountId>,
+    gone_streams: HashSet<StreamNumber>,
     /// Generations since when datapoints live.
     gone_tags: HashMap<StreamNumber, BTreeMap<Box<str>, Generation>>,
     /// Rows of `tags`, by stream.
@@ -76,8 +76,8 @@ impl Check {
                     platform.gone_accounts.insert(account);
                 }
                 Purge::Stream(stream) => {
-                    let account = platform::decode_stream_purge(key, value)?;
-                    platform.gone_streams.insert(stream, account);
+                    crate::store::schema::decode_mark(key, value)?;
+                    platform.gone_streams.insert(stream);
                 }
                 Purge::Tag(stream, tag) => {
                     let purge = platform::decode_tag_purge(key, value)?;
@@ -103,9 +103,9 @@ impl Check {
             let (stream, _) = platform::decode_channel(key, value)?;
             let what = if !platform.is_known(account) {
                 "its account is not there"
-            } else if platform.gone_streams.contains_key(&stream) {
+            } else if platform.gone_streams.contains(&stream) {
                 "its stream is removed"
-            } else if platform.streams.insert(stream, Some(account)).is_some() {
+            } else if platform.streams.insert(stream, account).is_some() {
                 "its stream is that of another channel too"
             } else if stream.0 > newest_stream {
                 "its stream is newer than the newest"
@@ -120,10 +120,6 @@ impl Check {
             Ok(None)
         })?;
         wrong.into_iter().for_each(|finding| self.find(finding));
-        // What is in no usage any more: a removed account has none.
-        for of in platform.streams.values_mut() {
-            *of = of.filter(|account| platform.accounts.contains(account));
-        }
         Ok(())
     }
 
@@ -204,14 +200,13 @@ impl Check {
             let (stream, tag) = platform::decode_tag_key(key)?;
             let row = platform::decode_tag(key, value)?;
             *platform.tags.entry(stream).or_default() += 1;
-            let of_stream = platform.streams.get(&stream);
-            match of_stream.or(platform.gone_streams.get(&stream)) {
-                Some(Some(account)) => {
-                    let usage = platform.usage.entry(*account).or_default();
-                    usage.count += row.usage.count;
-                    usage.bytes += row.usage.bytes;
+            match platform.streams.get(&stream) {
+                // A removed account has no usage.
+                Some(account) if platform.accounts.contains(account) => {
+                    platform.usage.entry(*account).or_default().add_all(row.usage);
                 }
-                Some(None) => {}
+                Some(_) => {}
+                None if platform.gone_streams.contains(&stream) => {}
                 None => lost.push(format!(
                     "tag {tag:?} of stream {}: no channel has this stream",
                     stream.0
@@ -281,7 +276,7 @@ impl Check {
         let number = stream.0;
         if !platform.streams.contains_key(&stream) {
             let count: u64 = counted.values().map(|tag| tag.usage.count).sum();
-            match platform.gone_streams.contains_key(&stream) {
+            match platform.gone_streams.contains(&stream) {
                 true => self.dead_datapoints += count,
                 false => self.find(format!(
                     "stream {number}: {count} datapoints, and no channel has this stream"

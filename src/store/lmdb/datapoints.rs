@@ -140,8 +140,7 @@ impl<'r> Batch<'_, '_, 'r> {
             self.put_tag(stream, name, &tag)?;
         }
         let usage = self.usage(account)?;
-        usage.now.count += added.count;
-        usage.now.bytes += added.bytes;
+        usage.now.add_all(added);
         usage.added += datapoints.len();
         Ok(())
     }
@@ -276,27 +275,26 @@ impl<'r> Batch<'_, '_, 'r> {
         Ok(self.scratch.usage.get_mut(&account).expect("it is there now"))
     }
 
-    /// Adds up what the tags of an account have, those of its removed channels included.
-    fn count_usage(&mut self, account: AccountId) -> Result<Usage, Fault> {
-        let mut streams = self.streams_of(account)?;
-        for row in self.table(Table::Purges).iter(self.txn)? {
-            let (key, value) = row?;
-            if let Ok(Purge::Stream(stream)) = platform::decode_purge_key(key)
-                && platform::decode_stream_purge(key, value) == Ok(Some(account))
-            {
-                streams.push(stream);
-            }
-        }
+    /// Adds up what the channels of an account have.
+    fn count_usage(&self, account: AccountId) -> Result<Usage, Fault> {
         let mut counted = Usage::default();
-        for stream in streams {
-            for row in self
-                .table(Table::Tags)
-                .prefix_iter(self.txn, &platform::stream_prefix(stream))?
-            {
-                let (key, value) = row?;
-                let usage = platform::decode_tag(key, value).map_or_else(|_| Usage::default(), |tag| tag.usage);
-                counted.count += usage.count;
-                counted.bytes += usage.bytes;
+        for stream in self.streams_of(account)? {
+            counted.add_all(self.count_stream(stream)?);
+        }
+        Ok(counted)
+    }
+
+    /// Adds up what the tags of a stream have.
+    pub(super) fn count_stream(&self, stream: StreamNumber) -> Result<Usage, Fault> {
+        let mut counted = Usage::default();
+        for row in self
+            .table(Table::Tags)
+            .prefix_iter(self.txn, &platform::stream_prefix(stream))?
+        {
+            let (key, value) = row?;
+            match platform::decode_tag(key, value) {
+                Ok(tag) => counted.add_all(tag.usage),
+                Err(error) => Damage::of(Table::Tags, key, error).log(),
             }
         }
         Ok(counted)

@@ -18,6 +18,7 @@ use crate::registry::channel::{Channel, ChannelId};
 use crate::registry::device::{Device, DeviceChange, DeviceState};
 use crate::registry::event::Event;
 use crate::shard::record::Record;
+use crate::store::schema;
 use crate::store::schema::platform::{self, Purge, StreamNumber};
 
 /// What was read of the platform's tables, and what their next batch leaves there.
@@ -101,9 +102,7 @@ impl Batch<'_, '_, '_> {
         self.scratch.usage.remove(&account);
         self.state.over.retain(|over| *over != account);
         self.memo.forget(account);
-        self.mark_removed(&Purge::Account(account), |key, value| {
-            crate::store::schema::encode_mark(key, value)
-        })
+        self.mark_removed(&Purge::Account(account), schema::encode_mark)
     }
 
     /// How many bytes of datapoints an account may have; `None` if there is no such account.
@@ -237,7 +236,7 @@ impl Batch<'_, '_, '_> {
     fn channel_removed(&mut self, account: AccountId, channel: ChannelId) -> Result<(), Fault> {
         self.write_datapoints()?;
         if let Some(stream) = self.stream(account, channel)? {
-            self.stream_removed(account, stream, Some(account))?;
+            self.stream_removed(account, stream)?;
         }
         self.delete(Table::Channels, &platform::channel_key(account, channel))?;
         self.memo.streams.insert((account, channel), None);
@@ -245,27 +244,17 @@ impl Batch<'_, '_, '_> {
         self.unmap(account, channel)
     }
 
-    /// Its datapoints are nobody's from now on. `counted_by`: the account whose usage has them, if there is one.
-    pub(super) fn stream_removed(
-        &mut self,
-        account: AccountId,
-        stream: StreamNumber,
-        counted_by: Option<AccountId>,
-    ) -> Result<(), Fault> {
+    /// Its datapoints are nobody's from now on. Its tags go with it, however many: they say what the account has less.
+    fn stream_removed(&mut self, account: AccountId, stream: StreamNumber) -> Result<(), Fault> {
         if let Some(capped) = self.memo.capped.get_mut(&account) {
             capped.remove(stream);
         }
-        if self.state.has_purges {
-            let prefix = platform::purge_tags_prefix(stream);
-            self.delete_prefixed(Table::Purges, &prefix, &mut usize::MAX.clone())?;
-        }
-        self.mark_removed(&Purge::Stream(stream), |key, value| {
-            platform::encode_stream_purge(key, counted_by, value)
-        })?;
-        let mut rows = self.scratch.purge_rows;
-        self.purge_tags(counted_by, stream, &mut rows)?;
-        self.scratch.purge_rows = rows;
-        Ok(())
+        self.usage(account)?;
+        let gone = self.count_stream(stream)?;
+        self.usage(account)?.now.subtract(gone);
+        let prefix = platform::stream_prefix(stream);
+        self.delete_prefixed(Table::Tags, &prefix, &mut usize::MAX.clone())?;
+        self.mark_stream(stream)
     }
 
     fn remove_events_of(&mut self, account: AccountId, channel: ChannelId) -> Result<(), Fault> {

@@ -4,8 +4,7 @@
 //! Holds   - nobody is shown what is marked;
 //!         - a batch deletes no more rows than its share, those of ended Sessions included, and looks at no more than
 //!           [`STORE_PURGE_LOOKS_MAX`]; how far it came is in the mark, so that a start goes on there;
-//!         - the usage of an account has the datapoints of a channel or a tag no more, as soon as that is marked; of a channel
-//!           with more tags than the share of a batch, as soon as its tags are gone.
+//!         - the usage of an account has the datapoints of a channel or a tag no more as soon as that is marked.
 
 use std::ops::Bound;
 
@@ -17,7 +16,6 @@ use crate::limits::STORE_PURGE_LOOKS_MAX;
 use crate::registry::access::AccountId;
 use crate::store::schema;
 use crate::store::schema::platform::{self, Generation, Purge, StreamNumber, TagPurge};
-use crate::store::streams::Usage;
 
 impl Batch<'_, '_, '_> {
     pub(super) fn mark_removed(
@@ -65,16 +63,22 @@ impl Batch<'_, '_, '_> {
     ) -> Result<Result<bool, schema::DecodeError>, Fault> {
         Ok(match platform::decode_purge_key(key) {
             Ok(Purge::Account(account)) => Ok(self.purge_account(account, rows)?),
-            Ok(Purge::Stream(stream)) => match platform::decode_stream_purge(key, value) {
-                Ok(account) => Ok(self.purge_stream(account, stream, rows)?),
-                Err(error) => Err(error),
-            },
+            Ok(Purge::Stream(stream)) => Ok(self.purge_stream(stream, rows)?),
             Ok(Purge::Tag(stream, tag)) => match platform::decode_tag_purge(key, value) {
                 Ok(purge) => Ok(self.purge_tag(key, stream, &tag, purge, rows, looks)?),
                 Err(error) => Err(error),
             },
             Err(error) => Err(error),
         })
+    }
+
+    /// The datapoints of a stream are nobody's from now on, nor are its tags.
+    pub(super) fn mark_stream(&mut self, stream: StreamNumber) -> Result<(), Fault> {
+        if self.state.has_purges {
+            let prefix = platform::purge_tags_prefix(stream);
+            self.delete_prefixed(Table::Purges, &prefix, &mut usize::MAX.clone())?;
+        }
+        self.mark_removed(&Purge::Stream(stream), schema::encode_mark)
     }
 
     /// True if nothing is left, but for the streams, which have marks of their own then.
@@ -96,7 +100,7 @@ impl Batch<'_, '_, '_> {
             *rows -= 1;
             let (key, stream) = (key.to_vec(), platform::decode_channel_stream(key, value));
             match stream {
-                Ok(stream) => self.stream_removed(account, stream, None)?,
+                Ok(stream) => self.mark_stream(stream)?,
                 Err(error) => Damage::of(Table::Channels, &key, error).log(),
             }
             self.delete(Table::Channels, &key)?;
@@ -115,45 +119,14 @@ impl Batch<'_, '_, '_> {
         Ok(())
     }
 
-    fn purge_stream(
-        &mut self,
-        account: Option<AccountId>,
-        stream: StreamNumber,
-        rows: &mut usize,
-    ) -> Result<bool, Fault> {
-        let is_done = self.purge_tags(account, stream, rows)?;
-        Ok(is_done && self.delete_prefixed(Table::Datapoints, &platform::stream_prefix(stream), rows)?)
-    }
-
-    /// Deletes the tags of a stream, and takes what they have from the usage of its account. True if none are left.
-    pub(super) fn purge_tags(
-        &mut self,
-        account: Option<AccountId>,
-        stream: StreamNumber,
-        rows: &mut usize,
-    ) -> Result<bool, Fault> {
+    fn purge_stream(&mut self, stream: StreamNumber, rows: &mut usize) -> Result<bool, Fault> {
         let prefix = platform::stream_prefix(stream);
-        let mut gone = Usage::default();
-        let mut left = *rows;
-        for row in self.table(Table::Tags).prefix_iter(self.txn, &prefix)?.take(*rows) {
-            let (key, value) = row?;
-            left -= 1;
-            match platform::decode_tag(key, value) {
-                Ok(tag) => {
-                    gone.count += tag.usage.count;
-                    gone.bytes += tag.usage.bytes;
-                }
-                Err(error) => Damage::of(Table::Tags, key, error).log(),
+        for table in [Table::Tags, Table::Datapoints] {
+            if !self.delete_prefixed(table, &prefix, rows)? {
+                return Ok(false);
             }
         }
-        if let Some(account) = account
-            && self.storage_bytes_max(account)?.is_some()
-        {
-            self.usage(account)?.now.subtract(gone);
-        }
-        let is_done = self.delete_prefixed(Table::Tags, &prefix, rows)?;
-        debug_assert_eq!(left, *rows);
-        Ok(is_done)
+        Ok(true)
     }
 
     /// Looks on for datapoints of a removed tag. True if it has looked at all of them.

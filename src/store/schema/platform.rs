@@ -16,8 +16,7 @@
 //! usage          account u32                                count u64, bytes u64
 //! events         account u32, event u32                     Event as MessagePack
 //! purges         1, account u32                             -                  all of a removed account
-//!                2, stream u64                              account u32        all of a removed channel; its account, unless
-//!                                                                              that is removed too
+//!                2, stream u64                              -                  all of a removed channel
 //!                3, stream u64, tag                         generation u32, next datapoint 12, last datapoint 12
 //!                                                                              what is dead of a removed tag
 //! ```
@@ -371,22 +370,6 @@ pub fn decode_datapoint<'a>(key: &[u8], value: &'a [u8]) -> Result<StoredDatapoi
         row: DatapointRow::unpack(fields.0).ok_or(DecodeError::Text)?,
         bytes: datapoint_bytes(fields.0),
     })
-}
-
-/// Of a removed channel: whose usage its datapoints are in, as long as its tags are there.
-pub fn encode_stream_purge(key: &[u8], account: Option<AccountId>, value: &mut Vec<u8>) {
-    begin(value);
-    if let Some(account) = account {
-        value.extend_from_slice(&account_key(account));
-    }
-    seal(key, value);
-}
-
-pub fn decode_stream_purge(key: &[u8], value: &[u8]) -> Result<Option<AccountId>, DecodeError> {
-    match body(key, value)? {
-        Fields([]) => Ok(None),
-        Fields(account) => decode_account_key(account).map(Some).map_err(|_| DecodeError::Field),
-    }
 }
 
 /// Of a removed tag.
