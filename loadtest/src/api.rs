@@ -144,7 +144,7 @@ impl Api {
         match answer.status {
             201 => Ok(true),
             _ if answer.body.contains("MAX_DEVICE_REACH") => Ok(false),
-            _ => bail!("POST {path} answered 403: {}", answer.body.trim()),
+            _ => bail!("POST {path} answered 403: {}", start_of(&answer.body)),
         }
     }
 
@@ -207,7 +207,7 @@ impl Api {
                 continue;
             }
             if !wanted.contains(&status) {
-                bail!("{} answered {status}: {}", context(), body.trim());
+                bail!("{} answered {status}: {}", context(), start_of(&body));
             }
             let is_truncated = header("x-truncated").is_some_and(|text| text.eq_ignore_ascii_case("true"));
             return Ok(Answer {
@@ -219,4 +219,9 @@ impl Api {
         }
         bail!("{} was refused {REFUSALS_MAX} times for the rate limit", context());
     }
+}
+
+/// As much of a body as an error shows.
+fn start_of(body: &str) -> String {
+    body.trim().chars().take(200).collect()
 }

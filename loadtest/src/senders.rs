@@ -33,6 +33,8 @@ pub const NUMBER_MAX: u64 = 10_000_000 - 1;
 const READ_BYTES: usize = 64 * 1024;
 const BATCH_MESSAGES_MAX: usize = 256;
 const BATCH_BYTES_MAX: usize = 256 * 1024;
+/// Of all publishers.
+const BATCHES_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// The flags that scenarios with a set number of messages share.
 #[derive(Clone, Debug, Args)]
@@ -204,7 +206,7 @@ pub struct Senders<'a> {
     payload_bytes: usize,
     buffer: Vec<u8>,
     start: Instant,
-    /// Open loop: messages of all publishers that were due and had their turn.
+    /// Open loop: turns of the publishers that have been taken.
     paced: u64,
     pub sent: u64,
     /// PUBACKs or PUBRECs that were waited for; at QoS 0 what was sent.
@@ -264,7 +266,7 @@ impl<'a> Senders<'a> {
                 Some(window) => window.div_ceil(2) as usize,
                 None => job.unacked,
             };
-            let batch_messages = (BATCH_BYTES_MAX / template.bytes.len())
+            let batch_messages = (BATCH_BYTES_MAX.min(BATCHES_BYTES_MAX / shares.len()) / template.bytes.len())
                 .min(BATCH_MESSAGES_MAX)
                 .min(window)
                 .max(1);
@@ -384,14 +386,14 @@ impl<'a> Senders<'a> {
 
     /// Open loop: sends what has become due, and gives the nanoseconds since the start when the next message will be.
     pub fn send_due(&mut self, pace: Pace, poller: &Poller) -> Result<u64> {
-        let due = pace.total_due_count(self.start.elapsed().as_nanos() as u64);
+        let due = pace.turns_due(self.start.elapsed().as_nanos() as u64);
         let publishers = self.publishers.len() as u64;
         // A publisher that its window or its socket holds back goes on when that is ready.
-        for message in self.paced..due.min(self.paced + publishers) {
-            self.send((message % publishers) as usize, poller)?;
+        for turn in self.paced..due.min(self.paced + publishers) {
+            self.send((turn % publishers) as usize, poller)?;
         }
         self.paced = due;
-        Ok(pace.message_due_ns(due))
+        Ok(pace.turn_due_ns(due))
     }
 
     /// No message is sent any more but, in an open loop, those that are due now.

@@ -192,9 +192,9 @@ impl<'a> Pairs<'a> {
                 None => {
                     let due = pace.total_due_count(now);
                     while self.sent < due {
-                        self.publish(zero_ns + pace.message_due_ns(self.sent))?;
+                        self.publish(zero_ns + pace.turn_due_ns(self.sent))?;
                     }
-                    let next = pace.message_due_ns(due).saturating_sub(self.now_ns() - zero_ns);
+                    let next = pace.turn_due_ns(due).saturating_sub(self.now_ns() - zero_ns);
                     self.timer.set(Duration::from_nanos(next))?;
                 }
             }

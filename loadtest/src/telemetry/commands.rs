@@ -53,7 +53,7 @@ impl Commander {
                 call: Histogram::new_with_bounds(100, 3_600_000_000_000, 3)?,
             };
             loop {
-                let due_ns = pace.message_due_ns(posted.count);
+                let due_ns = pace.turn_due_ns(posted.count);
                 while let Some(wait) = (start + Duration::from_nanos(due_ns)).checked_duration_since(Instant::now()) {
                     if stopping.load(Ordering::Acquire) {
                         break;

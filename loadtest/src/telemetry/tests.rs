@@ -37,6 +37,7 @@ impl Fake {
             qos,
             window: Some(5),
             rate: None,
+            burst: 1,
             seconds: None,
             messages: Some(50),
             silence: 1,
@@ -138,10 +139,11 @@ fn a_datapoint_in_another_devices_channel_is_a_fault() {
 
 #[test]
 fn a_schedule_is_kept_and_what_is_due_at_its_end_is_sent() {
-    for qos in 0..=2 {
+    for (qos, burst) in [(0, 1), (1, 1), (2, 10)] {
         let fake = Fake::new(Fault::None, Platform::default());
         let mut settings = fake.settings(qos);
         (settings.rate, settings.messages, settings.seconds, settings.window) = (Some(1000), None, Some(0.3), None);
+        settings.burst = burst;
         let figures = fake.run(&settings);
         assert_eq!(figures.verdict, Verdict::Good, "{figures}");
         assert!(

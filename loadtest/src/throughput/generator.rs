@@ -380,7 +380,7 @@ impl<'a> Generator<'a> {
             self.enqueue((message % publishers) as usize);
         }
         self.paced = due;
-        let wait = Duration::from_nanos(pace.message_due_ns(due).saturating_sub(self.now_ns()).max(1));
+        let wait = Duration::from_nanos(pace.turn_due_ns(due).saturating_sub(self.now_ns()).max(1));
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         let at = Timespec {
             tv_sec: wait.as_secs() as _,
