@@ -194,8 +194,8 @@ pub const HTTP_DRAIN_MS: u64 = 1_000;
 pub const HTTP_CHANGES_MAX: usize = 4_096;
 /// Views of the store at the same time; more wait.
 pub const HTTP_VIEWS_MAX: usize = 4;
-/// Threads for what blocks: those views, and a few looks of others.
-pub const HTTP_BLOCKING_THREADS_MAX: usize = HTTP_VIEWS_MAX + 4;
+/// Threads for what blocks: those views, what tells of events, and a few looks of others. They are there while they are needed.
+pub const HTTP_BLOCKING_THREADS_MAX: usize = HTTP_VIEWS_MAX + NOTIFY_THREADS_MAX + 4;
 /// Bytes of one answer of the stream service, overshot by one datapoint; the rest is cut off as beyond `STREAM_ROWS_MAX`.
 pub const STREAM_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Datapoints looked at in one view of the store; who reads more looks again.
