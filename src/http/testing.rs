@@ -141,7 +141,10 @@ impl Platform {
             events: Vec::new(),
             newest_account: OTHER.0,
             books: Arc::new(client.clone()),
-            tell: Box::new(move |change| telling.tell_all(&change)),
+            tell: Box::new(move |change| {
+                telling.tell_all(&change);
+                Box::pin(std::future::ready(()))
+            }),
         });
         let told: Arc<Mutex<Vec<Notification>>> = Arc::default();
         let telling = Arc::clone(&told);
@@ -372,6 +375,7 @@ impl Core {
     fn does(&self, number: u16, query: Query) -> (Answer, Vec<Record>) {
         let refused = |refusal| (Answer::Refused(refusal), Vec::new());
         match query {
+            Query::Settled => (Answer::Done, Vec::new()),
             Query::CreateDevice {
                 account,
                 device,
