@@ -143,7 +143,7 @@ impl Platform {
             books: Arc::new(client.clone()),
             tell: Box::new(move |change| {
                 telling.tell_all(&change);
-                Box::pin(std::future::ready(()))
+                Box::pin(async {})
             }),
         });
         let told: Arc<Mutex<Vec<Notification>>> = Arc::default();
@@ -375,7 +375,6 @@ impl Core {
     fn does(&self, number: u16, query: Query) -> (Answer, Vec<Record>) {
         let refused = |refusal| (Answer::Refused(refusal), Vec::new());
         match query {
-            Query::Settled => (Answer::Done, Vec::new()),
             Query::CreateDevice {
                 account,
                 device,
@@ -430,7 +429,7 @@ impl Core {
                 payload,
                 format,
             } => self.sent(account, device, tag, &payload, format),
-            Query::UnmapChannel { .. } => (Answer::Done, Vec::new()),
+            Query::UnmapChannel { .. } | Query::Settled => (Answer::Done, Vec::new()),
             Query::Sessions { from, .. } => {
                 // One at a time.
                 let sessions = self.sessions.lock().unwrap();
