@@ -16,7 +16,7 @@ pub const WEBSOCKET_HEADERS_MAX: usize = 64;
 pub const WEBSOCKET_FRAME_BYTES_MAX: usize = 256 * 1024 * 1024 + 64 * 1024;
 
 /// Client Identifier length in `--access open` (`--client-id-max`); a longer one is refused with return code 2.
-pub const CLIENT_ID_BYTES_MAX: usize = 65_535;
+pub const CLIENT_ID_CHARS_MAX: usize = 65_535;
 /// Connections over all cores (`--max-connections`); beyond it a CONNECT is answered with return code 3.
 pub const CONNECTIONS_MAX: usize = 1_000_000;
 /// Filters one Session may hold (`--max-subscriptions`); a further one gets 0x80 (level 3: granted, never delivered).
@@ -94,7 +94,7 @@ pub const STOP_TIMEOUT_MS: u64 = 10_000;
 // The platform.
 
 /// Client Identifier length in `--access platform` (`--client-id-max`).
-pub const PLATFORM_CLIENT_ID_BYTES_MAX: usize = 23;
+pub const PLATFORM_CLIENT_ID_CHARS_MAX: usize = 23;
 /// Characters of a device id, and of a tag.
 pub const NAME_CHARS_MAX: usize = 64;
 /// Bits of an account's id, which is never given twice: what the table of devices has room for.

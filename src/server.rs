@@ -26,6 +26,7 @@ use signal_hook::iterator::Signals;
 
 use crate::config::{self, Config};
 use crate::http;
+use crate::http::admin::{Endpoints, first_account};
 use crate::http::notify::mail::BadMail;
 use crate::http::notify::{self, NotifyReport};
 use crate::limits::{CERTIFICATE_POLL_MS, MESH_RING_PARCELS, STOP_TIMEOUT_MS, STORE_MAP_BYTES_MAX, STORE_STOP_MS};
@@ -397,7 +398,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
             mailbox,
             access: shard_config.access.clone(),
             notifier: platform.as_ref().map(|(_, _, (door, _), _)| door.of_cores()),
-            client_id_bytes_max: config.client_id_bytes_max,
+            client_id_chars_max: config.client_id_chars_max,
             connect_timeout_ms: config.connect_timeout.as_millis() as u64,
             connections_max: config.connections_max,
             connections_open: Arc::clone(&connections_open),
@@ -434,6 +435,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
 
     let platform = match (platform, accounts) {
         (Some((settings, listener, (door, inbox), runtime)), Some(accounts)) => {
+            let api_address = listener.as_ref().and_then(|listener| listener.local_addr().ok());
             let parts = PlatformParts {
                 runtime,
                 settings,
@@ -452,6 +454,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
                 ),
                 door,
                 inbox,
+                endpoints: endpoints_of(config, &ports, &renewal, api_address),
             };
             Some(platform::start(parts, &config.data_dir).map_err(StartError::Api)?)
         }
@@ -480,6 +483,40 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
         store,
         platform,
     })
+}
+
+/// Where others find this broker, for the commands that are printed.
+fn endpoints_of(config: &Config, ports: &[OpenPort], renewal: &Option<Renewal>, api: Option<SocketAddr>) -> Endpoints {
+    let is_plain = |open: &&OpenPort| !open.transport.is_tls && !open.transport.is_websocket;
+    // What the broker has made for itself is for the name localhost, whatever the address is.
+    let self_made = renewal
+        .as_ref()
+        .and_then(Renewal::self_made)
+        .filter(|_| config.api.is_tls);
+    let api_host = |address: SocketAddr| match self_made {
+        None if !address.ip().is_unspecified() => address.to_string(),
+        _ => format!("localhost:{}", address.port()),
+    };
+    let scheme = if config.api.is_tls { "https" } else { "http" };
+    Endpoints {
+        host: host_of(config),
+        mqtt_port: ports.iter().find(is_plain).map(|open| open.port),
+        api_url: api.map(|address| format!("{scheme}://{}", api_host(address))),
+        ca_file: self_made.map(absolute),
+    }
+}
+
+/// What a client on this host connects to.
+fn host_of(config: &Config) -> String {
+    match config.bind.is_unspecified() {
+        true => "localhost".to_owned(),
+        false => config.bind.to_string(),
+    }
+}
+
+/// Whoever pastes a path may be in another directory than the broker.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// The accounts that a start finds, with their events.
@@ -594,10 +631,7 @@ fn remove_ready_file(path: &Path) {
 }
 
 fn announce(config: &Config, broker: &Broker) {
-    let host = match config.bind.is_unspecified() {
-        true => "localhost".to_owned(),
-        false => config.bind.to_string(),
-    };
+    let host = host_of(config);
     let mut words = String::from("skein listens for MQTT\n");
     for OpenPort { transport, port } in &broker.ports {
         let address = SocketAddr::new(config.bind, *port);
@@ -618,19 +652,28 @@ fn announce(config: &Config, broker: &Broker) {
         let mut ports = broker.ports.iter();
         ports.find(|open| open.transport.is_tls == is_tls && !open.transport.is_websocket)
     };
-    if let Some(open) = port_of(false) {
+    if let Some(platform) = &broker.platform {
+        if let Some(url) = &platform.endpoints.api_url {
+            let _ = writeln!(words, "and serves the HTTP API on {url}, described on {url}/docs");
+        }
+        match &platform.first_account {
+            Some(account) => words += &first_account(account, &platform.endpoints),
+            None => words += "  Accounts: skein account list, add, …; --access open does without them.\n",
+        }
+    }
+    let is_open = config.access == config::Access::Open;
+    if let Some(open) = port_of(false).filter(|_| is_open) {
         let _ = writeln!(words, "  try: mosquitto_sub -h {host} -p {} -t '#' -v", open.port);
     }
     if let Some(certificate) = broker.renewal.as_ref().and_then(Renewal::self_made) {
-        // Whoever pastes it may be in another directory than the broker.
-        let certificate = std::path::absolute(certificate).unwrap_or_else(|_| certificate.to_owned());
+        let certificate = absolute(certificate);
         let certificate = match certificate.to_string_lossy() {
             path if path.contains(|c: char| c.is_whitespace() || c == '\'') => {
                 format!("'{}'", path.replace('\'', "'\\''"))
             }
             path => path.into_owned(),
         };
-        let _ = match port_of(true) {
+        let _ = match port_of(true).filter(|_| is_open) {
             Some(open) => writeln!(
                 words,
                 "  The certificate is one of its own making; whoever is to trust it needs {certificate}:\n  try: \
@@ -643,7 +686,7 @@ fn announce(config: &Config, broker: &Broker) {
             ),
         };
     }
-    if config.access == config::Access::Open && config.bind.is_loopback() {
+    if is_open && config.bind.is_loopback() {
         words += "  Only this host can connect, since anybody may use any topic here; --bind 0.0.0.0 lets others in.\n";
     }
     // Whoever closed stdout does not want to know.

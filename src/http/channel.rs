@@ -346,3 +346,270 @@ async fn put(
     records.extend(and);
     api.persist(records).await
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::http::testing::{Answered, CORES, ONE, OTHER, Platform};
+    use crate::registry::channel::ChannelId;
+    use crate::registry::event::Event;
+    use crate::shard::query::Query;
+
+    async fn with_tag(platform: &Platform, method: &str, tag: &str, body: &str) -> Answered {
+        platform
+            .call(method, "/v2/channel/3", &[("X-TAGNAME", tag)], body)
+            .await
+    }
+
+    /// `tag`, `channel_name`, `last_update` of every element.
+    async fn tags(platform: &Platform) -> Vec<(Value, Value, Value)> {
+        let answer = platform
+            .call("GET", "/v2/channel/3", &[("X-WITHTAG", "true")], "")
+            .await;
+        assert_eq!(answer.status, 200);
+        let shown = answer.json();
+        let elements = shown.as_array().unwrap().iter();
+        elements
+            .map(|element| {
+                assert_eq!(element["channel"], 3);
+                (
+                    element["tag"].clone(),
+                    element["channel_name"].clone(),
+                    element["last_update"].clone(),
+                )
+            })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn a_channel_is_shown_with_or_without_its_tags() {
+        let platform = Platform::new();
+        platform.get("/v2/channel").await.is(200, &json!([]));
+        platform.channel(ONE, 3, "water");
+        platform.channel(ONE, 0, "");
+        platform.channel(OTHER, 4, "theirs");
+        platform.datapoint(ONE, 3, 1_000, "", r#"{"a":1}"#);
+        platform.datapoint(ONE, 3, 2_000, "inlet", r#"{"a":1}"#);
+        with_tag(&platform, "POST", "drain", "")
+            .await
+            .is(201, &json!({"channel": 3}));
+        let zero = json!({"channel": 0, "channel_name": "", "last_update": null});
+        let water = json!({"channel": 3, "channel_name": "water", "last_update": "2026-03-04T09:15:02+0100"});
+        platform.get("/v2/channel").await.is(200, &json!([zero, water]));
+        platform.get("/v2/channel/").await.is(200, &json!([zero, water]));
+        platform.get("/v2/channel/3").await.is(200, &json!([water]));
+        let plain = platform
+            .call("GET", "/v2/channel/3", &[("X-WITHTAG", "False")], "")
+            .await;
+        plain.is(200, &json!([water]));
+        let element = |channel: u32, tag: Value, name: &str, last: Value| json!({"channel": channel, "tag": tag, "channel_name": name, "last_update": last});
+        let of_three = [
+            element(3, json!("drain"), "water", json!(null)),
+            element(3, json!("inlet"), "water", json!("2026-03-04T09:15:02+0100")),
+            element(3, json!(null), "water", json!("2026-03-04T09:15:01+0100")),
+        ];
+        let with_tags = [("X-WITHTAG", "1")];
+        platform
+            .call("GET", "/v2/channel/3", &with_tags, "")
+            .await
+            .is(200, &json!(of_three));
+        let [one, two, three] = of_three;
+        let all = json!([element(0, json!(null), "", json!(null)), one, two, three]);
+        platform.call("GET", "/v2/channel", &with_tags, "").await.is(200, &all);
+        for path in ["/v2/channel", "/v2/channel/3"] {
+            platform
+                .call("GET", path, &[("X-WITHTAG", "yes")], "")
+                .await
+                .is_refused(400, "BAD_PARAMETER");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_channel_of_the_account_is_not_there() {
+        let platform = Platform::new();
+        platform.channel(OTHER, 4, "theirs");
+        for id in ["4", "5", "-1", "2147483648", "1.0", "x", "%FF", "+4", "%204"] {
+            let path = format!("/v2/channel/{id}");
+            for (method, body) in [("GET", ""), ("PUT", "{}"), ("DELETE", "")] {
+                platform
+                    .call(method, &path, &[], body)
+                    .await
+                    .is_refused(404, "NO_CHANNEL");
+            }
+        }
+        let theirs = platform.call_as(OTHER, "GET", "/v2/channel/4", &[], "").await;
+        assert_eq!(theirs.json()[0]["channel_name"], "theirs");
+    }
+
+    #[tokio::test]
+    async fn a_channel_is_created_once_and_within_its_range() {
+        let platform = Platform::new();
+        for id in ["0", "2147483647"] {
+            let created = platform.call("POST", &format!("/v2/channel/{id}"), &[], "").await;
+            created.is(201, &json!({"channel": id.parse::<u32>().unwrap()}));
+        }
+        platform
+            .call("POST", "/v2/channel/0", &[], "")
+            .await
+            .is_refused(403, "CHANNEL_INUSE");
+        for id in ["2147483648", "-1", "x"] {
+            platform
+                .call("POST", &format!("/v2/channel/{id}"), &[], "")
+                .await
+                .is_refused(404, "NO_CHANNEL");
+        }
+        let named = platform
+            .call("POST", "/v2/channel/5", &[], r#"{"channel_name":"five"}"#)
+            .await;
+        assert_eq!(named.status, 201);
+        assert_eq!(platform.get("/v2/channel/5").await.json()[0]["channel_name"], "five");
+        platform
+            .call("POST", "/v2/channel/6", &[], "{")
+            .await
+            .is_refused(400, "BAD_JSON_FORMAT");
+        // Another account has numbers of its own.
+        assert_eq!(
+            platform.call_as(OTHER, "POST", "/v2/channel/0", &[], "").await.status,
+            201
+        );
+    }
+
+    #[tokio::test]
+    async fn a_tag_is_declared_and_its_channel_with_it() {
+        let platform = Platform::new();
+        with_tag(&platform, "POST", "inlet", "")
+            .await
+            .is(201, &json!({"channel": 3}));
+        with_tag(&platform, "POST", "inlet", "")
+            .await
+            .is_refused(403, "CHANNEL_INUSE");
+        platform.datapoint(ONE, 3, 0, "seen", "{}");
+        with_tag(&platform, "POST", "seen", "")
+            .await
+            .is_refused(403, "CHANNEL_INUSE");
+        with_tag(&platform, "POST", "a/b", "")
+            .await
+            .is_refused(400, "BAD_PARAMETER");
+        with_tag(&platform, "POST", "UTF-8''%C3%A4", "")
+            .await
+            .is(201, &json!({"channel": 3}));
+        let names: Vec<_> = tags(&platform).await.into_iter().map(|(tag, ..)| tag).collect();
+        assert_eq!(names, [json!("inlet"), json!("seen"), json!("ä"), json!(null)]);
+        // An empty one is none.
+        with_tag(&platform, "POST", "", "")
+            .await
+            .is_refused(403, "CHANNEL_INUSE");
+    }
+
+    #[tokio::test]
+    async fn a_change_names_the_channel_or_one_tag_of_it() {
+        let platform = Platform::new();
+        platform.channel(ONE, 3, "");
+        platform.datapoint(ONE, 3, 0, "inlet", "{}");
+        with_tag(&platform, "POST", "drain", "").await;
+        let put = async |body: &str| platform.call("PUT", "/v2/channel/3", &[], body).await;
+        put(r#"{"channel_name":"water"}"#).await.is_done();
+        put("{}").await.is_done();
+        with_tag(&platform, "PUT", "inlet", r#"{"channel_name":"in"}"#)
+            .await
+            .is_done();
+        with_tag(&platform, "PUT", "inlet", "{}").await.is_done();
+        with_tag(&platform, "PUT", "other", r#"{"channel_name":"x"}"#)
+            .await
+            .is_refused(404, "NO_TAG");
+        let names: Vec<_> = tags(&platform)
+            .await
+            .into_iter()
+            .map(|(tag, name, _)| (tag, name))
+            .collect();
+        let expected = [
+            (json!("drain"), "water"),
+            (json!("inlet"), "in"),
+            (json!(null), "water"),
+        ];
+        assert_eq!(names, expected.map(|(tag, name)| (tag, json!(name))));
+        put("").await.is_refused(400, "BAD_JSON_FORMAT");
+        put("{").await.is_refused(400, "BAD_JSON_FORMAT");
+        put("[]").await.is_refused(400, "BAD_PARAMETER");
+        put(r#"{"channel_name":3}"#).await.is_refused(400, "BAD_PARAMETER");
+        assert_eq!(platform.get("/v2/channel/3").await.json()[0]["channel_name"], "water");
+    }
+
+    #[tokio::test]
+    async fn a_tag_is_removed_with_its_datapoints_and_the_channel_stays() {
+        let platform = Platform::new();
+        platform.channel(ONE, 3, "water");
+        platform.datapoint(ONE, 3, 1_000, "", r#"{"a":1}"#);
+        platform.datapoint(ONE, 3, 2_000, "inlet", r#"{"a":2}"#);
+        with_tag(&platform, "PUT", "inlet", r#"{"channel_name":"in"}"#)
+            .await
+            .is_done();
+        with_tag(&platform, "POST", "drain", "").await;
+        with_tag(&platform, "DELETE", "inlet", "").await.is_done();
+        with_tag(&platform, "DELETE", "inlet", "")
+            .await
+            .is_refused(404, "NO_TAG");
+        with_tag(&platform, "DELETE", "drain", "").await.is_done();
+        let left = [(json!(null), json!("water"), json!("2026-03-04T09:15:01+0100"))];
+        assert_eq!(tags(&platform).await, left);
+        // If it comes again, it is a new one.
+        platform.datapoint(ONE, 3, 3_000, "inlet", r#"{"a":3}"#);
+        assert_eq!(tags(&platform).await[0].1, "water");
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_is_removed_takes_datapoints_events_and_mappings_along() {
+        let platform = Platform::new();
+        platform.channel(ONE, 3, "water");
+        platform.channel(ONE, 4, "");
+        platform.channel(OTHER, 3, "theirs");
+        platform.device(ONE, "d", Some(3));
+        platform.device(OTHER, "d", Some(3));
+        platform.datapoint(ONE, 3, 0, "", r#"{"a":1}"#);
+        for channel in [3, 4] {
+            let event = Event {
+                channel: ChannelId::new(channel),
+                ..Event::default()
+            };
+            platform.desk.create_event(ONE, event).await.unwrap();
+        }
+        platform.asked();
+        platform.call("DELETE", "/v2/channel/3", &[], "").await.is_done();
+        let asked = platform.asked();
+        assert_eq!(asked.len(), usize::from(CORES), "every core is told");
+        let unmap = Query::UnmapChannel {
+            account: ONE,
+            channel: ChannelId::new(3).unwrap(),
+        };
+        assert!(asked.iter().all(|(_, query)| *query == unmap));
+        assert_eq!(platform.get("/v2/device/d").await.json()[0]["mapped_ch"], json!(null));
+        let events = platform.get("/v2/event").await.json();
+        assert_eq!(
+            (events.as_array().unwrap().len(), &events[0]["mapped_ch"]),
+            (1, &json!(4))
+        );
+        platform.get("/v2/channel/3").await.is_refused(404, "NO_CHANNEL");
+        platform
+            .call("DELETE", "/v2/channel/3", &[], "")
+            .await
+            .is_refused(404, "NO_CHANNEL");
+        let theirs = platform.call_as(OTHER, "GET", "/v2/device/d", &[], "").await;
+        assert_eq!(theirs.json()[0]["mapped_ch"], 3);
+        // One of the same number is another one.
+        platform.call("POST", "/v2/channel/3", &[], "").await;
+        let stream = platform.call("GET", "/v2/stream/3", &[("X-ENDTIME", "last")], "").await;
+        assert_eq!(stream.json()["stream"], json!([]));
+    }
+
+    #[test]
+    fn a_channel_has_a_bounded_number_of_declared_tags() {
+        use super::*;
+        let mut channel = Channel::default();
+        for tag in 0..TAGS_PER_CHANNEL_MAX {
+            declare(&mut channel, tag.to_string().into(), None).unwrap();
+        }
+        assert_eq!(declare(&mut channel, "more".into(), None), Err(ApiError::MaxTagReach));
+        assert_eq!(declare(&mut channel, "0".into(), Some("zero".to_owned())), Ok(()));
+    }
+}

@@ -298,3 +298,137 @@ pub(super) async fn remove(State(api): State<Api>, caller: Caller, Id(id): Id) -
     api.desk().remove_event(caller.account, event_id(&id)?).await?;
     Ok(done())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::http::testing::{ONE, OTHER, Platform};
+
+    #[tokio::test]
+    async fn an_event_is_created_empty_and_filled_in() {
+        let platform = Platform::new();
+        platform.channel(ONE, 3, "water");
+        platform.get("/v2/event").await.is(200, &json!([]));
+        platform
+            .call("POST", "/v2/event", &[], "")
+            .await
+            .is(201, &json!({"event_id": 1}));
+        platform
+            .call("POST", "/v2/event/", &[], "{}")
+            .await
+            .is(201, &json!({"event_id": 2}));
+        let empty = json!({
+            "event_id": 1, "mapped_ch": null, "description": "", "notify_type": "http", "post_url": "",
+            "enabled": false, "source": "", "operator": "=", "threshold": "",
+        });
+        platform.get("/v2/event/1").await.is(200, &json!([empty]));
+        let body = r#"{"mapped_ch":3,"description":"too warm","post_url":"https://alarm.example.org/hook",
+            "source":"data:temp","operator":">","threshold":"30","event_id":9,"unknown":1}"#;
+        platform.call("PUT", "/v2/event/1", &[], body).await.is_done();
+        platform
+            .call("PUT", "/v2/event/1", &[], r#"{"enabled":true}"#)
+            .await
+            .is_done();
+        let filled = json!({
+            "event_id": 1, "mapped_ch": 3, "description": "too warm", "notify_type": "http",
+            "post_url": "https://alarm.example.org/hook", "enabled": true, "source": "data:temp", "operator": ">",
+            "threshold": "30",
+        });
+        platform.get("/v2/event/1").await.is(200, &json!([filled]));
+        let list = platform.get("/v2/event/").await.json();
+        assert_eq!((&list[0], &list[1]["event_id"]), (&filled, &json!(2)));
+        for operator in ["<", ">", "<=", ">=", "=", "!="] {
+            let body = json!({"operator": operator, "notify_type": "email"}).to_string();
+            platform.call("PUT", "/v2/event/2", &[], &body).await.is_done();
+            let shown = &platform.get("/v2/event/2").await.json()[0];
+            assert_eq!(
+                (&shown["operator"], &shown["notify_type"]),
+                (&json!(operator), &json!("email"))
+            );
+        }
+        platform
+            .call("PUT", "/v2/event/1", &[], r#"{"enabled":false,"mapped_ch":null}"#)
+            .await
+            .is_done();
+        assert_eq!(platform.get("/v2/event/1").await.json()[0]["mapped_ch"], json!(null));
+    }
+
+    #[tokio::test]
+    async fn fields_are_taken_at_creation_too() {
+        let platform = Platform::new();
+        platform.channel(ONE, 3, "water");
+        let body =
+            r#"{"mapped_ch":3,"notify_type":"email","enabled":true,"source":"t","threshold":"1","min_interval":60}"#;
+        platform
+            .call("POST", "/v2/event", &[], body)
+            .await
+            .is(201, &json!({"event_id": 1}));
+        let shown = &platform.get("/v2/event").await.json()[0];
+        assert_eq!((&shown["enabled"], &shown["min_interval"]), (&json!(true), &json!(60)));
+        assert_eq!(platform.desk.event(ONE, 1).unwrap().interval_ms, 60_000);
+    }
+
+    #[tokio::test]
+    async fn what_no_event_can_be_changes_nothing() {
+        let platform = Platform::new();
+        platform.channel(ONE, 3, "water");
+        platform.channel(OTHER, 7, "theirs");
+        platform.call("POST", "/v2/event", &[], "").await;
+        let before = platform.get("/v2/event").await;
+        for (body, status, code) in [
+            ("{", 400, "BAD_JSON_FORMAT"),
+            ("[]", 400, "BAD_PARAMETER"),
+            (r#"{"enabled":true}"#, 400, "BAD_PARAMETER"),
+            (r#"{"enabled":"true"}"#, 400, "BAD_PARAMETER"),
+            (r#"{"notify_type":"sms"}"#, 400, "BAD_PARAMETER"),
+            (r#"{"notify_type":["http"]}"#, 400, "BAD_PARAMETER"),
+            (r#"{"operator":"=="}"#, 400, "BAD_PARAMETER"),
+            (r#"{"operator":null}"#, 400, "BAD_PARAMETER"),
+            (r#"{"threshold":30}"#, 400, "BAD_PARAMETER"),
+            (r#"{"post_url":"file:///etc/passwd"}"#, 400, "BAD_PARAMETER"),
+            (r#"{"min_interval":-1}"#, 400, "BAD_PARAMETER"),
+            (r#"{"min_interval":99999999999999999}"#, 400, "BAD_PARAMETER"),
+            (r#"{"mapped_ch":"3"}"#, 400, "BAD_PARAMETER"),
+            (r#"{"mapped_ch":4}"#, 404, "NO_CHANNEL"),
+            (r#"{"mapped_ch":7}"#, 404, "NO_CHANNEL"),
+        ] {
+            platform
+                .call("PUT", "/v2/event/1", &[], body)
+                .await
+                .is_refused(status, code);
+            platform
+                .call("POST", "/v2/event", &[], body)
+                .await
+                .is_refused(status, code);
+        }
+        platform
+            .call("PUT", "/v2/event/1", &[], "")
+            .await
+            .is_refused(400, "BAD_JSON_FORMAT");
+        assert_eq!(platform.get("/v2/event").await, before);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_event_of_the_account_is_not_there() {
+        let platform = Platform::new();
+        platform.call_as(OTHER, "POST", "/v2/event", &[], "").await;
+        for id in ["1", "0", "x", "-1", "+1", "4294967296", "%FF"] {
+            let path = format!("/v2/event/{id}");
+            for (method, body) in [("GET", ""), ("PUT", "{}"), ("DELETE", "")] {
+                platform
+                    .call(method, &path, &[], body)
+                    .await
+                    .is_refused(404, "NO_EVENT");
+            }
+        }
+        platform
+            .call_as(OTHER, "DELETE", "/v2/event/1", &[], "")
+            .await
+            .is_done();
+        platform
+            .call_as(OTHER, "GET", "/v2/event/1", &[], "")
+            .await
+            .is_refused(404, "NO_EVENT");
+    }
+}

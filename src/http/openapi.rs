@@ -94,6 +94,7 @@ impl Modify for Common {
             components.add_security_scheme(name, SecurityScheme::ApiKey(ApiKey::Header(key)));
         }
         for operation in document.paths.paths.values_mut().flat_map(operations) {
+            name(operation);
             let is_of = |tag: &str| operation.tags.iter().flatten().any(|of| of == tag);
             let (is_health, is_connector) = (is_of("health"), is_of("connector"));
             if is_health {
@@ -122,6 +123,14 @@ fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut path.get, &mut path.put, &mut path.post, &mut path.delete]
         .into_iter()
         .filter_map(Option::as_mut)
+}
+
+/// A handler's name is one of its module.
+fn name(operation: &mut Operation) {
+    let tag = operation.tags.iter().flatten().next();
+    if let (Some(tag), Some(name)) = (tag, &operation.operation_id) {
+        operation.operation_id = Some(format!("{tag}_{name}"));
+    }
 }
 
 /// Says that an operation may be refused so, unless it says so by itself.
@@ -204,4 +213,79 @@ pub(super) async fn page(State(api): State<Api>) -> Response {
         (CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
     ];
     (headers, Texts::of(&api).page.as_str()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::http::testing::Platform;
+
+    #[tokio::test]
+    async fn the_document_and_its_page_need_no_token() {
+        let platform = Platform::new();
+        let document = platform.send("GET", "/openapi.json", &[], "").await;
+        document.is(200, &as_json(false));
+        assert!(document.json()["openapi"].as_str().unwrap().starts_with("3."));
+        for path in ["/", "/docs", "/docs/"] {
+            let page = platform.send("GET", path, &[], "").await;
+            assert_eq!(
+                (page.status, page.headers["content-type"].to_str().unwrap()),
+                (200, "text/html; charset=utf-8")
+            );
+            assert!(
+                page.headers["content-security-policy"]
+                    .to_str()
+                    .unwrap()
+                    .starts_with("default-src 'none'")
+            );
+            assert!(page.text.starts_with("<!doctype html>") && page.text.contains("/v2/stream/{channel_id}"));
+        }
+    }
+
+    #[test]
+    fn every_operation_names_its_refusals_and_its_token() {
+        let document = as_json(true);
+        let mut ids = BTreeSet::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                let what = format!("{method} {path}");
+                assert!(
+                    ids.insert(operation["operationId"].as_str().unwrap()),
+                    "{what}: its id is taken"
+                );
+                assert!(operation["summary"].is_string(), "{what}");
+                let answers = operation["responses"].as_object().unwrap();
+                if path == "/health" {
+                    continue;
+                }
+                let mut statuses = vec!["400", "401", "429", "503"];
+                if operation.get("requestBody").is_some() {
+                    statuses.extend(["408", "413"]);
+                }
+                for status in statuses {
+                    let schema = &answers[status]["content"]["application/json"]["schema"];
+                    assert_eq!(schema["$ref"], "#/components/schemas/Error", "{what}: {status}");
+                }
+                let scheme = if path.starts_with("/post") {
+                    DEVICE_TOKEN
+                } else {
+                    API_TOKEN
+                };
+                assert!(operation["security"][0].get(scheme).is_some(), "{what}");
+                for parameter in operation["parameters"].as_array().into_iter().flatten() {
+                    let is_in_path = path.contains(&format!("{{{}}}", parameter["name"].as_str().unwrap()));
+                    assert_eq!(is_in_path, parameter["in"] == "path", "{what}: {parameter}");
+                }
+            }
+        }
+        assert!(as_json(false)["paths"].get("/post_v1/").is_none());
+        // Whatever is referred to is there.
+        let text = document.to_string();
+        for reference in text.split("\"$ref\":\"#/components/schemas/").skip(1) {
+            let name = &reference[..reference.find('"').unwrap()];
+            assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
+        }
+    }
 }

@@ -146,6 +146,7 @@ pub(super) fn must_fit(levels: &[&str], payload: &[u8], packet_bytes_max: usize)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::testing::{ONE, OTHER, Platform};
     use crate::registry::account::Token;
 
     #[test]
@@ -205,5 +206,68 @@ mod tests {
             must_fit(&levels, &vec![0; room + 1], 1_000),
             Err(ApiError::PayloadTooLarge)
         );
+    }
+
+    #[tokio::test]
+    async fn a_message_goes_to_the_owner_of_its_device_by_either_path() {
+        let platform = Platform::new();
+        platform.device(ONE, "pump 07", None);
+        for path in [
+            "/v2/publish/pump%2007",
+            "/v1/publish/pump%2007",
+            "/v2/publish/pump%2007/",
+        ] {
+            let body = r#"{"qos":1,"payload":{"valve": "open"}}"#;
+            platform.call("POST", path, &[], body).await.is_done();
+            let asked = platform.asked();
+            assert_eq!(
+                asked[0].1,
+                Query::Command {
+                    account: ONE,
+                    device: "pump 07".into(),
+                    qos: QoS::AtLeastOnce,
+                    payload: (*br#"{"valve":"open"}"#).into(),
+                }
+            );
+            assert_eq!(asked.len(), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_sent_is_refused_by_either_path() {
+        let platform = Platform::new();
+        platform.device(ONE, "off", None);
+        platform.device(ONE, "on", None);
+        platform.device(OTHER, "theirs", None);
+        platform
+            .call("PUT", "/v2/device/off", &[], r#"{"enabled":false}"#)
+            .await
+            .is_done();
+        for version in ["v1", "v2"] {
+            for (device, body, status, code) in [
+                ("off", r#"{"payload":"x"}"#, 403, "DEVICE_DISABLED"),
+                ("theirs", r#"{"payload":"x"}"#, 404, "NO_DEVICE"),
+                ("0", r#"{"payload":"x"}"#, 404, "NO_DEVICE"),
+                ("a%2Fb", r#"{"payload":"x"}"#, 404, "NO_DEVICE"),
+                ("%23", r#"{"payload":"x"}"#, 404, "NO_DEVICE"),
+                ("on", r#"{"qos":2,"payload":"x"}"#, 400, "BAD_PARAMETER"),
+                ("on", r#"{"qos":1}"#, 400, "BAD_PARAMETER"),
+                ("on", "payload=x", 400, "BAD_JSON_FORMAT"),
+                ("on", "", 400, "BAD_JSON_FORMAT"),
+            ] {
+                let path = format!("/{version}/publish/{device}");
+                platform.call("POST", &path, &[], body).await.is_refused(status, code);
+            }
+            platform
+                .get(&format!("/{version}/publish/on"))
+                .await
+                .is_refused(405, "BAD_METHOD");
+        }
+        let token = platform.account(ONE).device_token;
+        let headers = [("X-APITOKEN", token.as_str())];
+        let refused = platform
+            .send("POST", "/v1/publish/on", &headers, r#"{"payload":"x"}"#)
+            .await;
+        refused.is_refused(401, "AUTH_REQUIRED");
     }
 }

@@ -129,9 +129,9 @@ impl FromRequest<Api> for Whole {
 
 /// The body, unless it has more bytes than this.
 pub async fn whole_body(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
-    let length = headers
+    let length: Option<usize> = headers
         .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        .and_then(|length| length.to_str().ok()?.parse().ok());
     match length {
         Some(length) if length > bytes_max => {
             // Who waits to be told (100-continue) does not send.

@@ -123,3 +123,100 @@ async fn private(request: Request, next: Next) -> Response {
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::http::testing::{ONE, Platform};
+
+    #[tokio::test]
+    async fn what_is_no_service_is_not_found_and_what_is_no_method_is_refused() {
+        let platform = Platform::new();
+        for path in [
+            "/v2",
+            "/v2/",
+            "/v2/devices",
+            "/v1/device",
+            "/v2/device/a/b",
+            "/v2//device",
+            "//v2/device",
+            "/v2/device//",
+            "/v2/..%2Fuser",
+            "/v2/%2e%2e/v2/user",
+            "/favicon.ico",
+            "/V2/device",
+        ] {
+            platform.get(path).await.is_refused(404, "NOT_FOUND");
+            platform.send("POST", path, &[], "").await.is_refused(404, "NOT_FOUND");
+        }
+        for (method, path) in [
+            ("POST", "/v2/device"),
+            ("PATCH", "/v2/device/d"),
+            ("OPTIONS", "/v2/device"),
+            ("TRACE", "/v2/user"),
+            ("PUT", "/v2/channel"),
+            ("DELETE", "/v2/event"),
+            ("POST", "/v2/event/1"),
+            ("BREW", "/v2/user"),
+            ("POST", "/openapi.json"),
+            ("DELETE", "/"),
+        ] {
+            let refused = platform.call(method, path, &[], "").await;
+            refused.is_refused(405, "BAD_METHOD");
+            assert!(refused.headers.contains_key("allow"), "{method} {path}");
+        }
+        let refused = platform.call("PATCH", "/v2/event", &[], "").await;
+        assert_eq!(refused.headers["allow"], "GET,HEAD,POST");
+    }
+
+    #[tokio::test]
+    async fn head_is_answered_like_get_without_the_body() {
+        let platform = Platform::new();
+        let get = platform.get("/v2/device").await;
+        let head = platform.call("HEAD", "/v2/device", &[], "").await;
+        assert_eq!((head.status, head.text.as_str()), (200, ""));
+        assert_eq!(head.headers, get.headers);
+        let missing = platform.call("HEAD", "/v2/device/d", &[], "").await;
+        assert_eq!(missing.status, 404);
+    }
+
+    #[tokio::test]
+    async fn health_needs_no_token_and_nothing_is_kept_by_a_cache() {
+        let platform = Platform::new();
+        let health = platform.send("GET", "/health", &[], "").await;
+        health.is(200, &json!({"status": "ok"}));
+        for answer in [health, platform.get("/v2/user").await, platform.get("/nothing").await] {
+            assert_eq!(answer.headers["cache-control"], "no-store");
+            assert_eq!(answer.headers["x-content-type-options"], "nosniff");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_query_of_the_path_is_ignored_before_and_behind_a_slash() {
+        let platform = Platform::new();
+        for path in ["/v2/device?x=1", "/v2/device/?x=/"] {
+            assert_eq!(platform.get(path).await.status, 200, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_is_done_when_its_client_has_hung_up() {
+        let platform = Platform::new();
+        let token = platform.account(ONE).api_token;
+        let request = Request::post("/v2/channel/3").header("x-apitoken", token.as_str());
+        let mut call = Box::pin(platform.app().oneshot(request.body(Body::empty()).unwrap()));
+        // It begins, and nobody waits for its end.
+        let begun = std::future::poll_fn(|context| std::task::Poll::Ready(call.as_mut().poll(context).is_pending()));
+        assert!(begun.await);
+        drop(call);
+        for _ in 0..1_000 {
+            if platform.get("/v2/channel/3").await.status == 200 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("the channel was never made");
+    }
+}

@@ -193,3 +193,125 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::http::testing::{ONE, Platform};
+
+    struct Served {
+        platform: Platform,
+        address: std::net::SocketAddr,
+        stop: watch::Sender<bool>,
+        serving: tokio::task::JoinHandle<()>,
+    }
+
+    impl Served {
+        async fn start() -> Served {
+            let platform = Platform::new();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (stop, stopped) = watch::channel(false);
+            let serving = tokio::spawn(serve(listener, None, platform.app(), stopped));
+            Served {
+                platform,
+                address,
+                stop,
+                serving,
+            }
+        }
+
+        /// What comes until the other side closes.
+        async fn says(&self, request: &str) -> String {
+            let mut stream = TcpStream::connect(self.address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_of_one_connection_are_answered_in_order() {
+        let served = Served::start().await;
+        let token = served.platform.account(ONE).api_token;
+        let one = |path: &str, more: &str| {
+            format!(
+                "GET {path} HTTP/1.1\r\nHost: x\r\nX-APITOKEN: {}\r\n{more}\r\n",
+                token.as_str()
+            )
+        };
+        let requests = one("/v2/device", "") + &one("/nothing", "") + &one("/health", "Connection: close\r\n");
+        let answers = served.says(&requests).await;
+        // A body has no line of its own.
+        let statuses: Vec<_> = answers
+            .split("HTTP/1.1 ")
+            .skip(1)
+            .filter_map(|answer| answer.lines().next())
+            .collect();
+        assert_eq!(statuses, ["200 OK", "404 Not Found", "200 OK"]);
+        assert!(answers.contains("content-length: 2\r\n") && answers.ends_with(r#"{"status":"ok"}"#));
+    }
+
+    #[tokio::test]
+    async fn a_head_that_is_too_long_or_broken_is_refused() {
+        let served = Served::start().await;
+        let long = format!(
+            "GET /health HTTP/1.1\r\nX-A: {}\r\n\r\n",
+            "a".repeat(HTTP_HEAD_BYTES_MAX)
+        );
+        assert!(served.says(&long).await.starts_with("HTTP/1.1 431 "));
+        let many = format!(
+            "GET /health HTTP/1.1\r\n{}\r\n",
+            "X-A: a\r\n".repeat(HTTP_HEADERS_MAX + 1)
+        );
+        assert!(served.says(&many).await.starts_with("HTTP/1.1 431 "));
+        for broken in [
+            "GET\r\n\r\n",
+            "\u{16}\u{3}\u{1}\r\n\r\n",
+            "GET / HTTP/1.1\r\nX : a\r\n\r\n",
+        ] {
+            assert!(served.says(broken).await.starts_with("HTTP/1.1 400 "), "{broken:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_too_large_is_refused_and_heard() {
+        let served = Served::start().await;
+        let token = served.platform.account(ONE).api_token;
+        let head = format!("PUT /v2/user HTTP/1.1\r\nHost: x\r\nX-APITOKEN: {}\r\n", token.as_str());
+        let body = "x".repeat(300_000);
+        let sent = format!(
+            "{head}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        assert!(served.says(&sent).await.starts_with("HTTP/1.1 413 "));
+        let chunked = format!(
+            "{head}Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+            body.len()
+        );
+        assert!(served.says(&chunked).await.starts_with("HTTP/1.1 413 "));
+        let promised = format!("{head}Content-Length: 99999999999\r\n\r\n");
+        assert!(served.says(&promised).await.starts_with("HTTP/1.1 413 "));
+        let waiting = format!("{head}Content-Length: 300000\r\nExpect: 100-continue\r\n\r\n");
+        assert!(served.says(&waiting).await.starts_with("HTTP/1.1 413 "));
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_connections_that_wait_and_the_listener() {
+        let served = Served::start().await;
+        let mut idle = TcpStream::connect(served.address).await.unwrap();
+        idle.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut begun = [0; 12];
+        idle.read_exact(&mut begun).await.unwrap();
+        served.stop.send_replace(true);
+        timeout(Duration::from_secs(10), served.serving).await.unwrap().unwrap();
+        let mut rest = Vec::new();
+        idle.read_to_end(&mut rest).await.unwrap();
+        assert!(TcpStream::connect(served.address).await.is_err());
+    }
+}

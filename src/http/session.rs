@@ -75,3 +75,63 @@ fn take(answer: Answer, all: &mut Vec<ConnectedSession>) -> Option<u32> {
         Answer::Done | Answer::Registered => unreachable!("a core answers what it was asked"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::http::testing::{CORES, Platform, START_MS};
+    use crate::shard::ConnectionId;
+
+    #[tokio::test]
+    async fn all_sessions_of_all_cores_are_shown() {
+        let platform = Platform::new();
+        platform.get("/v2/session").await.is(200, &json!([]));
+        let clients = ["c", "a", "f", "b", "e", "d"];
+        for (number, client_id) in clients.into_iter().enumerate() {
+            let session = ConnectedSession {
+                connection: ConnectionId {
+                    index: number as u32,
+                    generation: 0,
+                },
+                client_id: client_id.into(),
+                address: "192.0.2.44".to_owned(),
+                clean_session: number % 2 == 0,
+                level: 3 + number as u8 % 2,
+                keep_alive_s: 60,
+                connected_ms: START_MS + 1_000 * number as u64,
+            };
+            // Some cores have several, which come in parts.
+            platform.connect(number as u16 % 2, session);
+        }
+        let shown = platform.get("/v2/session/").await;
+        assert_eq!(shown.status, 200);
+        let shown = shown.json();
+        let ids: Vec<_> = shown
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|session| &session["client_id"])
+            .collect();
+        assert_eq!(ids, ["a", "b", "c", "d", "e", "f"]);
+        assert_eq!(
+            shown[0],
+            json!({
+                "client_id": "a", "ipaddress": "192.0.2.44", "clean_sess": false, "proto_ver": 4, "keepalive": 60,
+                "connected_at": "2026-03-04T09:15:01+0100",
+            })
+        );
+        let asked = platform.asked();
+        let firsts = asked
+            .iter()
+            .filter(|(_, query)| matches!(query, Query::Sessions { from: 0, .. }));
+        assert_eq!(firsts.count(), 2 * usize::from(CORES));
+        for method in ["POST", "DELETE"] {
+            platform
+                .call(method, "/v2/session", &[], "")
+                .await
+                .is_refused(405, "BAD_METHOD");
+        }
+    }
+}

@@ -284,3 +284,6 @@ pub(super) async fn write(
     }
     Ok(json(StatusCode::CREATED, &DatapointCreated { _id: id.to_hex() }))
 }
+
+#[cfg(test)]
+mod tests;

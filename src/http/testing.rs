@@ -141,7 +141,10 @@ impl Platform {
             events: Vec::new(),
             newest_account: OTHER.0,
             books: Arc::new(client.clone()),
-            tell: Box::new(move |change| telling.tell_all(&change)),
+            tell: Box::new(move |change| {
+                telling.tell_all(&change);
+                Box::pin(async {})
+            }),
         });
         let told: Arc<Mutex<Vec<Notification>>> = Arc::default();
         let telling = Arc::clone(&told);
@@ -426,7 +429,7 @@ impl Core {
                 payload,
                 format,
             } => self.sent(account, device, tag, &payload, format),
-            Query::UnmapChannel { .. } => (Answer::Done, Vec::new()),
+            Query::UnmapChannel { .. } | Query::Settled => (Answer::Done, Vec::new()),
             Query::Sessions { from, .. } => {
                 // One at a time.
                 let sessions = self.sessions.lock().unwrap();

@@ -79,7 +79,7 @@ impl Zone {
             return Some(Span::plain(first_ms, first_ms + last));
         }
         let ambiguous = self.0.to_ambiguous_timestamp(local);
-        let earlier = ambiguous.clone().earlier().ok()?;
+        let earlier = ambiguous.earlier().ok()?;
         let (first_ms, last_ms) = (
             earlier.as_millisecond(),
             ambiguous.later().ok()?.as_millisecond() + last,
