@@ -597,7 +597,7 @@ impl Scene {
                 (reply, if known && has_channel { 200 } else { 404 })
             }
             5 => {
-                let is_enabled = payload.len() % 2 == 0 || tag == "inlet";
+                let is_enabled = payload.len().is_multiple_of(2) || tag == "inlet";
                 let body = json!({"enabled": is_enabled}).to_string();
                 let reply = tenant.line.call("PUT", &device_path, &[], &body);
                 if let Some(found) = tenant.devices.get_mut(device) {
