@@ -19,12 +19,14 @@ const CORES: [u16; 2] = [1, 4];
 struct Clients {
     /// For the two ports of WebSocket.
     library: Agent,
+    paho: Agent,
 }
 
 impl Clients {
     fn start() -> Clients {
         Clients {
             library: Agent::start(Library::MqttJs),
+            paho: Agent::start(Library::Paho),
         }
     }
 
@@ -163,7 +165,8 @@ fn item_4_a_filter_above_the_own_prefix_is_refused() {
             let account = platform.account(index);
             let own = account.topic("#");
             let foreign = platform.account(4).topic("#");
-            let agent = &mut clients.library;
+            // MQTT.js takes a refusal for an error of its own.
+            let agent = &mut clients.paho;
             agent.connect("s", platform.broker(), account.hello("subscriber").over(over));
             let filters = [("#", 1), (&own[..], 1), (&foreign[..], 2), ("$SYS/#", 0)];
             assert_eq!(agent.subscribe("s", &filters), [0x80, 1, 0x80, 0x80], "{over:?}");

@@ -224,7 +224,8 @@ fn a_message_is_routed_while_its_device_is_unmapped_and_not_while_it_is_disabled
             ["json/DEV", "json/DEV/TAG", "binary/DEV", "state/DEV", "DEV/subscribe"].map(|below| account.topic(below));
         let mut routed = |publisher: &mut Raw| {
             for topic in &topics {
-                publish_at_every_qos(publisher, topic, b"1");
+                let payload = if topic.contains("/state/") { &b"a=1"[..] } else { b"1" };
+                publish_at_every_qos(publisher, topic, payload);
             }
             let got = until_fence(&mut watcher, publisher, account);
             topics
