@@ -1,4 +1,5 @@
-//! What a record costs: encoding, a commit of few and many, a queue read back, and all of it through the threads.
+//! What a record costs: encoding, a commit of few and many, a queue read back, and all of it through the threads; what a
+//! datapoint costs on its way to the disk, there, and when it is read.
 //!
 //! `cargo bench --bench store`. Commits wait for the disk of the directory for temporary files (TMPDIR).
 //! Queues stay as long as they are: what one batch queues, the next delivers, as for a client that keeps up.
@@ -11,12 +12,16 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use skein::mqtt::packet::QoS;
 use skein::mqtt::topic::TopicName;
 use skein::registry::access::AccountId;
+use skein::registry::account::{Account, Token};
+use skein::registry::channel::{Channel, ChannelId};
+use skein::registry::datapoint::{DatapointId, DatapointIds, DatapointRow};
 use skein::session::message::{Message, SharedMessage};
 use skein::shard::RecordNumber;
-use skein::shard::record::{QueueEntry, QueueFetch, Record, SessionKey, SessionNumber};
+use skein::shard::record::{Datapoint, QueueEntry, QueueFetch, Record, SessionKey, SessionNumber};
 use skein::store::Door;
-use skein::store::lmdb::{Applier, Durability, Lmdb, LmdbConfig};
+use skein::store::lmdb::{Applier, Durability, Lmdb, LmdbConfig, Table};
 use skein::store::schema::{self, Entry, EntryMessage, StoredMessage};
+use skein::store::streams::DatapointRange;
 use skein::store::writer::{Store, StoreConfig};
 
 const SESSION: SessionNumber = SessionNumber(1);
@@ -194,6 +199,157 @@ fn threads(criterion: &mut Criterion) {
     }
 }
 
+const ACCOUNT: AccountId = AccountId(1);
+/// What a busy storage thread finds waiting.
+const BATCH: u32 = 4_096;
+
+fn channel(number: u32) -> ChannelId {
+    ChannelId::new(number).expect("a small number")
+}
+
+/// Devices that send in turn, each to a channel of its own. A value has 64 bytes.
+struct Devices {
+    count: u32,
+    next: u32,
+    now_ms: u64,
+    ids: DatapointIds,
+}
+
+impl Devices {
+    /// With an account that may have so many bytes.
+    fn new(count: u32, bytes_max: u64, lmdb: &Lmdb, applier: &mut Applier) -> Devices {
+        let token = Token::from_random([7; 16]);
+        let account = Account {
+            storage_bytes_max: bytes_max,
+            ..Account::new(ACCOUNT, "U000001", token, token, 0)
+        };
+        let mut records = vec![Record::AccountPut(Box::new(account))];
+        records.extend((0..count).map(|number| Record::ChannelPut {
+            account: ACCOUNT,
+            channel: channel(number),
+            entry: Box::new(Channel::default()),
+        }));
+        lmdb.commit(applier, records.iter()).expect("a commit");
+        Devices {
+            count,
+            next: 0,
+            now_ms: 1_700_000_000_000,
+            ids: DatapointIds::new(0, 0),
+        }
+    }
+
+    fn datapoint(&mut self) -> Record {
+        self.next += 1;
+        // 100,000 a second.
+        self.now_ms += u64::from(self.next.is_multiple_of(100));
+        let device = self.next * 7 % self.count;
+        let value = format!(
+            r#"{{"temperature":{},"humidity":{},"battery":{},"state":"ok"}}"#,
+            20.5, 48.25, 3.71
+        );
+        let row = DatapointRow {
+            tag: "",
+            device: &format!("device-{device:05}"),
+            value: &value,
+        };
+        Record::Datapoint(Box::new(Datapoint {
+            account: ACCOUNT,
+            channel: channel(device),
+            id: self.ids.next(self.now_ms),
+            row: row.pack(),
+            origin: None,
+            is_awaited: false,
+        }))
+    }
+
+    fn batch(&mut self) -> Vec<Record> {
+        (0..BATCH).map(|_| self.datapoint()).collect()
+    }
+}
+
+/// Time that this thread was on a CPU.
+fn cpu() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+fn datapoints(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("datapoints/commit of 4,096");
+    group.sample_size(10).measurement_time(Duration::from_secs(4));
+    group.throughput(Throughput::Elements(BATCH.into()));
+    for (name, durability, channels, bytes_max) in [
+        ("1 channel", Durability::Process, 1, u64::MAX),
+        ("1,000 channels", Durability::Process, 1_000, u64::MAX),
+        ("1,000 channels, fsync", Durability::Fsync, 1_000, u64::MAX),
+        (
+            "1,000 channels, account at its limit",
+            Durability::Process,
+            1_000,
+            20_000_000,
+        ),
+    ] {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (lmdb, mut applier) = open(dir.path(), durability);
+        let mut devices = Devices::new(channels, bytes_max, &lmdb, &mut applier);
+        for _ in 0..100 {
+            lmdb.commit(&mut applier, devices.batch().iter()).expect("a commit");
+        }
+        let (mut took, mut commits) = (Duration::ZERO, 0);
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|rounds| {
+                let mut wall = Duration::ZERO;
+                for _ in 0..rounds {
+                    let batch = devices.batch();
+                    let (began, began_cpu) = (Instant::now(), cpu());
+                    lmdb.commit(&mut applier, batch.iter()).expect("a commit");
+                    wall += began.elapsed();
+                    took += cpu() - began_cpu;
+                    commits += 1;
+                }
+                wall
+            });
+        });
+        let size = lmdb.view(|view| view.size(Table::Datapoints)).expect("a view");
+        eprintln!(
+            "{name}: {:.2} µs of CPU and {:.0} bytes on disk per datapoint, {} of them",
+            took.as_secs_f64() * 1e6 / f64::from(commits * BATCH),
+            size.bytes as f64 / size.entries as f64,
+            size.entries,
+        );
+    }
+}
+
+fn stream(criterion: &mut Criterion) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (lmdb, mut applier) = open(dir.path(), Durability::Process);
+    let mut devices = Devices::new(10, u64::MAX, &lmdb, &mut applier);
+    for _ in 0..50 {
+        lmdb.commit(&mut applier, devices.batch().iter()).expect("a commit");
+    }
+    let mut group = criterion.benchmark_group("datapoints/read");
+    let last = DatapointRange {
+        from: DatapointId::default(),
+        to: DatapointId::MAX,
+        tag: None,
+        newest_first: true,
+        rows_max: 1,
+    };
+    let all = DatapointRange {
+        rows_max: 10_000,
+        newest_first: false,
+        ..last.clone()
+    };
+    for (name, range) in [("the last", last), ("10,000", all)] {
+        group.throughput(Throughput::Elements(range.rows_max as u64));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let found = lmdb.view(|view| view.datapoints(ACCOUNT, channel(3), &range));
+                assert_eq!(found.expect("a view").rows.len(), range.rows_max);
+            });
+        });
+    }
+}
+
 fn wait(door: &mut Door, committed: &mut u64, number: u64) {
     while *committed < number {
         match door.committed() {
@@ -203,5 +359,5 @@ fn wait(door: &mut Door, committed: &mut u64, number: u64) {
     }
 }
 
-criterion_group!(benches, encode, commit, read, threads);
+criterion_group!(benches, encode, commit, read, threads, datapoints, stream);
 criterion_main!(benches);

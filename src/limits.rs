@@ -16,7 +16,7 @@ pub const WEBSOCKET_HEADERS_MAX: usize = 64;
 pub const WEBSOCKET_FRAME_BYTES_MAX: usize = 256 * 1024 * 1024 + 64 * 1024;
 
 /// Client Identifier length in `--access open` (`--client-id-max`); a longer one is refused with return code 2.
-pub const CLIENT_ID_BYTES_MAX: usize = 65_535;
+pub const CLIENT_ID_CHARS_MAX: usize = 65_535;
 /// Connections over all cores (`--max-connections`); beyond it a CONNECT is answered with return code 3.
 pub const CONNECTIONS_MAX: usize = 1_000_000;
 /// Filters one Session may hold (`--max-subscriptions`); a further one gets 0x80 (level 3: granted, never delivered).
@@ -94,7 +94,7 @@ pub const STOP_TIMEOUT_MS: u64 = 10_000;
 // The platform.
 
 /// Client Identifier length in `--access platform` (`--client-id-max`).
-pub const PLATFORM_CLIENT_ID_BYTES_MAX: usize = 23;
+pub const PLATFORM_CLIENT_ID_CHARS_MAX: usize = 23;
 /// Characters of a device id, and of a tag.
 pub const NAME_CHARS_MAX: usize = 64;
 /// Bits of an account's id, which is never given twice: what the table of devices has room for.
@@ -196,8 +196,8 @@ pub const HTTP_DRAIN_MS: u64 = 1_000;
 pub const HTTP_CHANGES_MAX: usize = 4_096;
 /// Views of the store at the same time; more wait.
 pub const HTTP_VIEWS_MAX: usize = 4;
-/// Threads for what blocks: those views, and a few looks of others.
-pub const HTTP_BLOCKING_THREADS_MAX: usize = HTTP_VIEWS_MAX + 4;
+/// Threads for what blocks: those views, what tells of events, and a few looks of others. They are there while they are needed.
+pub const HTTP_BLOCKING_THREADS_MAX: usize = HTTP_VIEWS_MAX + NOTIFY_THREADS_MAX + 4;
 /// Bytes of one answer of the stream service, overshot by one datapoint; the rest is cut off as beyond `STREAM_ROWS_MAX`.
 pub const STREAM_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of answers that their clients have not taken, in all and of one account, but for small ones; a further one is

@@ -11,10 +11,10 @@
 //!         - what goes wrong on the way up is a [`StartError`]: one sentence that says what to change.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -47,9 +47,11 @@ use crate::websocket::AllowedOrigins;
 use crate::worker::turn::CoreParts;
 use crate::worker::{self, Control, Driver, Gate, Mailbox, Progress, WorkerConfig};
 
+mod announce;
 mod platform;
 mod renewal;
 
+use announce::{announce, endpoints_of, remove_ready_file, write_ready_file};
 use platform::{Platform, PlatformParts, PlatformSettings};
 use renewal::Renewal;
 
@@ -397,7 +399,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
             mailbox,
             access: shard_config.access.clone(),
             notifier: platform.as_ref().map(|(_, _, (door, _), _)| door.of_cores()),
-            client_id_bytes_max: config.client_id_bytes_max,
+            client_id_chars_max: config.client_id_chars_max,
             connect_timeout_ms: config.connect_timeout.as_millis() as u64,
             connections_max: config.connections_max,
             connections_open: Arc::clone(&connections_open),
@@ -434,6 +436,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
 
     let platform = match (platform, accounts) {
         (Some((settings, listener, (door, inbox), runtime)), Some(accounts)) => {
+            let api_address = listener.as_ref().and_then(|listener| listener.local_addr().ok());
             let parts = PlatformParts {
                 runtime,
                 settings,
@@ -452,6 +455,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
                 ),
                 door,
                 inbox,
+                endpoints: endpoints_of(config, &ports, &renewal, api_address),
             };
             Some(platform::start(parts, &config.data_dir).map_err(StartError::Api)?)
         }
@@ -567,89 +571,6 @@ fn random_key() -> [u64; 4] {
     key
 }
 
-/// Appears whole or not at all: whoever waits for the file may read it at once.
-fn write_ready_file(path: &Path, ports: &[OpenPort], api: Option<u16>) -> io::Result<()> {
-    let mut ready = serde_json::json!({
-        "pid": std::process::id(), "mqtt": null, "mqtts": null, "ws": null, "wss": null, "api": api,
-    });
-    for open in ports {
-        ready[open.transport.name()] = open.port.into();
-    }
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}", std::process::id()));
-    let beside = PathBuf::from(beside);
-    std::fs::write(&beside, format!("{ready}\n"))?;
-    std::fs::rename(&beside, path).inspect_err(|_| drop(std::fs::remove_file(&beside)))
-}
-
-/// Nobody can connect any more. A broker that was started meanwhile keeps the file it wrote.
-fn remove_ready_file(path: &Path) {
-    let ready: serde_json::Value = std::fs::read(path)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .unwrap_or_default();
-    if ready["pid"] == std::process::id() {
-        let _ = std::fs::remove_file(path);
-    }
-}
-
-fn announce(config: &Config, broker: &Broker) {
-    let host = match config.bind.is_unspecified() {
-        true => "localhost".to_owned(),
-        false => config.bind.to_string(),
-    };
-    let mut words = String::from("skein listens for MQTT\n");
-    for OpenPort { transport, port } in &broker.ports {
-        let address = SocketAddr::new(config.bind, *port);
-        let in_url = if config.bind.is_ipv6() && !config.bind.is_unspecified() {
-            format!("[{host}]")
-        } else {
-            host.clone()
-        };
-        let how = match (transport.is_tls, transport.is_websocket) {
-            (false, false) => "over TCP".to_owned(),
-            (true, false) => "over TLS".to_owned(),
-            (false, true) => format!("over WebSocket, ws://{in_url}:{port}/mqtt"),
-            (true, true) => format!("over secure WebSocket, wss://{in_url}:{port}/mqtt"),
-        };
-        let _ = writeln!(words, "  on {address} {how}");
-    }
-    let port_of = |is_tls| {
-        let mut ports = broker.ports.iter();
-        ports.find(|open| open.transport.is_tls == is_tls && !open.transport.is_websocket)
-    };
-    if let Some(open) = port_of(false) {
-        let _ = writeln!(words, "  try: mosquitto_sub -h {host} -p {} -t '#' -v", open.port);
-    }
-    if let Some(certificate) = broker.renewal.as_ref().and_then(Renewal::self_made) {
-        // Whoever pastes it may be in another directory than the broker.
-        let certificate = std::path::absolute(certificate).unwrap_or_else(|_| certificate.to_owned());
-        let certificate = match certificate.to_string_lossy() {
-            path if path.contains(|c: char| c.is_whitespace() || c == '\'') => {
-                format!("'{}'", path.replace('\'', "'\\''"))
-            }
-            path => path.into_owned(),
-        };
-        let _ = match port_of(true) {
-            Some(open) => writeln!(
-                words,
-                "  The certificate is one of its own making; whoever is to trust it needs {certificate}:\n  try: \
-                 mosquitto_sub -h localhost -p {} --cafile {certificate} -t '#' -v",
-                open.port
-            ),
-            None => writeln!(
-                words,
-                "  The certificate is one of its own making; whoever is to trust it needs {certificate}"
-            ),
-        };
-    }
-    if config.access == config::Access::Open && config.bind.is_loopback() {
-        words += "  Only this host can connect, since anybody may use any topic here; --bind 0.0.0.0 lets others in.\n";
-    }
-    // Whoever closed stdout does not want to know.
-    let _ = io::stdout().write_all(words.as_bytes());
-}
-
 fn summary_of_store(report: &StoreReport) -> String {
     let StoreReport {
         commits,
@@ -720,32 +641,5 @@ mod tests {
         assert!(!is_private(&config(1, PrivateFds::Auto), 20_000));
         assert!(is_private(&config(1, PrivateFds::On), 1_000_000));
         assert!(!is_private(&config(2, PrivateFds::Off), 20_000));
-    }
-
-    #[test]
-    fn the_ready_file_names_process_and_ports_and_leaves_nothing_beside_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("ready.json");
-        let port = |is_tls, is_websocket, port| OpenPort {
-            transport: Transport {
-                has_proxy_header: false,
-                is_tls,
-                is_websocket,
-            },
-            port,
-        };
-        write_ready_file(&path, &[port(false, false, 1883), port(true, true, 8084)], Some(8080)).unwrap();
-        let ready: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        assert_eq!(ready["pid"], std::process::id());
-        assert_eq!(ready["mqtt"], 1883);
-        assert_eq!(ready["wss"], 8084);
-        assert_eq!(ready["api"], 8080);
-        assert!(["mqtts", "ws"].iter().all(|port| ready[port].is_null()));
-        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
-        remove_ready_file(&path);
-        assert!(!path.exists());
-        std::fs::write(&path, r#"{"pid":1}"#).unwrap();
-        remove_ready_file(&path);
-        assert!(path.exists(), "another broker's");
     }
 }

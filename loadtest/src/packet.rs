@@ -58,7 +58,7 @@ impl Stamp {
 }
 
 /// Longest client id: what every broker takes [MQTT-3.1.3-5], and some take no longer one.
-pub const CLIENT_ID_BYTES_MAX: usize = 23;
+pub const CLIENT_ID_CHARS_MAX: usize = 23;
 
 /// User name and password of every client.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -93,7 +93,7 @@ pub enum SessionKind {
 
 pub fn connect(out: &mut Vec<u8>, client_id: &str, session: SessionKind, keep_alive_s: u16, credentials: &Credentials) {
     assert!(
-        client_id.len() <= CLIENT_ID_BYTES_MAX,
+        client_id.len() <= CLIENT_ID_CHARS_MAX,
         "the scenarios name their clients"
     );
     let mut flags = match session {

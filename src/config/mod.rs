@@ -62,7 +62,7 @@ pub struct Config {
     pub publishes_per_s_max: u32,
     pub outbox_bytes_max: usize,
     pub subscriptions_per_session_max: usize,
-    pub client_id_bytes_max: usize,
+    pub client_id_chars_max: usize,
     pub connect_timeout: Duration,
     pub log: LogLevel,
     pub log_format: LogFormat,
@@ -236,7 +236,7 @@ impl Default for Config {
             publishes_per_s_max: 0,
             outbox_bytes_max: limits::OUTBOX_BYTES_MAX,
             subscriptions_per_session_max: limits::SUBSCRIPTIONS_PER_SESSION_MAX,
-            client_id_bytes_max: limits::PLATFORM_CLIENT_ID_BYTES_MAX,
+            client_id_chars_max: limits::PLATFORM_CLIENT_ID_CHARS_MAX,
             connect_timeout: Duration::from_millis(limits::CONNECT_TIMEOUT_MS),
             log: LogLevel::Info,
             log_format: LogFormat::Text,
@@ -405,12 +405,12 @@ impl Config {
                 1..=100_000_000,
             )?,
             // A Server takes at least 23 bytes [MQTT-3.1.3-5]; a string carries at most 65,535.
-            client_id_bytes_max: count(
+            client_id_chars_max: count(
                 "client-id-max",
                 raw.client_id_max,
                 match access {
-                    Access::Platform => default.client_id_bytes_max,
-                    Access::Open => limits::CLIENT_ID_BYTES_MAX,
+                    Access::Platform => default.client_id_chars_max,
+                    Access::Open => limits::CLIENT_ID_CHARS_MAX,
                 },
                 23..=65_535,
             )?,
@@ -710,7 +710,7 @@ mod tests {
             publishes_per_s_max: 12,
             outbox_bytes_max: 1 << 20,
             subscriptions_per_session_max: 11,
-            client_id_bytes_max: 23,
+            client_id_chars_max: 23,
             connect_timeout: Duration::from_millis(500),
             log: LogLevel::Debug,
             log_format: LogFormat::Json,

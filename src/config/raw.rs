@@ -192,7 +192,7 @@ pub struct Raw {
     #[arg(long, env = "SKEIN_MAX_SUBSCRIPTIONS", value_name = "N", hide_env = true)]
     pub max_subscriptions: Option<u64>,
 
-    /// Longest Client Identifier, in bytes; 23 unless given, or 65535 with --access open
+    /// Longest Client Identifier, in characters; 23 unless given, or 65535 with --access open
     #[arg(long, env = "SKEIN_CLIENT_ID_MAX", value_name = "N", hide_env = true)]
     pub client_id_max: Option<u64>,
 

@@ -122,32 +122,20 @@ pub struct Accounts {
 }
 
 impl Accounts {
+    /// Those that a start finds, each with its events.
+    pub fn of<E: IntoIterator<Item = Event>>(found: impl IntoIterator<Item = (Account, E)>) -> Accounts {
+        let mut accounts = Accounts::default();
+        for (account, events) in found {
+            accounts.put(account, events);
+        }
+        accounts
+    }
+
     /// The same accounts as `self` but for this one, which is new or has changed.
     pub fn with(&self, account: Account, events: impl IntoIterator<Item = Event>) -> Accounts {
-        let mut next = self.without(account.id);
-        let place = account.id.0 as usize;
-        if next.by_id.len() <= place {
-            next.by_id.resize(place + 1, None);
-        }
-        let mut by_channel: HashMap<ChannelId, Vec<Event>> = HashMap::new();
-        for event in events {
-            if let (true, Some(channel)) = (event.is_enabled, event.channel) {
-                by_channel.entry(channel).or_default().push(event);
-            }
-        }
-        next.by_user.insert(account.user_id.clone(), account.id);
-        next.by_device_token
-            .insert(digest(account.device_token.as_str()), account.id);
-        next.by_api_token.insert(digest(account.api_token.as_str()), account.id);
-        let devices = self
-            .tenant(account.id)
-            .map(|before| Arc::clone(&before.devices))
-            .unwrap_or_default();
-        next.by_id[place] = Some(Arc::new(Tenant {
-            account,
-            events: by_channel,
-            devices,
-        }));
+        let mut next = self.clone();
+        next.version += 1;
+        next.put(account, events);
         next
     }
 
@@ -155,13 +143,40 @@ impl Accounts {
     pub fn without(&self, id: AccountId) -> Accounts {
         let mut next = self.clone();
         next.version += 1;
-        if let Some(tenant) = next.by_id.get_mut(id.0 as usize).and_then(Option::take) {
-            let account = &tenant.account;
-            next.by_user.remove(&account.user_id);
-            next.by_device_token.remove(&digest(account.device_token.as_str()));
-            next.by_api_token.remove(&digest(account.api_token.as_str()));
-        }
+        next.take(id);
         next
+    }
+
+    fn put(&mut self, account: Account, events: impl IntoIterator<Item = Event>) {
+        let devices = self.take(account.id).map(|before| Arc::clone(&before.devices));
+        let mut by_channel: HashMap<ChannelId, Vec<Event>> = HashMap::new();
+        for event in events {
+            if let (true, Some(channel)) = (event.is_enabled, event.channel) {
+                by_channel.entry(channel).or_default().push(event);
+            }
+        }
+        self.by_user.insert(account.user_id.clone(), account.id);
+        self.by_device_token
+            .insert(digest(account.device_token.as_str()), account.id);
+        self.by_api_token.insert(digest(account.api_token.as_str()), account.id);
+        let place = account.id.0 as usize;
+        if self.by_id.len() <= place {
+            self.by_id.resize(place + 1, None);
+        }
+        self.by_id[place] = Some(Arc::new(Tenant {
+            account,
+            events: by_channel,
+            devices: devices.unwrap_or_default(),
+        }));
+    }
+
+    fn take(&mut self, id: AccountId) -> Option<Arc<Tenant>> {
+        let tenant = self.by_id.get_mut(id.0 as usize)?.take()?;
+        let account = &tenant.account;
+        self.by_user.remove(&account.user_id);
+        self.by_device_token.remove(&digest(account.device_token.as_str()));
+        self.by_api_token.remove(&digest(account.api_token.as_str()));
+        Some(tenant)
     }
 
     #[inline]

@@ -12,6 +12,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use crate::config::{ApiConfig, Config, Networks};
+use crate::http::admin::{AdminSocket, Endpoints};
 use crate::http::api::{ApiParts, Clock, Settings};
 use crate::http::cores::Cores;
 use crate::http::desk::{Desk, DeskParts, NewAccount};
@@ -37,6 +38,7 @@ pub struct Platform {
     notifier: Notifier,
     /// None: the API is closed.
     pub api: Option<SocketAddr>,
+    pub endpoints: Endpoints,
     /// The account that this start has made.
     pub first_account: Option<Account>,
 }
@@ -57,6 +59,8 @@ pub struct PlatformParts {
     pub shard_key: ShardKey,
     pub door: notify::Door,
     pub inbox: notify::Inbox,
+    /// Where others find this broker.
+    pub endpoints: Endpoints,
 }
 
 /// What an operator may say of it, checked.
@@ -123,6 +127,7 @@ pub fn start(parts: PlatformParts, data_dir: &Path) -> io::Result<Platform> {
         shard_key,
         door,
         inbox,
+        endpoints,
     } = parts;
     let api = listener.as_ref().map(TcpListener::local_addr).transpose()?;
     let cores = Cores::new(mailboxes, shard_key);
@@ -141,7 +146,11 @@ pub fn start(parts: PlatformParts, data_dir: &Path) -> io::Result<Platform> {
         }),
     });
     let notifier = Notifier::new(settings.notify, desk.clone(), &inbox);
-    let mut beside: Vec<Beside> = vec![Box::pin(notifier.clone().run(inbox))];
+    let admin = AdminSocket::bind(data_dir, endpoints.clone())?;
+    let mut beside: Vec<Beside> = vec![
+        Box::pin(notifier.clone().run(inbox)),
+        Box::pin(admin.serve(desk.clone())),
+    ];
     let (made, first) = mpsc::channel();
     if is_first {
         let desk = desk.clone();
@@ -182,6 +191,7 @@ pub fn start(parts: PlatformParts, data_dir: &Path) -> io::Result<Platform> {
         handle,
         notifier,
         api,
+        endpoints,
         first_account,
     })
 }

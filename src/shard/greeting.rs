@@ -42,7 +42,7 @@ pub fn greet(
     bytes: &[u8],
     identity: impl FnOnce() -> Identity,
     access: &Access,
-    client_id_bytes_max: usize,
+    client_id_chars_max: usize,
     fresh_client_id: impl FnOnce() -> String,
 ) -> Greeting {
     // The type is judged by the first byte: another protocol is not given the time to announce a length.
@@ -69,7 +69,7 @@ pub fn greet(
             return Greeting::Refused(ConnectReturnCode::IdentifierRejected);
         }
         connect.client_id = fresh_client_id();
-    } else if connect.client_id.len() > client_id_bytes_max {
+    } else if connect.client_id.chars().nth(client_id_chars_max).is_some() {
         return Greeting::Refused(ConnectReturnCode::IdentifierRejected);
     }
     match identity() {

@@ -423,6 +423,20 @@ impl Lmdb {
         self.change(Table::Meta, |table, txn| table.put(txn, META_SCHEMA, &value));
     }
 
+    /// Leaves the file as a build of schema 1 does.
+    pub(super) fn downgrade(self) {
+        self.set_schema(1);
+        let guard = self.opened();
+        let opened = guard.as_ref().expect("tests do not break it");
+        let mut txn = opened.env.write_txn().expect("tests have a disk");
+        for database in &opened.tables.databases[Table::OF_SCHEMA_1..] {
+            // SAFETY: nobody uses the handles after this: the environment is closed.
+            #[allow(unsafe_code)]
+            unsafe { database.remove(&mut txn) }.expect("tests have a disk");
+        }
+        txn.commit().expect("tests have a disk");
+    }
+
     pub(super) fn fail_next(&self, fault: Fault) {
         let mut faults = self.faults.lock().expect("tests do not panic with it");
         faults.push_back(fault);
@@ -430,6 +444,10 @@ impl Lmdb {
 
     pub(super) fn remove_row(&self, table: Table, key: &[u8]) {
         self.change(table, |table, txn| table.delete(txn, key).map(drop));
+    }
+
+    pub(super) fn put_row(&self, table: Table, key: &[u8], value: &[u8]) {
+        self.change(table, |table, txn| table.put(txn, key, value));
     }
 
     fn change(&self, table: Table, change: impl FnOnce(&Database, &mut heed::RwTxn<'_>) -> heed::Result<()>) {

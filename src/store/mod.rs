@@ -11,6 +11,7 @@ pub mod error;
 pub mod inspect;
 pub mod lmdb;
 pub mod memory;
+pub mod offline;
 pub mod pages;
 pub mod schema;
 pub mod streams;

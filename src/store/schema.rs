@@ -509,24 +509,31 @@ pub fn decode_retained<'a>(key: &'a [u8], value: &'a [u8]) -> Result<Retained<'a
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(in crate::store) mod tests {
     use super::*;
 
     const SESSION: SessionNumber = SessionNumber(0x0102);
 
-    fn value(encode: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    pub fn value(encode: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
         let mut value = vec![9; 7];
         encode(&mut value);
         value
     }
 
     /// The layout without its checksum, and the checksum in its place.
-    fn assert_layout(key: &[u8], value: &[u8], expected: &str) {
+    pub fn assert_layout(key: &[u8], value: &[u8], expected: &str) {
         let (sealed, stored) = value.split_last_chunk::<4>().unwrap();
         assert_eq!(hex::encode(sealed), expected.replace(' ', ""));
         let mut all = key.to_vec();
         all.extend_from_slice(sealed);
         assert_eq!(u32::from_be_bytes(*stored), crc32fast::hash(&all));
+    }
+
+    /// A value of any body.
+    pub fn resealed(key: &[u8], body: &[u8]) -> Vec<u8> {
+        let mut value = body.to_vec();
+        seal(key, &mut value);
+        value
     }
 
     #[test]
@@ -719,11 +726,7 @@ mod tests {
     #[test]
     fn what_is_cut_goes_on_or_has_another_version_is_an_error_and_no_panic() {
         let key = session_key(SESSION);
-        let resealed = |body: &[u8]| {
-            let mut value = body.to_vec();
-            seal(&key, &mut value);
-            value
-        };
+        let resealed = |body: &[u8]| resealed(&key, body);
         for length in 0..5 {
             assert!(decode_number(&key, &vec![1; length]).is_err());
         }

@@ -1,6 +1,10 @@
-//! What is asked of a stream, and what is found: plain data between the store and whoever reads it.
+//! What is asked of devices and streams, and what is found: plain data between the store and whoever reads it.
 
 use crate::registry::datapoint::DatapointId;
+use crate::registry::device::{Device, DeviceState};
+
+/// A device by its id, with its last state report.
+pub type FoundDevice = (Box<str>, Device, Option<DeviceState>);
 
 /// What an account or a tag has of datapoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -877,7 +877,7 @@ fn a_directory_that_cannot_be_made_or_written_is_named() {
 }
 
 /// Changes every occurrence of `find` in the used part of the file.
-fn damage(dir: &TempDir, find: &[u8], with: &[u8]) {
+pub(super) fn damage(dir: &TempDir, find: &[u8], with: &[u8]) {
     use std::os::unix::fs::FileExt;
     let file = std::fs::OpenOptions::new()
         .read(true)

@@ -65,6 +65,15 @@ impl StoreConfig {
             retained_bytes_max: RETAINED_MEMORY_BYTES_MAX,
         }
     }
+
+    pub(super) fn lmdb(&self) -> LmdbConfig {
+        LmdbConfig {
+            dir: self.dir.clone(),
+            durability: self.durability,
+            map_bytes: self.map_bytes.min(self.map_bytes_max),
+            map_bytes_max: self.map_bytes_max,
+        }
+    }
 }
 
 /// Wakes a core if it sleeps, from any thread: its bell of the mesh, which the store does not know.
@@ -113,12 +122,7 @@ impl Store {
     /// Opens the store and reads what a start needs.
     pub fn open(config: StoreConfig) -> Result<(Store, Stored), StoreError> {
         ignore_file_size_signal();
-        let lmdb = Lmdb::open(LmdbConfig {
-            dir: config.dir,
-            durability: config.durability,
-            map_bytes: config.map_bytes.min(config.map_bytes_max),
-            map_bytes_max: config.map_bytes_max,
-        })?;
+        let lmdb = Lmdb::open(config.lmdb())?;
         let (stored, applier) = lmdb.load(config.retained_bytes_max)?;
         let store = Store {
             newest_session: applier.newest_session(),

@@ -91,7 +91,7 @@ impl Core {
             bytes,
             identity,
             &parts.access,
-            parts.client_id_bytes_max,
+            parts.client_id_chars_max,
             fresh_client_id,
         ) {
             Greeting::Incomplete => 0,

@@ -61,7 +61,7 @@ pub struct CoreParts {
     pub access: Access,
     /// Takes the notifications of events; false if it has no room. None: nobody wants any.
     pub notifier: Option<Notifier>,
-    pub client_id_bytes_max: usize,
+    pub client_id_chars_max: usize,
     pub connect_timeout_ms: u64,
     pub connections_max: usize,
     /// Connections past their CONNECT, over all cores.

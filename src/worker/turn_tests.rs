@@ -86,7 +86,7 @@ impl World {
                 mailbox,
                 access: Access::Open,
                 notifier: None,
-                client_id_bytes_max: 100,
+                client_id_chars_max: 100,
                 connect_timeout_ms,
                 connections_max,
                 connections_open: Arc::clone(&connections_open),

@@ -27,7 +27,7 @@ pub struct Heart {
     /// A Session stays on its core, so each core may have a store of its own.
     stores: Vec<Door>,
     access: Access,
-    client_id_bytes_max: usize,
+    client_id_chars_max: usize,
     connections: Vec<Connection>,
     /// Batches that a core was not ready for, per sender and receiver.
     requests: VecDeque<(PeerId, PeerId, Vec<u8>)>,
@@ -51,7 +51,7 @@ impl Heart {
     /// `seed` decides which core owns what; `flags` are those of the broker, as far as they concern the heart.
     pub fn new(cores: u16, seed: u64, flags: &[String]) -> Result<Heart, String> {
         let mut limits = Limits::default();
-        let mut client_id_bytes_max = limits::CLIENT_ID_BYTES_MAX;
+        let mut client_id_chars_max = limits::CLIENT_ID_CHARS_MAX;
         for pair in flags.chunks(2) {
             let [flag, value] = pair else {
                 return Err(format!("{flags:?}: flags come with values"));
@@ -66,7 +66,7 @@ impl Heart {
                 "--max-packet" => limits.packet_bytes_max = value,
                 "--max-inflight" => limits.inflight_max = value,
                 "--max-subscriptions" => limits.subscriptions_max = value,
-                "--client-id-max" => client_id_bytes_max = value,
+                "--client-id-max" => client_id_chars_max = value,
                 _ => return Err(format!("{flag} does not concern the heart")),
             }
         }
@@ -87,7 +87,7 @@ impl Heart {
             shards: shards.collect(),
             stores: (0..cores).map(|_| Door::memory()).collect(),
             access: Access::Open,
-            client_id_bytes_max,
+            client_id_chars_max,
             connections: Vec::new(),
             requests: VecDeque::new(),
             now: Millis(1_000_000),
@@ -187,7 +187,7 @@ impl Heart {
             &state.inbound,
             || Identity::Claimed,
             &self.access,
-            self.client_id_bytes_max,
+            self.client_id_chars_max,
             || format!("fresh-{connection}"),
         ) {
             Greeting::Incomplete => return false,

@@ -36,12 +36,12 @@ pub fn answer(dir: &Path, request: Request) -> Result<Answer, StoreError> {
 }
 
 fn desk(stored: Stored, client: Client) -> Desk {
-    let mut accounts = Accounts::default();
-    let mut events = Vec::with_capacity(stored.accounts.len());
-    for (account, of_account) in stored.accounts {
-        events.push((account.id, of_account.clone()));
-        accounts = accounts.with(account, of_account);
-    }
+    let events = stored
+        .accounts
+        .iter()
+        .map(|(account, events)| (account.id, events.clone()));
+    let events = events.collect();
+    let accounts = Accounts::of(stored.accounts);
     for device in &stored.devices {
         if let Some(tenant) = accounts.tenant(device.account) {
             tenant.count_device();

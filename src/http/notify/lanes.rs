@@ -59,28 +59,29 @@ pub(super) enum Place {
     New(LaneId),
     /// Behind others.
     Behind,
-    /// Nowhere: too much of its account waits.
-    Full,
     /// Nowhere: its event keeps quiet.
     WithinInterval,
 }
 
 impl Lanes {
+    /// Whether there is no room for it: too much of its account waits.
+    pub fn is_full(&self, notification: &Notification) -> bool {
+        let is_full = |load: &Load| {
+            load.count >= NOTIFY_ACCOUNT_MAX || load.bytes + bytes_of(notification) > NOTIFY_ACCOUNT_BYTES_MAX
+        };
+        // One that is alone is taken, however large it is.
+        self.accounts.get(&notification.account).is_some_and(is_full)
+    }
+
+    /// For which there is room.
     pub fn put(&mut self, event: &Event, notification: Notification) -> Place {
         let lane = (notification.account, notification.event_id);
-        let bytes = bytes_of(&notification);
-        let load = self.accounts.entry(notification.account).or_default();
-        if load.count > 0 && (load.count >= NOTIFY_ACCOUNT_MAX || load.bytes + bytes > NOTIFY_ACCOUNT_BYTES_MAX) {
-            return Place::Full;
-        }
         if is_quiet(&mut self.told, lane, event.interval_ms, notification.at_ms) {
-            if load.count == 0 {
-                self.accounts.remove(&notification.account);
-            }
             return Place::WithinInterval;
         }
+        let load = self.accounts.entry(notification.account).or_default();
+        load.bytes += bytes_of(&notification);
         load.count += 1;
-        load.bytes += bytes;
         self.sweep(notification.at_ms);
         match self.lanes.entry(lane) {
             Entry::Occupied(mut waiting) => {
@@ -199,25 +200,22 @@ mod tests {
     fn an_account_is_bounded_and_another_is_not_affected() {
         let mut lanes = Lanes::default();
         for at_ms in 0..NOTIFY_ACCOUNT_MAX as u64 {
-            assert_ne!(lanes.put(&every(0), notification(1, 7, at_ms)), Place::Full);
+            assert!(!lanes.is_full(&notification(1, 7, at_ms)));
+            lanes.put(&every(0), notification(1, 7, at_ms));
         }
-        assert_eq!(lanes.put(&every(0), notification(1, 8, 0)), Place::Full);
-        assert_eq!(
-            lanes.put(&every(0), notification(2, 7, 0)),
-            Place::New((AccountId(2), 7))
-        );
+        assert!(lanes.is_full(&notification(1, 8, 0)) && !lanes.is_full(&notification(2, 7, 0)));
         let first = lanes.next((AccountId(1), 7)).unwrap();
         lanes.done(&first);
-        assert_ne!(lanes.put(&every(0), notification(1, 8, 0)), Place::Full);
+        assert!(!lanes.is_full(&notification(1, 8, 0)));
 
         let mut lanes = Lanes::default();
         let large = || Notification {
-            current: "1".repeat(NOTIFY_ACCOUNT_BYTES_MAX / 2).into(),
+            current: "1".repeat(NOTIFY_ACCOUNT_BYTES_MAX).into(),
             ..notification(1, 7, 0)
         };
-        assert_ne!(lanes.put(&every(0), large()), Place::Full);
-        assert_eq!(lanes.put(&every(0), large()), Place::Full);
-        assert_ne!(lanes.put(&every(0), notification(1, 7, 0)), Place::Full);
+        assert!(!lanes.is_full(&large()));
+        lanes.put(&every(0), large());
+        assert!(lanes.is_full(&notification(1, 7, 0)));
     }
 
     #[test]

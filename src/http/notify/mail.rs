@@ -17,6 +17,7 @@ use lettre::{Address, SmtpTransport, Transport};
 
 use super::message::Message;
 use super::target;
+use crate::http::desk::random_bytes;
 use crate::limits::{MAIL_TIMEOUT_MS, MAILS_PER_DAY_MAX};
 use crate::registry::access::AccountId;
 use crate::registry::account::Account;
@@ -240,6 +241,11 @@ fn write(from: &Mailbox, to: Address, subject: &str, text: &str) -> Result<MailM
         .from(from.clone())
         .to(Mailbox::new(None, to))
         .subject(subject)
+        .message_id(Some(format!(
+            "<{}@{}>",
+            hex::encode(random_bytes::<16>()),
+            from.email.domain()
+        )))
         .header(ContentType::TEXT_PLAIN)
         .body(text.to_owned())
 }

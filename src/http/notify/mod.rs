@@ -269,18 +269,24 @@ impl Notifier {
     fn take(&self, notification: Notification) {
         let Inner { figures, waiting, .. } = &*self.0;
         let bytes = bytes_of(&notification);
-        let left_out = match self.event(&notification) {
+        // An event that is met all the time costs no more than this look.
+        let is_full = self.lanes().is_full(&notification);
+        let event = (!is_full).then(|| self.event(&notification)).flatten();
+        let left_out = match event {
+            None if is_full => Some(&figures.dropped),
             None => Some(&figures.outdated),
-            Some((_, event)) => match self.lanes().put(&event, notification) {
-                Place::New(lane) => {
-                    let notifier = self.clone();
-                    tokio::spawn(async move { notifier.run_lane(lane).await });
-                    None
+            Some((_, event)) => {
+                let place = self.lanes().put(&event, notification);
+                match place {
+                    Place::New(lane) => {
+                        let notifier = self.clone();
+                        tokio::spawn(async move { notifier.run_lane(lane).await });
+                        None
+                    }
+                    Place::Behind => None,
+                    Place::WithinInterval => Some(&figures.within_interval),
                 }
-                Place::Behind => None,
-                Place::Full => Some(&figures.dropped),
-                Place::WithinInterval => Some(&figures.within_interval),
-            },
+            }
         };
         if let Some(figure) = left_out {
             count(figure);

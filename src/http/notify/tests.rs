@@ -627,6 +627,7 @@ async fn what_an_account_or_a_device_writes_is_never_a_header_of_its_own() {
         "From",
         "To",
         "Subject",
+        "Message-ID",
         "Content-Type",
         "Content-Transfer-Encoding",
         "Date",

@@ -173,7 +173,7 @@ impl<'r> Batch<'_, '_, 'r> {
     }
 
     /// The datapoints of a tag are dead before this generation of it, if any of them are left.
-    pub(super) fn tag_purge(&mut self, stream: StreamNumber, tag: &str) -> Result<Option<TagPurge>, Fault> {
+    pub(super) fn tag_purge(&self, stream: StreamNumber, tag: &str) -> Result<Option<TagPurge>, Fault> {
         if !self.state.has_purges {
             return Ok(None);
         }
@@ -188,7 +188,7 @@ impl<'r> Batch<'_, '_, 'r> {
     }
 
     /// Walks a stream for a tag whose row is lost.
-    fn count_tag(&mut self, stream: StreamNumber, name: &str) -> Result<Option<Tag>, Fault> {
+    fn count_tag(&self, stream: StreamNumber, name: &str) -> Result<Option<Tag>, Fault> {
         let live = self.tag_purge(stream, name)?.map(|purge| purge.generation);
         let mut counted = Tag::default();
         for row in self
@@ -294,7 +294,14 @@ impl<'r> Batch<'_, '_, 'r> {
             let (key, value) = row?;
             match platform::decode_tag(key, value) {
                 Ok(tag) => counted.add_all(tag.usage),
-                Err(error) => Damage::of(Table::Tags, key, error).log(),
+                Err(error) => {
+                    Damage::of(Table::Tags, key, error).log();
+                    if let Ok((_, name)) = platform::decode_tag_key(key)
+                        && let Some(tag) = self.count_tag(stream, name)?
+                    {
+                        counted.add_all(tag.usage);
+                    }
+                }
             }
         }
         Ok(counted)

@@ -16,7 +16,7 @@ use crate::registry::device::{Device, DeviceState};
 use crate::registry::event::Event;
 use crate::store::schema::DecodeError;
 use crate::store::schema::platform::{self, Generation, StreamNumber, Tag};
-use crate::store::streams::{DatapointRange, Found, FoundDatapoint, TagUsage, Usage};
+use crate::store::streams::{DatapointRange, Found, FoundDatapoint, FoundDevice, TagUsage, Usage};
 
 impl View<'_> {
     pub fn account(&self, account: AccountId) -> Result<Option<Account>, Fault> {
@@ -41,7 +41,7 @@ impl View<'_> {
     }
 
     /// In the order of their ids.
-    pub fn devices(&self, account: AccountId) -> Result<Vec<(Box<str>, Device, Option<DeviceState>)>, Fault> {
+    pub fn devices(&self, account: AccountId) -> Result<Vec<FoundDevice>, Fault> {
         // Both tables have the same keys.
         let states = self.of_account(account, Table::States, |key, value| {
             Ok((key.to_vec(), platform::decode_state(key, value)?))

@@ -11,7 +11,7 @@ use crate::registry::device::{Device, DeviceState};
 use crate::registry::event::Event;
 use crate::shard::record::{Datapoint, Record, StoredDevice};
 use crate::store::schema::platform::datapoint_bytes;
-use crate::store::streams::{DatapointRange, Found, FoundDatapoint, TagUsage, Usage};
+use crate::store::streams::{DatapointRange, Found, FoundDatapoint, FoundDevice, TagUsage, Usage};
 
 /// An account and all it has.
 #[derive(Clone, Debug, PartialEq)]
@@ -172,7 +172,7 @@ impl Tables {
 
     // --- what is read, as by `lmdb::View` ----------------------------------------------------------------------------
 
-    pub fn devices(&self, account: AccountId) -> Vec<(Box<str>, Device, Option<DeviceState>)> {
+    pub fn devices(&self, account: AccountId) -> Vec<FoundDevice> {
         let tenant = self.tenants.get(&account).into_iter();
         let devices = tenant.flat_map(|tenant| &tenant.devices);
         devices

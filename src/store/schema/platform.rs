@@ -401,3 +401,246 @@ pub fn decode_tag_purge(key: &[u8], value: &[u8]) -> Result<TagPurge, DecodeErro
     fields.end()?;
     Ok(purge)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::tests::{assert_layout, resealed, value};
+    use super::*;
+    use crate::registry::account::Token;
+    use crate::registry::event::{NotifyType, Operator};
+
+    const ACCOUNT: AccountId = AccountId(0x0102);
+    const STREAM: StreamNumber = StreamNumber(0x0304);
+
+    fn text(text: &str) -> String {
+        let head = match text.len() {
+            length @ 0..32 => format!("{:02x}", 0xa0 + length),
+            length => format!("d9{length:02x}"),
+        };
+        head + &hex::encode(text)
+    }
+
+    fn channel() -> ChannelId {
+        ChannelId::new(3).unwrap()
+    }
+
+    #[test]
+    fn keys_are_laid_out_as_written_in_the_head() {
+        let id = DatapointId::new(5, 6, 7);
+        let mut key = Vec::new();
+        device_key(ACCOUNT, "pump", &mut key);
+        assert_eq!(hex::encode(&key), "0000010270756d70");
+        assert_eq!(decode_device_key(&key), Ok((ACCOUNT, "pump")));
+        assert_eq!(hex::encode(channel_key(ACCOUNT, channel())), "0000010200000003");
+        assert_eq!(
+            decode_channel_key(&channel_key(ACCOUNT, channel())),
+            Ok((ACCOUNT, channel()))
+        );
+        assert_eq!(decode_channel_key(&event_key(ACCOUNT, u32::MAX)), Err(DecodeError::Key));
+        assert_eq!(decode_event_key(&event_key(ACCOUNT, 9)), Ok((ACCOUNT, 9)));
+        tag_key(STREAM, "in", &mut key);
+        assert_eq!(hex::encode(&key), "0000000000000304696e");
+        assert_eq!(decode_tag_key(&key), Ok((STREAM, "in")));
+        let datapoint = datapoint_key(STREAM, id);
+        assert_eq!(hex::encode(datapoint), "0000000000000304000000000005000600000007");
+        assert_eq!(decode_datapoint_key(&datapoint), Ok((STREAM, id)));
+        for (purge, expected) in [
+            (Purge::Account(ACCOUNT), "0100000102"),
+            (Purge::Stream(STREAM), "020000000000000304"),
+            (Purge::Tag(STREAM, "".into()), "030000000000000304"),
+            (Purge::Tag(STREAM, "in".into()), "030000000000000304696e"),
+        ] {
+            purge_key(&purge, &mut key);
+            assert_eq!(hex::encode(&key), expected);
+            assert_eq!(decode_purge_key(&key), Ok(purge));
+        }
+        for bad in [&[][..], &[4, 0, 0, 0, 0], &[1, 0, 0], &[2, 0, 0, 0, 0, 0, 0, 0, 1, 65]] {
+            assert_eq!(decode_purge_key(bad), Err(DecodeError::Key));
+        }
+        for bad in [&b"123"[..], b"1234567"] {
+            assert_eq!(decode_channel_key(bad), Err(DecodeError::Key));
+            assert_eq!(decode_datapoint_key(bad), Err(DecodeError::Key));
+            assert_eq!(decode_tag_key(bad), Err(DecodeError::Key));
+        }
+        assert_eq!(decode_device_key(b"1234\xff"), Err(DecodeError::Text));
+    }
+
+    #[test]
+    fn accounts_devices_channels_and_events_are_maps_with_names() {
+        let key = account_key(ACCOUNT);
+        let token = |byte| Token::from_random([byte; 16]);
+        let account = Account::new(ACCOUNT, "U000258", token(0xab), token(0xcd), 7);
+        let encoded = value(|value| encode_account(&key, &account, value));
+        let expected = [
+            "01 8f".to_owned(),
+            text("id") + "cd0102",
+            text("user_id") + &text("U000258"),
+            text("api_token") + &text(&"AB".repeat(16)),
+            text("device_token") + &text(&"CD".repeat(16)),
+            text("is_suspended") + "c2",
+            text("email1") + "a0",
+            text("email2") + "a0",
+            text("organization") + "a0",
+            text("locale") + &text("UTC"),
+            text("user_alias") + "a0",
+            text("default_channel") + "c0",
+            text("devices_max") + "cd03e8",
+            text("storage_bytes_max") + "cf0000000138800000",
+            text("next_event") + "01",
+            text("created_ms") + "07",
+        ];
+        assert_layout(&key, &encoded, &expected.concat());
+        assert_eq!(decode_account(&key, &encoded), Ok(account));
+
+        let key = b"\0\0\x01\x02pump";
+        let device = Device::new(Some(channel()), 9);
+        let encoded = value(|value| encode_device(key, &device, value));
+        let expected = [
+            "01 87".to_owned(),
+            text("description") + "a0",
+            text("is_enabled") + "c3",
+            text("channel") + "03",
+            text("device_type") + "a0",
+            text("location") + "a0",
+            text("manufacturer") + "a0",
+            text("activated_ms") + "09",
+        ];
+        assert_layout(key, &encoded, &expected.concat());
+        assert_eq!(decode_device(key, &encoded), Ok(device));
+        let standing = DeviceStanding {
+            is_enabled: true,
+            channel: Some(channel()),
+        };
+        assert_eq!(decode_device_standing(key, &encoded), Ok(standing));
+
+        let key = channel_key(ACCOUNT, channel());
+        let entry = Channel {
+            name: "water".to_owned(),
+            tags: [("in".into(), None), ("out".into(), Some("outlet".to_owned()))].into(),
+        };
+        let encoded = value(|value| encode_channel(&key, STREAM, &entry, value));
+        let tags = text("in") + "c0" + &text("out") + &text("outlet");
+        let expected =
+            "01 0000000000000304 82".to_owned() + &text("name") + &text("water") + &text("tags") + "82" + &tags;
+        assert_layout(&key, &encoded, &expected);
+        assert_eq!(decode_channel(&key, &encoded), Ok((STREAM, entry)));
+        assert_eq!(decode_channel_stream(&key, &encoded), Ok(STREAM));
+
+        let key = event_key(ACCOUNT, 4);
+        let event = Event {
+            event_id: 4,
+            channel: Some(channel()),
+            notify_type: NotifyType::Email,
+            operator: Operator::GreaterOrEqual,
+            source: "temp".to_owned(),
+            ..Event::default()
+        };
+        let encoded = value(|value| encode_event(&key, &event, value));
+        let expected = [
+            "01 8a".to_owned(),
+            text("event_id") + "04",
+            text("channel") + "03",
+            text("description") + "a0",
+            text("notify_type") + &text("email"),
+            text("post_url") + "a0",
+            text("is_enabled") + "c2",
+            text("source") + &text("temp"),
+            text("operator") + &text(">="),
+            text("threshold") + "a0",
+            text("interval_ms") + "00",
+        ];
+        assert_layout(&key, &encoded, &expected.concat());
+        assert_eq!(decode_event(&key, &encoded), Ok(event.clone()));
+        let elsewhere = event_key(ACCOUNT, 5);
+        let misplaced = value(|value| encode_event(&elsewhere, &event, value));
+        assert_eq!(decode_event(&elsewhere, &misplaced), Err(DecodeError::Field));
+    }
+
+    #[test]
+    fn states_counts_and_marks_are_laid_out_as_written_in_the_head() {
+        let key = b"\0\0\x01\x02pump";
+        let state = DeviceState {
+            json: r#"{"a":1}"#.into(),
+            at_ms: 9,
+        };
+        let encoded = value(|value| encode_state(key, &state, value));
+        assert_layout(key, &encoded, "01 0000000000000009 7b2261223a317d");
+        assert_eq!(decode_state(key, &encoded), Ok(state));
+
+        let usage = Usage { count: 2, bytes: 300 };
+        let key = account_key(ACCOUNT);
+        let encoded = value(|value| encode_usage(&key, &usage, value));
+        assert_layout(&key, &encoded, "01 0000000000000002 000000000000012c");
+        assert_eq!(decode_usage(&key, &encoded), Ok(usage));
+
+        let mut key = Vec::new();
+        tag_key(STREAM, "in", &mut key);
+        let mut tag = Tag {
+            generation: Generation(5),
+            newest: DatapointId::new(5, 6, 7),
+            usage,
+        };
+        let encoded = value(|value| encode_tag(&key, &tag, value));
+        let expected = "01 00000005 000000000005000600000007 0000000000000002 000000000000012c";
+        assert_layout(&key, &encoded, expected);
+        assert_eq!(decode_tag(&key, &encoded), Ok(tag));
+        tag.usage.count = 0;
+        let encoded = value(|value| encode_tag(&key, &tag, value));
+        assert_eq!(decode_tag(&key, &encoded), Err(DecodeError::Field));
+
+        let purge = TagPurge {
+            generation: Generation(6),
+            next: DatapointId::new(1, 0, 0),
+            last: DatapointId::new(2, 0, 0),
+        };
+        purge_key(&Purge::Tag(STREAM, "in".into()), &mut key);
+        let encoded = value(|value| encode_tag_purge(&key, &purge, value));
+        assert_layout(
+            &key,
+            &encoded,
+            "01 00000006 000000000001000000000000 000000000002000000000000",
+        );
+        assert_eq!(decode_tag_purge(&key, &encoded), Ok(purge));
+    }
+
+    #[test]
+    fn a_datapoint_has_the_generation_of_its_tag_and_is_counted_without_it() {
+        let key = datapoint_key(STREAM, DatapointId::new(5, 6, 7));
+        let row = DatapointRow {
+            tag: "in",
+            device: "pump",
+            value: r#"{"value1":1}"#,
+        };
+        let packed = row.pack();
+        let hex_row = hex::encode(&packed);
+        for (generation, expected) in [
+            (0, "00"),
+            (0x7f, "7f"),
+            (0x80, "8001"),
+            (0x4000, "808001"),
+            (u32::MAX, "ffffffff0f"),
+        ] {
+            let generation = Generation(generation);
+            let encoded = value(|value| encode_datapoint(&key, generation, &packed, value));
+            assert_layout(&key, &encoded, &format!("01 {expected} {hex_row}"));
+            let bytes = datapoint_bytes(&packed);
+            let decoded = StoredDatapoint { generation, row, bytes };
+            assert_eq!(decode_datapoint(&key, &encoded), Ok(decoded));
+            if generation == Generation(0) {
+                assert_eq!(bytes, (key.len() + encoded.len()) as u64);
+            }
+        }
+        for (body, error) in [
+            ("01", DecodeError::Short),
+            ("0180", DecodeError::Short),
+            ("01ffffffff10", DecodeError::Field),
+            ("01ffffffffff01", DecodeError::Field),
+            ("0100", DecodeError::Text),
+            ("01000a0aff", DecodeError::Text),
+        ] {
+            let damaged = resealed(&key, &hex::decode(body).unwrap());
+            assert_eq!(decode_datapoint(&key, &damaged), Err(error), "{body}");
+        }
+    }
+}
