@@ -33,6 +33,8 @@ pub struct Commander {
 /// What was accepted by the API.
 pub struct Posted {
     count: u64,
+    /// Of the schedule, by its end.
+    due: u64,
     call: Histogram<u64>,
 }
 
@@ -50,6 +52,7 @@ impl Commander {
         let thread = std::thread::Builder::new().name("commander".into()).spawn(move || {
             let mut posted = Posted {
                 count: 0,
+                due: 0,
                 call: Histogram::new_with_bounds(100, 3_600_000_000_000, 3)?,
             };
             loop {
@@ -61,6 +64,9 @@ impl Commander {
                     std::thread::sleep(wait.min(NAP));
                 }
                 if stopping.load(Ordering::Acquire) {
+                    posted.due = pace
+                        .total_due_count(start.elapsed().as_nanos() as u64)
+                        .max(posted.count);
                     return Ok(posted);
                 }
                 let command = format!("{run:08x} {} {due_ns}", posted.count);
@@ -140,6 +146,7 @@ impl Echoes {
             self.streams.finish(device as usize, count);
         }
         Some(Commands {
+            due: posted.due,
             posted: posted.count,
             received: self.received,
             faults: self.streams.faults(),
@@ -158,6 +165,8 @@ fn parse(payload: &[u8]) -> Option<(u32, u64, u64)> {
 /// What became of the commands.
 #[derive(Clone, Debug, Serialize)]
 pub struct Commands {
+    pub due: u64,
+    /// Fewer than were due: a call takes longer than there is time between two commands.
     pub posted: u64,
     pub received: u64,
     pub faults: Faults,
