@@ -16,6 +16,7 @@ mod read_back;
 mod readers;
 mod registry;
 mod report;
+mod stop;
 #[cfg(test)]
 mod tests;
 
