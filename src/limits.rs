@@ -137,9 +137,10 @@ pub const ADMIN_REQUEST_MS: u64 = 10_000;
 pub const ADMIN_ANSWER_MS: u64 = 10_000;
 /// Longest time that an event may keep quiet after a notification.
 pub const EVENT_INTERVAL_MS_MAX: u64 = 7 * 24 * 3_600 * 1_000;
-/// How often a core looks at the clock of the host, for the time of datapoints; and how often at most it says that it has
-/// refused data.
+/// How often a core looks at the clock of the host, for the time of datapoints.
 pub const CLOCK_LOOK_MS: u64 = 1_000;
+/// How often at most a core says that it has refused data.
+pub const REFUSED_LOG_MS: u64 = 10_000;
 /// Notifications that wait to be told, and their bytes; a further one is dropped and counted: ingestion waits for nobody.
 pub const NOTIFICATIONS_MAX: usize = 10_000;
 pub const NOTIFICATIONS_BYTES_MAX: usize = 16 * 1024 * 1024;

@@ -148,6 +148,8 @@ pub struct NewAccount {
 pub enum DeskError {
     #[error("there is no such account; `skein account list` shows those there are")]
     NoAccount,
+    #[error("there is no account {0}; `skein account list` shows those there are")]
+    UnknownUserId(String),
     #[error("there is no such event")]
     NoEvent,
     #[error("{0} is no account id: give U and six digits, as in U004217")]
@@ -501,7 +503,7 @@ impl Desk {
         accounts
             .by_user_id(user_id)
             .map(|tenant| tenant.id())
-            .ok_or(DeskError::NoAccount)
+            .ok_or_else(|| DeskError::UnknownUserId(user_id.to_owned()))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

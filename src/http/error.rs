@@ -111,7 +111,7 @@ impl From<BadDeviceId> for ApiError {
 impl From<DeskError> for ApiError {
     fn from(error: DeskError) -> ApiError {
         match error {
-            DeskError::NoAccount => ApiError::AuthRequired,
+            DeskError::NoAccount | DeskError::UnknownUserId(_) => ApiError::AuthRequired,
             DeskError::NoEvent => ApiError::NoEvent,
             DeskError::TooManyEvents => ApiError::MaxEventReach,
             DeskError::BadUserId(_) | DeskError::UserIdTaken(_) | DeskError::BadParameter { .. } => {

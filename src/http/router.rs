@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
@@ -117,9 +117,12 @@ async fn answered(State(api): State<Api>, request: Request, next: Next) -> Respo
 
 /// What is answered is for whoever asked, and for no cache: it has tokens and measurements in it.
 async fn private(request: Request, next: Next) -> Response {
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    // The service, not the path: whatever a client has put there in place of an id, a token at worst, is not for a log.
+    let service = request.extensions().get::<MatchedPath>().cloned();
+    let method = request.method().clone();
     let mut response = next.run(request).await;
-    tracing::debug!(%method, path, status = response.status().as_u16(), "answered");
+    let service = service.as_ref().map_or("none", MatchedPath::as_str);
+    tracing::debug!(%method, service, status = response.status().as_u16(), "answered");
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

@@ -3,7 +3,7 @@
 //! Called by `turn`.
 //! Holds  - an answer or a notification is handed over, never waited for.
 
-use crate::limits::CLOCK_LOOK_MS;
+use crate::limits::{CLOCK_LOOK_MS, REFUSED_LOG_MS};
 use crate::net::listener::peer_address;
 use crate::net::transport::Layers;
 use crate::registry::event::Notification;
@@ -51,7 +51,8 @@ impl Core {
         self.parts.shard.set_unix_time(UnixTime { epoch_ms });
         let counters = self.parts.shard.counters();
         let refused = counters.publishes_refused + counters.refused_unmapped;
-        if refused > self.refused_before {
+        if refused > self.refused_before && self.now >= self.refused_log_due {
+            self.refused_log_due = self.now.plus(REFUSED_LOG_MS);
             tracing::info!(
                 bad_token = counters.refused_bad_token,
                 bad_topic = counters.refused_bad_topic,

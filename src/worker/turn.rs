@@ -103,6 +103,7 @@ pub struct Core {
     pub(super) clock_due: Millis,
     /// Of the counters, when they were last looked at.
     pub(super) refused_before: u64,
+    pub(super) refused_log_due: Millis,
     /// Questions that are not answered yet, by their tickets.
     pub(super) asked: Slab<Reply>,
 }
@@ -133,6 +134,7 @@ impl Core {
             is_done: false,
             clock_due: Millis::default(),
             refused_before: 0,
+            refused_log_due: Millis::default(),
             asked: Slab::new(),
         };
         // What the shard had to say when it was restored.

@@ -254,7 +254,7 @@ async fn the_cores_are_told_whose_connections_end_and_why() {
         desk.remove("U000001").await,
         desk.rotate("U000001", Tokens::Api).await,
     ] {
-        assert_eq!(gone, Err(DeskError::NoAccount));
+        assert_eq!(gone, Err(DeskError::UnknownUserId("U000001".to_owned())));
     }
     assert_eq!(
         desk.create_event(account.id, Event::default()).await,
