@@ -77,12 +77,19 @@ impl View<'_> {
         self.prefixed(Table::Tags, &platform::stream_prefix(stream), |key, value| {
             let (_, name) = platform::decode_tag_key(key)?;
             let tag = platform::decode_tag(key, value)?;
-            Ok(TagUsage {
-                tag: name.into(),
-                last_ms: tag.newest.at_ms(),
-                count: tag.usage.count,
-            })
+            Ok(tag_usage(name, &tag))
         })
+    }
+
+    /// One tag of a channel, if it has datapoints.
+    pub fn tag(&self, account: AccountId, channel: ChannelId, name: &str) -> Result<Option<TagUsage>, Fault> {
+        let Some((stream, _)) = self.channel_row(account, channel)? else {
+            return Ok(None);
+        };
+        let mut key = Vec::new();
+        platform::tag_key(stream, name, &mut key);
+        let tag = self.decoded(Table::Tags, &key, platform::decode_tag)?;
+        Ok(tag.map(|tag| tag_usage(name, &tag)))
     }
 
     /// In the order of their ids.
@@ -112,21 +119,8 @@ impl View<'_> {
         Ok(found)
     }
 
-    /// All datapoints of a range, whatever its `rows_max`.
-    pub fn fold_datapoints(
-        &self,
-        account: AccountId,
-        channel: ChannelId,
-        range: &DatapointRange,
-        mut each: impl FnMut(DatapointRow<'_>),
-    ) -> Result<(), Fault> {
-        self.walk_datapoints(account, channel, range, |_, row| {
-            each(row);
-            true
-        })
-    }
-
-    /// Goes through a range as long as `each` wants more.
+    /// Goes through a range as long as `each` wants more, whatever the `rows_max` of the range. A view that is open for long
+    /// makes the file longer, and cannot last while the store grows: who looks at very many does it in parts.
     pub fn walk_datapoints(
         &self,
         account: AccountId,
@@ -230,6 +224,14 @@ impl View<'_> {
             }
         }
         Ok(found)
+    }
+}
+
+fn tag_usage(name: &str, tag: &Tag) -> TagUsage {
+    TagUsage {
+        tag: name.into(),
+        last_ms: tag.newest.at_ms(),
+        count: tag.usage.count,
     }
 }
 

@@ -372,11 +372,19 @@ pub(super) fn assert_same(lmdb: &Lmdb, tables: &Tables) {
             );
             let tags = lmdb.view(|view| view.tags(account, channel)).unwrap();
             let expected = tables.tags(account, channel);
+            for name in TAGS {
+                let tag = lmdb.view(|view| view.tag(account, channel, name)).unwrap();
+                assert_eq!(tag.as_ref(), tags.iter().find(|tag| &*tag.tag == name));
+            }
             assert_eq!(tags.len(), expected.len());
             for (tag, expected) in tags.iter().zip(expected) {
                 // Its newest may have gone with others of an account at its limit.
                 assert!(tag.last_ms >= expected.last_ms);
                 assert_eq!((&tag.tag, tag.count), (&expected.tag, expected.count));
+            }
+            if entry.is_none() {
+                assert_eq!(found(lmdb, account, channel.number(), &everything()), Found::default());
+                continue;
             }
             for tag in [None, Some(TAGS[0]), Some(TAGS[2]), Some(TAGS[3]), Some("none")] {
                 for (from, to, rows_max) in [
@@ -523,19 +531,16 @@ fn a_range_is_read_from_either_end_and_says_whether_it_is_cut() {
     assert_eq!(read(part.clone()), (vec![103, 104, 105], false));
     let (from, to) = (part.to, part.from);
     assert_eq!(read(DatapointRange { from, to, ..part }), (vec![], false));
-    let mut sum = 0;
-    let fold = fixture.lmdb.view(|view| {
-        let range = DatapointRange {
-            rows_max: 1,
-            ..everything()
-        };
-        view.fold_datapoints(ACCOUNT, channel_id(1), &range, |row| {
+    let mut seen = Vec::new();
+    let walked = fixture.lmdb.view(|view| {
+        view.walk_datapoints(ACCOUNT, channel_id(1), &everything(), |id, row| {
             assert_eq!(row.device, "pump-07");
-            sum += 1;
+            seen.push(id.at_ms());
+            seen.len() < 3
         })
     });
-    fold.unwrap();
-    assert_eq!(sum, 20);
+    walked.unwrap();
+    assert_eq!(seen, [100, 101, 102]);
 }
 
 #[test]
@@ -1176,4 +1181,70 @@ fn a_change_without_a_broker_grows_the_map() {
             .len(),
         5_000
     );
+}
+
+// --- with another process --------------------------------------------------------------------------------------------
+
+const OF_THE_KILLED: u64 = 300;
+
+#[test]
+fn ingests_until_killed_child() {
+    let Some(dir) = super::child_dir() else { return };
+    let mut running = super::Running::new(&dir, 1);
+    running.push(0, account(1, OF_THE_KILLED * bytes_of_one()));
+    running.push(0, channel(ACCOUNT, 1, &[]));
+    for at in 1.. {
+        running.push(0, datapoint(1, at, TAGS[at as usize % TAGS.len()]));
+        if at % 50 == 0 {
+            running.push(0, tag_removed(1, "a"));
+        }
+        if at % 3 == 0 {
+            running.doors[0].flush();
+        }
+        if running.doors[0].committed().is_some() {
+            // Whatever was committed is told of here, in its own words.
+            let newest = running.store.client().view(|view| {
+                let last = DatapointRange {
+                    newest_first: true,
+                    rows_max: 1,
+                    ..everything()
+                };
+                view.datapoints(ACCOUNT, channel_id(1), &last)
+            });
+            println!("newest {}", newest.unwrap().rows[0].id.at_ms());
+        }
+    }
+}
+
+/// Counts, limits and tags agree with the datapoints, whenever the process ends; what was seen is there.
+#[test]
+fn a_stream_survives_kill_9() {
+    use std::io::BufRead;
+    for lines in [2, 30, 90] {
+        let dir = tempdir().unwrap();
+        let mut process = super::child("platform::ingests_until_killed", dir.path())
+            .spawn()
+            .unwrap();
+        let newest = std::io::BufReader::new(process.stdout.take().unwrap())
+            .lines()
+            .filter_map(|line| line.unwrap().strip_prefix("newest ")?.parse::<u64>().ok())
+            .nth(lines)
+            .unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+        let (lmdb, mut applier) = open(dir.path());
+        assert_sound(&lmdb);
+        let times = found_times(&lmdb);
+        assert!(times.last() >= Some(&newest), "{newest} was there, {times:?}");
+        assert!(times.len() as u64 <= OF_THE_KILLED);
+        assert!(
+            times.windows(2).all(|pair| pair[1] - pair[0] <= 2),
+            "one of four is removed"
+        );
+        while applier.is_behind() {
+            commit(&lmdb, &mut applier, &[]);
+        }
+        assert_eq!(found_times(&lmdb), times);
+        assert_sound(&lmdb);
+    }
 }
