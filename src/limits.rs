@@ -179,8 +179,10 @@ pub const HTTP_HEADERS_MAX: usize = 64;
 /// From accept to the end of a TLS handshake, and from there, or from the answer before, to a request's whole head; then the
 /// connection is closed.
 pub const HTTP_SILENCE_MS: u64 = 30_000;
-/// Time in which no byte moves on a connection, in either direction; at most twice this long, and it is closed.
+/// A connection on which no byte moves for this time, at most for twice as long, is closed; so is one whose client has an
+/// answer to read and takes less of it than this in that time.
 pub const HTTP_STALL_MS: u64 = 45_000;
+pub const HTTP_STALL_BYTES: u64 = 128 * 1024;
 /// Stop: requests that have begun are answered within this time.
 pub const HTTP_STOP_MS: u64 = 1_000;
 /// From a request's head to the whole body; then 408.
@@ -198,6 +200,11 @@ pub const HTTP_VIEWS_MAX: usize = 4;
 pub const HTTP_BLOCKING_THREADS_MAX: usize = HTTP_VIEWS_MAX + NOTIFY_THREADS_MAX + 4;
 /// Bytes of one answer of the stream service, overshot by one datapoint; the rest is cut off as beyond `STREAM_ROWS_MAX`.
 pub const STREAM_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of answers that their clients have not taken, in all and of one account, but for small ones; a further one is
+/// answered with 429.
+pub const HTTP_ANSWERS_BYTES_MAX: usize = 256 * 1024 * 1024;
+pub const HTTP_ANSWERS_PER_ACCOUNT_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub const HTTP_SMALL_ANSWER_BYTES: usize = 64 * 1024;
 /// Datapoints looked at in one view of the store; who reads more looks again.
 pub const STREAM_LOOKS_PER_VIEW: usize = 4_096;
 /// Calls within a second over all accounts that are remembered for that; beyond it everybody gets 429.

@@ -85,6 +85,7 @@ impl Settings {
             unacked: self.unacked,
             ping_window: None,
             pace: None,
+            pace_end_ns: u64::MAX,
             silence_max: self.silence(),
             retain: false,
             payload: Payload::Empty,
@@ -148,6 +149,8 @@ pub struct Job<'a> {
     pub ping_window: Option<u64>,
     /// Open loop; the rotas begin at message 0.
     pub pace: Option<Pace>,
+    /// Open loop: nothing becomes due after it.
+    pub pace_end_ns: u64,
     /// Without any sign of the broker, while it owes one.
     pub silence_max: Duration,
     pub retain: bool,
@@ -384,9 +387,14 @@ impl<'a> Senders<'a> {
         self.start = start;
     }
 
+    /// Nanoseconds since the start, as far as the schedule goes.
+    fn pace_ns(&self) -> u64 {
+        (self.start.elapsed().as_nanos() as u64).min(self.job.pace_end_ns)
+    }
+
     /// Open loop: sends what has become due, and gives the nanoseconds since the start when the next message will be.
     pub fn send_due(&mut self, pace: Pace, poller: &Poller) -> Result<u64> {
-        let due = pace.turns_due(self.start.elapsed().as_nanos() as u64);
+        let due = pace.turns_due(self.pace_ns());
         let publishers = self.publishers.len() as u64;
         // A publisher that its window or its socket holds back goes on when that is ready.
         for turn in self.paced..due.min(self.paced + publishers) {
@@ -398,7 +406,7 @@ impl<'a> Senders<'a> {
 
     /// No message is sent any more but, in an open loop, those that are due now.
     pub fn stop(&mut self, poller: &Poller) -> Result<()> {
-        let now = self.start.elapsed().as_nanos() as u64;
+        let now = self.pace_ns();
         for publisher in 0..self.publishers.len() {
             let p = &mut self.publishers[publisher];
             let due = self.job.pace.map_or(0, |pace| pace.due_count(publisher as u64, now));
@@ -417,7 +425,10 @@ impl<'a> Senders<'a> {
         let topic_end = stamp_at - if job.qos > 0 { 2 } else { 0 };
         let context = || format!("publisher {publisher}");
         let until = match job.pace {
-            Some(pace) => p.share.until.min(pace.due_count(publisher as u64, now)),
+            Some(pace) => p
+                .share
+                .until
+                .min(pace.due_count(publisher as u64, now.min(job.pace_end_ns))),
             None => p.share.until,
         };
         while !p.connection.wants_write() {

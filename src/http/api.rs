@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Semaphore, oneshot};
 
+use super::budget::Budget;
 use super::cores::Cores;
 use super::desk::{Books, Desk};
 use super::error::ApiError;
@@ -65,6 +66,7 @@ struct Inner {
     clock: Clock,
     views: Arc<Semaphore>,
     changes: Arc<Semaphore>,
+    budget: Budget,
     api_rate: Mutex<RateLimit<AccountId>>,
     connector_rate: Mutex<RateLimit<(AccountId, Box<str>)>>,
     datapoint_ids: Mutex<DatapointIds>,
@@ -122,6 +124,7 @@ impl Api {
             datapoint_ids: Mutex::new(DatapointIds::new(source, newest_datapoint_ms)),
             views: Arc::new(Semaphore::new(HTTP_VIEWS_MAX)),
             changes: Arc::new(Semaphore::new(HTTP_CHANGES_MAX)),
+            budget: Budget::default(),
             settings,
             desk,
             cores,
@@ -141,6 +144,10 @@ impl Api {
 
     pub fn cores(&self) -> &Cores {
         &self.0.cores
+    }
+
+    pub fn budget(&self) -> &Budget {
+        &self.0.budget
     }
 
     /// One of them for each request that changes something.

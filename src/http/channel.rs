@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::answer::{Done, done, json, json_text, to_json};
 use super::api::{Api, Refused};
 use super::auth::Caller;
+use super::budget::large;
 use super::cores::succeeded;
 use super::error::ApiError;
 use super::openapi::ErrorBody;
@@ -121,15 +122,16 @@ pub(super) struct ChannelCreated {
 )]
 pub(super) async fn list(State(api): State<Api>, caller: Caller, headers: HeaderMap) -> Result<Response, ApiError> {
     let with_tag = flag(&headers, WITH_TAG)?;
+    let account = caller.account;
     let body = api.view(move |view| {
         let mut all = Vec::new();
-        for (id, channel) in view.channels(caller.account)? {
-            let tags = view.tags(caller.account, id)?;
+        for (id, channel) in view.channels(account)? {
+            let tags = view.tags(account, id)?;
             all.extend(shown(id, &channel, &tags, with_tag, &caller.zone));
         }
         Ok(to_json(&all))
     });
-    Ok(json_text(StatusCode::OK, body.await?))
+    large(api.budget(), account, body.await?)
 }
 
 /// One channel.

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::answer::{Done, done, json, json_text, to_json};
 use super::api::Api;
 use super::auth::Caller;
+use super::budget::large;
 use super::channel;
 use super::cores::succeeded;
 use super::error::ApiError;
@@ -110,14 +111,15 @@ pub(super) struct DeviceCreated<'d> {
 /// All devices of the account.
 #[utoipa::path(get, path = "/v2/device", tag = "device", responses((status = 200, body = [Shown])))]
 pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Response, ApiError> {
+    let account = caller.account;
     let body = api.view(move |view| {
-        let devices = view.devices(caller.account)?;
+        let devices = view.devices(account)?;
         let shown = devices
             .iter()
             .map(|(id, device, state)| Shown::new(id, device, state.as_ref(), &caller.zone));
         Ok(to_json(&shown.collect::<Vec<_>>()))
     });
-    Ok(json_text(StatusCode::OK, body.await?))
+    large(api.budget(), account, body.await?)
 }
 
 /// One device, in a list of one.

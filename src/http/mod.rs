@@ -10,6 +10,7 @@ pub mod admin;
 mod answer;
 pub mod api;
 mod auth;
+mod budget;
 mod channel;
 mod connector;
 pub mod cores;

@@ -115,9 +115,11 @@ async fn answered(State(api): State<Api>, request: Request, next: Next) -> Respo
     answer.unwrap_or_else(|| ApiError::Unavailable.into_response())
 }
 
-/// What is answered is for whoever asked: it has tokens and measurements in it.
+/// What is answered is for whoever asked, and for no cache: it has tokens and measurements in it.
 async fn private(request: Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = next.run(request).await;
+    tracing::debug!(%method, path, status = response.status().as_u16(), "answered");
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

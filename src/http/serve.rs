@@ -2,13 +2,14 @@
 //!
 //! Holds   - at most [`HTTP_CONNECTIONS_MAX`] at a time; who comes then waits in the backlog of the listener;
 //!         - a connection on which no byte moves for [`HTTP_STALL_MS`] is closed, whatever it waits for: an answer takes less;
+//!         - one whose client reads its answer too slowly is closed too, since what it has not taken is in memory;
 //!         - at a stop, requests that have begun are answered, within [`HTTP_STOP_MS`].
 
 use std::convert::Infallible;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -28,7 +29,8 @@ use tower::ServiceExt as _;
 use super::router::App;
 use super::tls::Acceptor;
 use crate::limits::{
-    HTTP_CONNECTIONS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_HEADERS_MAX, HTTP_SILENCE_MS, HTTP_STALL_MS, HTTP_STOP_MS,
+    HTTP_CONNECTIONS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_HEADERS_MAX, HTTP_SILENCE_MS, HTTP_STALL_BYTES, HTTP_STALL_MS,
+    HTTP_STOP_MS,
 };
 
 /// Out of descriptors, mostly: others have to close some first.
@@ -92,10 +94,10 @@ async fn connection(stream: TcpStream, acceptor: Option<Acceptor>, app: App, sto
 }
 
 async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin, app: App, mut stop: watch::Receiver<bool>) {
-    let moved = Arc::new(AtomicU64::new(0));
+    let movement = Arc::new(Movement::default());
     let watched = Watched {
         stream,
-        moved: Arc::clone(&moved),
+        movement: Arc::clone(&movement),
     };
     let service = service_fn(move |request: Request<Incoming>| answer(app.clone(), request));
     let connection = http1::Builder::new()
@@ -107,7 +109,7 @@ async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin, app: App, mut stop: 
         .serve_connection(TokioIo::new(watched), service);
     let mut connection = pin!(connection);
     let mut look = interval(Duration::from_millis(HTTP_STALL_MS));
-    let mut moved_before = u64::MAX;
+    let mut moved_before = None;
     let mut is_stopping = false;
     loop {
         tokio::select! {
@@ -118,11 +120,12 @@ async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin, app: App, mut stop: 
                 return;
             }
             _ = look.tick() => {
-                let moved = moved.load(Ordering::Relaxed);
-                if moved == moved_before {
+                let moved = movement.bytes.load(Ordering::Relaxed);
+                let least = if movement.is_held_up.load(Ordering::Relaxed) { HTTP_STALL_BYTES } else { 1 };
+                if moved_before.is_some_and(|before| moved < before + least) {
                     return;
                 }
-                moved_before = moved;
+                moved_before = Some(moved);
             }
             () = stopped(&mut stop), if !is_stopping => {
                 is_stopping = true;
@@ -136,15 +139,29 @@ async fn answer(app: App, request: Request<Incoming>) -> Result<Response, Infall
     app.oneshot(request.map(Body::new)).await
 }
 
-/// A stream that counts the bytes that move on it.
+#[derive(Default)]
+struct Movement {
+    bytes: AtomicU64,
+    /// The client has not taken what is to be written.
+    is_held_up: AtomicBool,
+}
+
+/// A stream whose movement is counted.
 struct Watched<S> {
     stream: S,
-    moved: Arc<AtomicU64>,
+    movement: Arc<Movement>,
 }
 
 impl<S> Watched<S> {
-    fn count(&self, bytes: usize) {
-        self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+    fn moved(&self, bytes: usize) {
+        self.movement.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn written(&self, polled: &Poll<io::Result<usize>>) {
+        self.movement.is_held_up.store(polled.is_pending(), Ordering::Relaxed);
+        if let Poll::Ready(Ok(bytes)) = polled {
+            self.moved(*bytes);
+        }
     }
 }
 
@@ -153,7 +170,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let this = self.get_mut();
         let before = into.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(context, into);
-        this.count(into.filled().len() - before);
+        this.moved(into.filled().len() - before);
         polled
     }
 }
@@ -162,9 +179,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.stream).poll_write(context, bytes);
-        if let Poll::Ready(Ok(written)) = &polled {
-            this.count(*written);
-        }
+        this.written(&polled);
         polled
     }
 
@@ -175,9 +190,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.stream).poll_write_vectored(context, parts);
-        if let Poll::Ready(Ok(written)) = &polled {
-            this.count(*written);
-        }
+        this.written(&polled);
         polled
     }
 

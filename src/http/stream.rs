@@ -16,9 +16,10 @@ use utoipa::ToSchema;
 
 use self::query::{Decode, End, Reading};
 use self::rows::{Rows, walk};
-use super::answer::{json, json_text, to_json};
+use super::answer::{json, to_json};
 use super::api::{Api, Refused};
 use super::auth::Caller;
+use super::budget::large;
 use super::channel::{find, last_update};
 use super::error::ApiError;
 use super::openapi::ErrorBody;
@@ -182,7 +183,7 @@ async fn list(api: &Api, caller: &Caller, head: Head, reading: Reading) -> Resul
     body.push_str(r#","stream":["#);
     rows.write(&mut body, newest_first != is_descending);
     body.push_str("]}");
-    Ok(cut(json_text(StatusCode::OK, body), rows.is_cut))
+    Ok(cut(large(api.budget(), caller.account, body)?, rows.is_cut))
 }
 
 /// Says so, if something had no room in an answer.

@@ -141,6 +141,10 @@ impl Client {
 
     /// Takes at most so many bytes in.
     fn take_in(&mut self, count: usize) {
+        if count == 0 {
+            // Nothing read for want of room would look like the end.
+            return;
+        }
         let mut bytes = vec![0; count];
         match self.socket.read(&mut bytes) {
             Ok(0) => self.has_ended = true,

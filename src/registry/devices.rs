@@ -2,9 +2,9 @@
 //!
 //! Owns    one slot of 24 bytes a device; the ids are on disk only.
 //! Called  by `shard`: a lookup for every message of a device; changes that the API asked for.
-//! Holds   - a slot has a keyed fingerprint of 128 bits of (account, id) in place of the id. Among a million ids of one
-//!           account two meet with a chance of 2^-89, the key is a secret of the run, and the account is compared
-//!           exactly: who found two that meet would confuse two devices of his own, and nobody else's;
+//! Holds   - a slot has a keyed fingerprint of 128 bits of (account, id) in place of the id. The key is a secret of the run, and
+//!           among a million ids two meet with a chance of about 2^-89. The account is compared exactly: whoever found two
+//!           ids that meet would confuse two devices of their own, and nobody else's;
 //!         - a lookup reads one cache line, or its neighbour with it: the slots are probed linearly and at most two thirds of
 //!           them are taken;
 //!         - at least four ninths are taken while the table only grows, so a device costs at most 54 bytes;

@@ -362,7 +362,8 @@ impl Raw {
                     }
                     return Some((topic, payload, qos));
                 }
-                Packet::Acknowledgement { kind: PUBREL, id } => self.send(&acknowledgement(PUBCOMP, id)),
+                // Level 3 has DUP in it when it comes again.
+                Packet::Acknowledgement { kind, id } if kind & !8 == PUBREL => self.send(&acknowledgement(PUBCOMP, id)),
                 other => panic!("{other:?} where a message was awaited"),
             }
         }

@@ -6,8 +6,6 @@
 //! Holds   - command k is due at start + k / rate and goes to device k mod devices; its round trip counts from then;
 //!         - a command says who it is for and when it was due: no table is shared between the threads.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use super::stop::Stop;
 use super::{Plan, device_id};
 use crate::api::Api;
 use crate::pace::Pace;
@@ -22,23 +21,23 @@ use crate::packet::Publish;
 use crate::report::Latency;
 use crate::sequence::{Faults, Streams};
 
-/// How long the thread sleeps without looking whether it is to end.
-const NAP: Duration = Duration::from_millis(20);
-
 pub struct Commander {
-    is_stopping: Arc<AtomicBool>,
+    stop: Stop,
     thread: JoinHandle<Result<Posted>>,
 }
 
 /// What was accepted by the API.
 pub struct Posted {
     count: u64,
+    /// Of the schedule, by its end.
+    due: u64,
     call: Histogram<u64>,
 }
 
 impl Commander {
     pub fn start(api: &Api, plan: &Plan, rate: u64, start: Instant) -> Result<Commander> {
-        let is_stopping = Arc::<AtomicBool>::default();
+        let stop = Stop::default();
+        let stopped = stop.watch();
         let (api, pace, run, qos, devices) = (
             api.clone(),
             Pace::new(rate, 1),
@@ -46,21 +45,18 @@ impl Commander {
             plan.command_qos(),
             plan.devices,
         );
-        let stopping = is_stopping.clone();
         let thread = std::thread::Builder::new().name("commander".into()).spawn(move || {
             let mut posted = Posted {
                 count: 0,
+                due: 0,
                 call: Histogram::new_with_bounds(100, 3_600_000_000_000, 3)?,
             };
             loop {
                 let due_ns = pace.turn_due_ns(posted.count);
-                while let Some(wait) = (start + Duration::from_nanos(due_ns)).checked_duration_since(Instant::now()) {
-                    if stopping.load(Ordering::Acquire) {
-                        break;
-                    }
-                    std::thread::sleep(wait.min(NAP));
-                }
-                if stopping.load(Ordering::Acquire) {
+                if !stopped.sleep_until(start + Duration::from_nanos(due_ns)) {
+                    posted.due = pace
+                        .total_due_count(start.elapsed().as_nanos() as u64)
+                        .max(posted.count);
                     return Ok(posted);
                 }
                 let command = format!("{run:08x} {} {due_ns}", posted.count);
@@ -70,11 +66,11 @@ impl Commander {
                 posted.count += 1;
             }
         })?;
-        Ok(Commander { is_stopping, thread })
+        Ok(Commander { stop, thread })
     }
 
     pub fn stop(self) -> Result<Posted> {
-        self.is_stopping.store(true, Ordering::Release);
+        drop(self.stop);
         match self.thread.join() {
             Ok(posted) => posted.context("commands"),
             Err(panic) => std::panic::resume_unwind(panic),
@@ -140,6 +136,7 @@ impl Echoes {
             self.streams.finish(device as usize, count);
         }
         Some(Commands {
+            due: posted.due,
             posted: posted.count,
             received: self.received,
             faults: self.streams.faults(),
@@ -158,6 +155,8 @@ fn parse(payload: &[u8]) -> Option<(u32, u64, u64)> {
 /// What became of the commands.
 #[derive(Clone, Debug, Serialize)]
 pub struct Commands {
+    pub due: u64,
+    /// Fewer than were due: a call takes longer than there is time between two commands.
     pub posted: u64,
     pub received: u64,
     pub faults: Faults,

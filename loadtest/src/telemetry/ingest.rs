@@ -62,7 +62,7 @@ pub fn drive(
         if !is_stopped && now >= plan.end_ns {
             is_stopped = true;
             sending.behind_schedule = plan.pace.map_or(0, |pace| {
-                pace.total_due_count(now.saturating_sub(BEHIND_NS))
+                pace.total_due_count(now.saturating_sub(BEHIND_NS).min(plan.end_ns))
                     .saturating_sub(senders.sent)
             });
             senders.stop(poller)?;

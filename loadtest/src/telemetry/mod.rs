@@ -16,6 +16,7 @@ mod read_back;
 mod readers;
 mod registry;
 mod report;
+mod stop;
 #[cfg(test)]
 mod tests;
 
@@ -289,6 +290,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
         unacked: plan.window,
         ping_window: Some(plan.window as u64),
         pace: plan.pace,
+        pace_end_ns: plan.end_ns,
         silence_max: plan.silence_max,
         retain: false,
         payload: Payload::Text {

@@ -6,8 +6,6 @@
 //!           round again;
 //!         - a latency is that of one call, its body included; the wait after a refusal for the rate limit is not in it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,15 +14,13 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::Plan;
+use super::stop::{Stop, Stopped};
 use crate::api::{Api, Range};
 use crate::pace::Pace;
 use crate::report::Latency;
 
-/// How long a reader sleeps without looking whether it is to end.
-const NAP: Duration = Duration::from_millis(20);
-
 pub struct Readers {
-    is_stopping: Arc<AtomicBool>,
+    stop: Stop,
     threads: Vec<JoinHandle<Result<Reads>>>,
 }
 
@@ -50,24 +46,24 @@ pub struct Reading {
 impl Readers {
     /// `None` where nobody is to read.
     pub fn start(api: &Api, plan: &Plan, readers: u32, rate: Option<u64>) -> Result<Option<Readers>> {
-        let is_stopping = Arc::<AtomicBool>::default();
+        let stop = Stop::default();
         let mut threads = Vec::new();
         for reader in 0..readers {
-            let (api, plan, stopping) = (api.clone(), plan.clone(), is_stopping.clone());
+            let (api, plan, stopped) = (api.clone(), plan.clone(), stop.watch());
             let pace = rate.map(|rate| Pace::new(rate, u64::from(readers)));
             let thread = std::thread::Builder::new()
                 .name(format!("reader-{reader}"))
-                .spawn(move || read(&api, &plan, reader, readers, pace, &stopping))?;
+                .spawn(move || read(&api, &plan, reader, readers, pace, &stopped))?;
             threads.push(thread);
         }
-        Ok((readers > 0).then_some(Readers { is_stopping, threads }))
+        Ok((readers > 0).then_some(Readers { stop, threads }))
     }
 
-    pub fn stop(mut self) -> Result<Reading> {
-        self.is_stopping.store(true, Ordering::Release);
+    pub fn stop(self) -> Result<Reading> {
+        drop(self.stop);
         let mut whole = Reads::new()?;
         let readers = self.threads.len() as u32;
-        for thread in self.threads.drain(..) {
+        for thread in self.threads {
             let reads = match thread.join() {
                 Ok(reads) => reads.context("readers")?,
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -87,13 +83,6 @@ impl Readers {
     }
 }
 
-/// A run that fails leaves no reader behind.
-impl Drop for Readers {
-    fn drop(&mut self) {
-        self.is_stopping.store(true, Ordering::Release);
-    }
-}
-
 impl Reads {
     fn new() -> Result<Reads> {
         Ok(Reads {
@@ -105,14 +94,7 @@ impl Reads {
     }
 }
 
-fn read(
-    api: &Api,
-    plan: &Plan,
-    reader: u32,
-    readers: u32,
-    pace: Option<Pace>,
-    is_stopping: &AtomicBool,
-) -> Result<Reads> {
+fn read(api: &Api, plan: &Plan, reader: u32, readers: u32, pace: Option<Pace>, stopped: &Stopped) -> Result<Reads> {
     let mut reads = Reads::new()?;
     let start = Instant::now();
     // They spread over the channels.
@@ -120,12 +102,7 @@ fn read(
     let mut from = plan.from.clone();
     loop {
         let due_ns = pace.map_or(0, |pace| pace.due_ns(u64::from(reader), reads.histogram.len()));
-        while let Some(wait) = (start + Duration::from_nanos(due_ns)).checked_duration_since(Instant::now())
-            && !is_stopping.load(Ordering::Acquire)
-        {
-            std::thread::sleep(wait.min(NAP));
-        }
-        if is_stopping.load(Ordering::Acquire) {
+        if !stopped.sleep_until(start + Duration::from_nanos(due_ns)) {
             return Ok(reads);
         }
         let answer = api.stream(Range {

@@ -169,8 +169,9 @@ impl Display for Telemetry {
             } = commands.faults;
             writeln!(
                 f,
-                "commands     {} posted, {} received: missing {missing}, doubled {doubled}, out of order {out_of_order}",
+                "commands     {} posted of {} due, {} received: missing {missing}, doubled {doubled}, out of order {out_of_order}",
                 grouped(commands.posted),
+                grouped(commands.due),
                 grouped(commands.received)
             )?;
             writeln!(f, "  call µs    {}", commands.call_us)?;

@@ -95,10 +95,10 @@ fn a_directory_that_cannot_be_made_or_written_is_refused() {
 }
 
 #[test]
-fn a_store_of_a_newer_version_is_refused() {
+fn a_store_of_a_newer_version_is_refused_and_one_of_an_older_taken_up() {
     let site = filled();
-    set_schema(&site.data_dir(), 2);
-    assert_refused(&site, &["data.mdb", "newer version", "schema 2"]);
+    set_schema(&site.data_dir(), 3);
+    assert_refused(&site, &["data.mdb", "newer version", "schema 3"]);
     set_schema(&site.data_dir(), 1);
     let broker = site.start(1, &[]);
     assert!(Raw::durable(site.port(), "session 3").session_present);

@@ -19,12 +19,14 @@ const CORES: [u16; 2] = [1, 4];
 struct Clients {
     /// For the two ports of WebSocket.
     library: Agent,
+    paho: Agent,
 }
 
 impl Clients {
     fn start() -> Clients {
         Clients {
             library: Agent::start(Library::MqttJs),
+            paho: Agent::start(Library::Paho),
         }
     }
 
@@ -163,7 +165,8 @@ fn item_4_a_filter_above_the_own_prefix_is_refused() {
             let account = platform.account(index);
             let own = account.topic("#");
             let foreign = platform.account(4).topic("#");
-            let agent = &mut clients.library;
+            // MQTT.js takes a refusal for an error of its own.
+            let agent = &mut clients.paho;
             agent.connect("s", platform.broker(), account.hello("subscriber").over(over));
             let filters = [("#", 1), (&own[..], 1), (&foreign[..], 2), ("$SYS/#", 0)];
             assert_eq!(agent.subscribe("s", &filters), [0x80, 1, 0x80, 0x80], "{over:?}");
@@ -269,11 +272,11 @@ fn item_7_the_http_connector_answers_by_what_the_registry_says_of_the_device() {
         assert_error(&connector.post("/post_v2/", r#"{"temp":21}"#), 403, "NO_MAPPED_CH");
         platform.map(0, "pump-07", 3);
         pause();
-        let reply = connector.post("/post_v2/", r#"{"temp":22}"#);
-        assert_eq!((reply.status, reply.json()), (200, json!({"result": "OK"})));
-        let again = connector.post("/post_v2/", r#"{"temp":23}"#);
-        assert_error(&again, 429, "TOO_MANY_REQUESTS");
-        assert_eq!(again.header("retry-after"), Some("1"));
+        // On one connection, so that a second is long for both.
+        let replies = connector.post_times("/post_v2/", r#"{"temp":22}"#, 2);
+        assert_eq!((replies[0].status, replies[0].json()), (200, json!({"result": "OK"})));
+        assert_error(&replies[1], 429, "TOO_MANY_REQUESTS");
+        assert_eq!(replies[1].header("retry-after"), Some("1"));
         platform
             .api(0)
             .put("/v2/device/pump-07", json!({"enabled": false}))

@@ -204,8 +204,9 @@ fn each_operator_compares_numbers_or_texts() {
     let other = r#"{"w":10}"#;
     let nested = r#"{"data":[{"value":10},{"value":20}],"deep":{"er":{"v":-1.5}},"v":true}"#;
     let null = r#"{"v":null}"#;
-    // Path, operator, threshold, the values it matches with what is reported as `current`.
-    let rules: [(&str, &str, &str, &[(&str, Value)]); 32] = [
+    /// Path, operator, threshold, the values it matches with what is reported as `current`.
+    type Rule<'a> = (&'a str, &'a str, &'a str, &'a [(&'a str, Value)]);
+    let rules: [Rule<'_>; 32] = [
         ("v", "=", "10", &[(number, json!(10)), (numeric_text, json!("10"))]),
         ("v", "=", "10.0", &[(number, json!(10)), (numeric_text, json!("10"))]),
         ("v", "=", "1e1", &[(number, json!(10)), (numeric_text, json!("10"))]),

@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -119,21 +119,28 @@ impl Api {
 
 /// One connection for many calls, one after another: where starting curl for each would take too long.
 pub struct Line {
+    port: u16,
     socket: TcpStream,
     head: String,
+    used: Instant,
 }
+
+/// A connection that has been idle for so long the server may be about to close.
+const IDLE: Duration = Duration::from_secs(3);
 
 impl Line {
     /// These headers go with every call.
     pub fn open(port: u16, headers: &[(&str, &str)]) -> io::Result<Line> {
-        let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-        socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(patience(Duration::from_secs(20))))?;
         let head = headers
             .iter()
             .map(|(name, value)| format!("{name}: {value}\r\n"))
             .collect();
-        Ok(Line { socket, head })
+        Ok(Line {
+            port,
+            socket: dial(port)?,
+            head,
+            used: Instant::now(),
+        })
     }
 
     pub fn call(&mut self, method: &str, path: &str, further: &[(&str, &str)], body: &str) -> Reply {
@@ -152,6 +159,9 @@ impl Line {
             body.len()
         );
         let request = [&head, &self.head, &further, "\r\n", body].concat();
+        if self.used.elapsed() > IDLE {
+            self.socket = dial(self.port)?;
+        }
         self.socket.write_all(request.as_bytes())?;
         let mut bytes = Vec::new();
         loop {
@@ -168,10 +178,18 @@ impl Line {
             let length = head.split("content-length:").nth(1).expect("an answer has its length");
             let length: usize = length.split("\r\n").next().unwrap().trim().parse().unwrap();
             if bytes.len() >= end + 4 + length {
+                self.used = Instant::now();
                 return Ok(Reply::parse(bytes).remove(0));
             }
         }
     }
+}
+
+fn dial(port: u16) -> io::Result<TcpStream> {
+    let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    socket.set_nodelay(true)?;
+    socket.set_read_timeout(Some(patience(Duration::from_secs(20))))?;
+    Ok(socket)
 }
 
 fn run(mut command: Command, input: &[u8]) -> Vec<u8> {

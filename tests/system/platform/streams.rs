@@ -132,7 +132,9 @@ fn the_end_is_required_and_the_channel_has_to_be() {
 #[test]
 fn last_takes_the_newest_and_then_orders_them() {
     let platform = with_numbers(9);
-    let cases: [(&[(&str, &str)], &[i64]); 9] = [
+    /// Headers, and the values that come.
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a [i64]);
+    let cases: [Case<'_>; 9] = [
         (&[], &[9]),
         (&[("X-PAGELIMIT", "1")], &[9]),
         (&[("X-PAGELIMIT", "3")], &[7, 8, 9]),

@@ -238,7 +238,7 @@ fn rotating_the_device_token_ends_what_was_below_the_old_one() {
         assert_eq!(bystander.granted(&[(&other.topic("#"), 1)]), [1]);
         bystander.deliver(&retained(publish(&other.topic("kept"), 1, 1, b"other")), 1);
 
-        let after = platform.change_account(0, &["rotate-device-token"]);
+        let after = platform.change_account(0, &["rotate-token"]);
         assert_eq!((&after.user_id, &after.api_token), (&before.user_id, &before.api_token));
         assert!(after.device_token != before.device_token && after.device_token.len() == 32);
         assert_eq!(
@@ -292,7 +292,7 @@ fn rotating_the_api_token_ends_the_old_one_at_once() {
     let mut platform = Platform::start(1);
     let before = platform.account(0).clone();
     let mut raw = platform.raw(before.connect("device"));
-    let after = platform.change_account(0, &["rotate-api-token"]);
+    let after = platform.change_account(0, &["rotate-token", "--api"]);
     assert_eq!(
         (&after.user_id, &after.device_token),
         (&before.user_id, &before.device_token)
@@ -417,7 +417,7 @@ fn a_removed_account_leaves_nothing() {
         assert!(!inspected_text.contains(&one.device_token), "{inspected_text}");
         // An account that comes later is another one, even if its name were the same.
         platform.run(cores, &LIFTED);
-        let again = platform.add_account(&["--user-id", &one.user_id]);
+        let again = platform.add_account(&["--id", &one.user_id]);
         let index = 2;
         assert_eq!(
             (again.user_id == one.user_id, again.device_token == one.device_token),
@@ -473,8 +473,7 @@ fn the_first_start_makes_an_account_and_says_what_to_paste() {
     let said = platform.stop();
     let list = platform.account_json(&["list"]);
     assert_eq!(list.as_array().map(Vec::len), Some(1), "{list}");
-    let user_id = list[0]["user_id"].as_str().unwrap();
-    let shown = platform.account_json(&["show", user_id]);
+    let shown = platform.account_json(&["list", "--show-tokens"])[0].clone();
     let account = Account::parse(&shown);
     for text in [&account.user_id, &account.device_token, &account.api_token] {
         assert!(said.contains(text.as_str()), "no {text}: {said}");
@@ -572,8 +571,8 @@ fn no_token_is_ever_in_the_log() {
         }
         drop(raw);
         eventually("the will is stored", || platform.values(0, 3).len() >= 3);
-        let rotated = platform.change_account(0, &["rotate-device-token"]);
-        let rotated_api = platform.change_account(0, &["rotate-api-token"]);
+        let rotated = platform.change_account(0, &["rotate-token"]);
+        let rotated_api = platform.change_account(0, &["rotate-token", "--api"]);
         platform.change_account(0, &["suspend"]);
         let log = platform.stop();
         for token in [

@@ -42,8 +42,9 @@ fn what_is_stored_and_what_is_routed_is_known_by_the_topic() {
     let too_long = "d".repeat(65);
     let stored = |value: Value, tag: Value| Some((value, tag));
     let one = || json!({"value1": 1});
-    // `None`: routed, not stored, not provisioned.
-    let rows: Vec<(String, &[u8], Option<(Value, Value)>)> = vec![
+    /// Topic below the token, payload, value and tag. `None`: routed, not stored, not provisioned.
+    type Row<'a> = (String, &'a [u8], Option<(Value, Value)>);
+    let rows: Vec<Row<'_>> = vec![
         ("json/DEV".into(), b"1", stored(one(), json!(null))),
         ("json/DEV/TAG".into(), b"1", stored(one(), json!("TAG"))),
         ("json/DEV/".into(), b"1", stored(one(), json!(null))),
@@ -223,7 +224,8 @@ fn a_message_is_routed_while_its_device_is_unmapped_and_not_while_it_is_disabled
             ["json/DEV", "json/DEV/TAG", "binary/DEV", "state/DEV", "DEV/subscribe"].map(|below| account.topic(below));
         let mut routed = |publisher: &mut Raw| {
             for topic in &topics {
-                publish_at_every_qos(publisher, topic, b"1");
+                let payload = if topic.contains("/state/") { &b"a=1"[..] } else { b"1" };
+                publish_at_every_qos(publisher, topic, payload);
             }
             let got = until_fence(&mut watcher, publisher, account);
             topics
