@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Answer, Request};
 use crate::http::desk::{Desk, DeskParts};
@@ -13,6 +14,9 @@ use crate::store::client::Client;
 use crate::store::error::StoreError;
 use crate::store::lmdb;
 use crate::store::writer::{Store, StoreConfig};
+
+/// A store that cannot commit tries for ever; whoever waits at a terminal does not.
+const COMMIT_WAIT: Duration = Duration::from_secs(20);
 
 /// Opens the store of a directory, which is made if an account is to be added, answers, and closes it.
 pub fn answer(dir: &Path, request: Request) -> Result<Answer, StoreError> {
@@ -24,13 +28,24 @@ pub fn answer(dir: &Path, request: Request) -> Result<Answer, StoreError> {
         path: dir.to_owned(),
         error,
     };
-    let (mut store, stored) = Store::open(StoreConfig::new(dir))?;
+    let config = StoreConfig {
+        retained_bytes_max: 0,
+        ..StoreConfig::new(dir)
+    };
+    let (mut store, stored) = Store::open(config)?;
     // No core, no bell.
     store.start(Vec::new()).map_err(io)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(io)?;
     let desk = desk(stored, store.client());
-    let answer = runtime.block_on(super::answer(&desk, None, request));
+    let answering = async { tokio::time::timeout(COMMIT_WAIT, super::answer(&desk, None, request)).await };
+    let answer = runtime.block_on(answering).unwrap_or_else(|_| Answer::Refused {
+        why: format!(
+            "{} cannot be written now; see that its disk has room and is in order",
+            dir.display()
+        ),
+        is_operators: true,
+    });
     store.stop();
     Ok(answer)
 }

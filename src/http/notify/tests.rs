@@ -11,7 +11,8 @@ use crate::http::desk::tests::{FakeBooks, channel, desk, event};
 use crate::http::desk::{NewAccount, UserChange};
 use crate::registry::access::AccountId;
 
-const SOON: Duration = Duration::from_secs(5);
+/// How long a test waits for what must come, on a host that has much else to do.
+const SOON: Duration = Duration::from_secs(60);
 
 struct World {
     desk: Desk,
@@ -29,7 +30,7 @@ fn settings() -> NotifySettings {
     NotifySettings {
         allow: allow(&["127.0.0.1/32"]),
         mail: None,
-        timeout_ms: 300,
+        timeout_ms: 30_000,
         retry_ms: [10, 20],
     }
 }
@@ -225,8 +226,8 @@ async fn after_three_attempts_a_notification_has_failed() {
 }
 
 #[tokio::test]
-async fn a_target_that_does_not_answer_is_given_up_and_holds_up_no_other() {
-    let silent = Server::start(&[Answer::Silence]).await;
+async fn a_target_that_does_not_answer_holds_up_no_other() {
+    let mut silent = Server::start(&[Answer::Silence]).await;
     let mut quick = Server::start(&[Answer::Status("200 OK")]).await;
     let world = world(settings()).await;
     let slow = world.event(event(&silent.url())).await;
@@ -234,28 +235,46 @@ async fn a_target_that_does_not_answer_is_given_up_and_holds_up_no_other() {
     for _ in 0..10 {
         world.notify(slow, "31");
     }
-    let began = Instant::now();
+    silent.next().await;
     for _ in 0..10 {
         world.notify(fast, "31");
     }
     for _ in 0..10 {
         quick.next().await;
     }
-    assert!(
-        began.elapsed() < Duration::from_millis(300),
-        "the other has not even timed out once"
-    );
-    // Three attempts of 300 ms: the first of ten has failed.
     tokio::time::timeout(SOON, async {
-        while world.notifier.report().failed == 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        while world.notifier.report().delivered < 10 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     })
     .await
     .unwrap();
-    assert!(began.elapsed() >= Duration::from_millis(900));
     let report = world.notifier.report();
-    assert_eq!((report.delivered, report.waiting), (10, 9));
+    assert_eq!(
+        (report.waiting, report.retries),
+        (10, 0),
+        "the other's first attempt still runs"
+    );
+    silent.assert_no_more();
+}
+
+#[tokio::test]
+async fn a_target_that_does_not_answer_in_time_has_three_attempts_of_that_time() {
+    let mut silent = Server::start(&[Answer::Silence]).await;
+    let world = world(NotifySettings {
+        timeout_ms: 200,
+        ..settings()
+    })
+    .await;
+    let id = world.event(event(&silent.url())).await;
+    let began = Instant::now();
+    world.notify(id, "31");
+    let report = world.report().await;
+    assert!(began.elapsed() >= Duration::from_millis(600));
+    assert_eq!((report.failed, report.retries), (1, 2));
+    for _ in 0..3 {
+        silent.next().await;
+    }
 }
 
 #[tokio::test]
@@ -463,11 +482,7 @@ fn where_there_is_no_room_the_door_says_so_at_once() {
 async fn an_account_that_has_too_much_waiting_loses_what_comes_then() {
     let silent = Server::start(&[Answer::Silence]).await;
     let mut quick = Server::start(&[Answer::Status("200 OK")]).await;
-    let world = world(NotifySettings {
-        timeout_ms: 60_000,
-        ..settings()
-    })
-    .await;
+    let world = world(settings()).await;
     let id = world.event(event(&silent.url())).await;
     let max = crate::limits::NOTIFY_ACCOUNT_MAX;
     for _ in 0..max + 5 {
