@@ -97,8 +97,8 @@ pub struct Settings {
     /// Seconds without any sign of the broker, while it owes one, that end a run
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub silence: u64,
-    /// The HTTP API, by which channels and devices are made, streams read and commands published. Its rate limit is kept: where
-    /// it stands (20 calls a second), the making and the reading back of 1,000 devices take minutes
+    /// The HTTP API, by which channels and devices are made, streams read and commands published. Its rate limit is kept: with
+    /// 20 calls a second the making and the reading back of 1,000 devices take minutes (skein --api-rate 0 has no limit)
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     pub api: String,
     /// API token of the account. Other users of this host see the flag in the list of processes, the variable they do not
