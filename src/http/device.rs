@@ -131,6 +131,7 @@ pub(super) async fn list(State(api): State<Api>, caller: Caller) -> Result<Respo
     responses((status = 200, body = [Shown]), (status = 404, description = "`NO_DEVICE`", body = ErrorBody)),
 )]
 pub(super) async fn read(State(api): State<Api>, caller: Caller, Id(id): Id) -> Result<Response, ApiError> {
+    check_device_id(&id).map_err(|_| ApiError::NoDevice)?;
     let body = api.view(move |view| {
         let (device, state) = view.device(caller.account, &id)?.ok_or(ApiError::NoDevice)?;
         Ok(to_json(&[Shown::new(&id, &device, state.as_ref(), &caller.zone)]))
@@ -290,7 +291,16 @@ mod tests {
     async fn what_is_not_there_or_not_ones_own_is_no_device() {
         let platform = Platform::new();
         platform.device(OTHER, "theirs", None);
-        for id in ["theirs", "0", "json", "a%2Fb", "%FF", "%F0%9F%98%80", &"x".repeat(65)] {
+        for id in [
+            "theirs",
+            "0",
+            "json",
+            "a%2Fb",
+            "%FF",
+            "%F0%9F%98%80",
+            &"x".repeat(65),
+            &"x".repeat(9_000),
+        ] {
             let path = format!("/v2/device/{id}");
             for (method, body) in [("GET", ""), ("PUT", "{}"), ("DELETE", "")] {
                 platform

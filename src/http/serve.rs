@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tower::ServiceExt as _;
 
 use super::router::App;
@@ -109,6 +109,8 @@ async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin, app: App, mut stop: 
         .serve_connection(TokioIo::new(watched), service);
     let mut connection = pin!(connection);
     let mut look = interval(Duration::from_millis(HTTP_STALL_MS));
+    // After a sleep of the host nobody has had his time.
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut moved_before = None;
     let mut is_stopping = false;
     loop {
