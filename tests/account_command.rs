@@ -154,7 +154,7 @@ fn what_the_operator_must_change_is_one_sentence_and_exits_2() {
     assert!(refusal(dir, &["add", "--id", "U000001"]).contains("U000001 is taken"));
     assert!(refusal(dir, &["add", "--id", "u1"]).contains("u1 is no account id: give U and six digits"));
     for command in ["rotate-token", "suspend", "resume", "remove", "set"] {
-        assert!(refusal(dir, &[command, "U000002"]).contains("there is no such account"));
+        assert!(refusal(dir, &[command, "U000002"]).contains("there is no account U000002"));
         assert!(refusal(dir, &[command, "1"]).contains("is no account id"));
     }
     assert!(refusal(dir, &["set", "U000001", "--locale", "Mars"]).contains("locale"));
