@@ -29,9 +29,9 @@ pub use crate::shard::Lane;
 
 use crate::limits;
 use atomic::{Ordering, fence};
-#[cfg(skein_loom)]
+#[cfg(loom)]
 use loom::sync::atomic;
-#[cfg(not(skein_loom))]
+#[cfg(not(loom))]
 use std::sync::atomic;
 use std::{io, sync::Arc};
 
@@ -372,7 +372,7 @@ impl<T: Send> Incoming<T> {
 #[repr(align(128))]
 struct Padded<T>(T);
 
-#[cfg(all(test, not(skein_loom)))]
+#[cfg(all(test, not(loom)))]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;

@@ -134,7 +134,7 @@ impl SharedPeerSet {
     }
 }
 
-#[cfg(all(test, not(skein_loom)))]
+#[cfg(all(test, not(loom)))]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;

@@ -12,10 +12,10 @@
 
 use super::Padded;
 use super::atomic::{AtomicUsize, Ordering};
-#[cfg(skein_loom)]
+#[cfg(loom)]
 use loom::{cell::UnsafeCell, sync::Arc};
 use std::mem::MaybeUninit;
-#[cfg(not(skein_loom))]
+#[cfg(not(loom))]
 use std::sync::Arc;
 
 /// A ring of at least `capacity` parcels, rounded up to a power of two, so that a position becomes a slot by a mask.
@@ -159,10 +159,10 @@ impl<T> Drop for Shared<T> {
 }
 
 /// `std`'s cell with the one method of loom's cell that is used here.
-#[cfg(not(skein_loom))]
+#[cfg(not(loom))]
 struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
 
-#[cfg(not(skein_loom))]
+#[cfg(not(loom))]
 impl<T> UnsafeCell<T> {
     fn new(value: T) -> Self {
         Self(std::cell::UnsafeCell::new(value))
@@ -174,7 +174,7 @@ impl<T> UnsafeCell<T> {
     }
 }
 
-#[cfg(all(test, not(skein_loom)))]
+#[cfg(all(test, not(loom)))]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;

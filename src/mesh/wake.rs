@@ -96,7 +96,7 @@ impl Bell {
     }
 }
 
-#[cfg(not(skein_loom))]
+#[cfg(not(loom))]
 impl AsFd for Bell {
     /// Readable when the core must wake: for the core's own poller. Nobody but the bell reads or writes it.
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -104,10 +104,10 @@ impl AsFd for Bell {
     }
 }
 
-#[cfg(not(skein_loom))]
+#[cfg(not(loom))]
 struct WakeFd(std::os::fd::OwnedFd);
 
-#[cfg(not(skein_loom))]
+#[cfg(not(loom))]
 impl WakeFd {
     fn new() -> io::Result<Self> {
         use rustix::event::{EventfdFlags, eventfd};
@@ -135,10 +135,10 @@ impl WakeFd {
 }
 
 /// The eventfd in the model: a wait that nobody ends is a deadlock, which loom reports.
-#[cfg(skein_loom)]
+#[cfg(loom)]
 struct WakeFd(loom::sync::Mutex<u64>, loom::sync::Condvar);
 
-#[cfg(skein_loom)]
+#[cfg(loom)]
 impl WakeFd {
     fn new() -> io::Result<Self> {
         Ok(Self(loom::sync::Mutex::new(0), loom::sync::Condvar::new()))
@@ -154,7 +154,7 @@ impl WakeFd {
     }
 }
 
-#[cfg(skein_loom)]
+#[cfg(loom)]
 impl Bell {
     /// What the poller does: returns when the fd is readable.
     #[cfg(test)]
@@ -170,14 +170,14 @@ impl Bell {
         *self.wake_fd.0.lock().unwrap() > 0
     }
 }
-#[cfg(skein_loom)]
+#[cfg(loom)]
 impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         unreachable!("the model has no file descriptors")
     }
 }
 
-#[cfg(all(test, not(skein_loom)))]
+#[cfg(all(test, not(loom)))]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
