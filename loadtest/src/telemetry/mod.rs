@@ -61,8 +61,6 @@ const WINDOW_OPEN_LOOP: usize = 1000;
 /// The clocks of the broker and of this host may differ by this much.
 const CLOCKS: SignedDuration = SignedDuration::from_secs(60);
 const FAR: SignedDuration = SignedDuration::from_hours(24);
-/// The count of stored datapoints stands still: no more come.
-const STANDSTILL: Duration = Duration::from_secs(3);
 /// Between two looks at the count: below the rate limit an API has.
 const LOOK: Duration = Duration::from_millis(60);
 
@@ -321,7 +319,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
     let sending = ingest::drive(&mut senders, &mut poller, &plan, start, commands)?;
     let own = Reading::take(None)?.since(&begin).own_cpu;
     let reading = readers.map(Readers::stop).transpose()?;
-    let stored = wait_until_stored(&api, stored_before, senders.sent, start, sending)?;
+    let stored = wait_until_stored(&api, &plan, stored_before, senders.sent, start, sending)?;
     let span = Reading::take(broker)?.since(&begin);
     let memory = watch.map(MemoryWatch::stop);
     let disk = match (&settings.data_dir, disk_before) {
@@ -376,8 +374,16 @@ fn share(device: u64, messages: u64) -> Share {
     }
 }
 
-/// Asks for the account's count until all that was sent is in it, or it stands still.
-fn wait_until_stored(api: &Api, before: u64, sent: u64, start: Instant, sending: Sending) -> Result<Stored> {
+/// Asks for the account's count until all that was sent is in it, or it stands still: a disk that others use may keep a commit
+/// waiting for seconds, and only what was dropped at QoS 0 is waited for in vain.
+fn wait_until_stored(
+    api: &Api,
+    plan: &Plan,
+    before: u64,
+    sent: u64,
+    start: Instant,
+    sending: Sending,
+) -> Result<Stored> {
     let (mut seen, mut moved) = (None, Instant::now());
     loop {
         let count = api.account()?.datapoint_count();
@@ -394,7 +400,7 @@ fn wait_until_stored(api: &Api, before: u64, sent: u64, start: Instant, sending:
         }
         if seen != Some(count) {
             (seen, moved) = (Some(count), Instant::now());
-        } else if moved.elapsed() > STANDSTILL {
+        } else if moved.elapsed() > plan.silence_max {
             return Ok(Stored {
                 datapoints,
                 seconds: None,
