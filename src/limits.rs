@@ -73,6 +73,9 @@ pub const SEAL_BYTES_PER_WRITE: usize = 64 * 1024;
 pub const HANDSHAKE_MS_PER_BATCH: u64 = 2;
 /// Readiness events taken in one batch.
 pub const EVENTS_PER_BATCH: usize = 256;
+/// PUBLISH packets that are delivered as one piece (`mqtt::run`), at least one being in it: by this much more than by one
+/// packet a bound on bytes that wait may be overshot.
+pub const RUN_BYTES_MAX: usize = 32 * 1024;
 /// Connections accepted from one listener in one batch; the rest waits in its backlog.
 pub const ACCEPTS_PER_BATCH: usize = 64;
 /// Parcels taken from the mesh per lane in one batch; the rest waits in its ring.

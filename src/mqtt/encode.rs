@@ -109,7 +109,7 @@ pub(super) fn fixed_header(out: &mut Vec<u8>, first_byte: u8, remaining: usize) 
 
 /// Bytes of the fixed header in front of `remaining` bytes (section 2.2.3, table 2.4).
 #[inline]
-const fn fixed_header_len(remaining: usize) -> usize {
+pub(super) const fn fixed_header_len(remaining: usize) -> usize {
     match remaining {
         0..=127 => 2,
         128..=16_383 => 3,

@@ -1,7 +1,7 @@
 //! Layer 0: bytes <-> control packets of MQTT 3.1 (level 3) and 3.1.1 (level 4).
 //!
 //! [`frame`] finds one whole frame, [`decode`] reads it strictly, [`encode`] writes; [`topic`] checks names and
-//! filters once, [`packet`] is what the heart works on. [`client`] is the other side of the wire, for the load generator.
+//! filters once, [`packet`] is what the heart works on, [`run`] what of it may be copied as it came. [`client`] is the other side of the wire, for the load generator.
 
 pub mod client;
 pub mod decode;
@@ -12,6 +12,7 @@ pub mod packet;
 #[cfg(test)]
 mod properties;
 pub mod reason;
+pub mod run;
 pub mod topic;
 
 /// Reads `bytes` as a peer's stream in every way the broker and the load generator can, and panics where an invariant

@@ -289,6 +289,12 @@ impl Clients {
             .filter(|connection| connection.generation == id.generation)
     }
 
+    /// Whose a connection is that is served.
+    pub fn account_of(&self, id: ConnectionId) -> AccountId {
+        let client = self.connections[id.index as usize].client;
+        self.sessions[client as usize].account
+    }
+
     /// The connection with this id while it is served.
     pub fn open_connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
         let connection = self.connections.get_mut(id.index as usize)?;

@@ -5,14 +5,15 @@
 //! Called  by `shard::peers` (write) and `shard::handle` (read).
 //!
 //! ```text
-//! PUBLISH to its owner          ToOwner   Publish ─▶ Routed, Delivered...
+//! PUBLISH to its owner          ToOwner   Publish ─▶ Routed, Delivered...;  PublishRun
 //! SUBSCRIBE to the owners       ToOwner   Register ─▶ Registered;  RetainedNext ─▶ Retained..., RetainedEnd
 //! last holder of a filter gone  ToOwner   Withdraw
-//! owner to interested cores     ToHome    Deliver ─▶ Delivered (to the publisher's home, if it asked)
+//! owner to interested cores     ToHome    Deliver ─▶ Delivered (to the publisher's home, if it asked);  DeliverRun
 //! a full queue to publishers    ToHome    HoldBack, LetGo
 //! ```
 
 use crate::mqtt::packet::{PacketId, QoS};
+use crate::mqtt::run::Run;
 use crate::mqtt::topic::{TopicFilter, TopicName};
 use crate::registry::access::AccountId;
 use crate::session::message::Message;
@@ -37,6 +38,8 @@ pub enum ShardMessage<'a> {
         receipt: Option<ReceiptId>,
         published: Published<'a>,
     },
+    /// Home to owner: a client published these.
+    PublishRun { account: AccountId, run: Run<'a> },
     /// Home to owner: this core wants the filter. Answer with `Registered`.
     Register {
         request: u32,
@@ -58,6 +61,8 @@ pub enum ShardMessage<'a> {
         origin: Option<Doubt>,
         message: Message<'a>,
     },
+    /// Owner to an interested core.
+    DeliverRun { run: Run<'a> },
     /// Owner to home: a receipt is complete after this many `Delivered`.
     Routed { receipt: ReceiptId, parts: u32 },
     /// To the publisher's home: one part of a receipt.
@@ -185,6 +190,15 @@ impl ShardMessage<'_> {
                 out.extend_from_slice(&[13]);
                 put_session(out, session);
             }
+            ShardMessage::PublishRun { account, run } => {
+                out.extend_from_slice(&[14]);
+                out.extend_from_slice(&account.0.to_le_bytes());
+                put_run(out, run);
+            }
+            ShardMessage::DeliverRun { run } => {
+                out.extend_from_slice(&[15]);
+                put_run(out, run);
+            }
         }
     }
 }
@@ -213,6 +227,15 @@ fn put_scan(out: &mut Vec<u8>, scan: ScanId) {
 fn put_session(out: &mut Vec<u8>, session: SessionKey) {
     out.extend_from_slice(&session.index.to_le_bytes());
     out.extend_from_slice(&session.number.0.to_le_bytes());
+}
+
+/// The frames name the topic.
+fn put_run(out: &mut Vec<u8>, run: Run<'_>) {
+    let len = u32::try_from(run.frames.len()).expect("a run is part of one read");
+    out.reserve(8 + run.frames.len());
+    out.extend_from_slice(&run.count.to_le_bytes());
+    out.extend_from_slice(&len.to_le_bytes());
+    out.extend_from_slice(run.frames);
 }
 
 /// Kind and flags, words, lengths, topic, payload: reserved at once, since this is what crosses a million times a second.
@@ -286,6 +309,11 @@ impl<'a> Messages<'a> {
             payload: self.bytes(payload_len),
             qos,
         }
+    }
+
+    fn run(&mut self) -> Run<'a> {
+        let (count, len) = (self.u32(), self.u32());
+        Run::trusted(self.bytes(len as usize), count)
     }
 
     fn origin(&mut self) -> Doubt {
@@ -407,6 +435,11 @@ impl<'a> Iterator for Messages<'a> {
             13 => ShardMessage::LetGo {
                 session: self.session(),
             },
+            14 => ShardMessage::PublishRun {
+                account: AccountId(self.u32()),
+                run: self.run(),
+            },
+            15 => ShardMessage::DeliverRun { run: self.run() },
             kind => panic!("a batch between cores begins a message with {kind}"),
         })
     }
@@ -450,6 +483,7 @@ mod tests {
             ..message
         };
         let filter = TopicFilter::new("a/#").unwrap();
+        let run = Run::trusted(b"\x30\x06\0\x03a/b1\x30\x05\0\x03a/b", 2);
         let messages = [
             ShardMessage::Publish {
                 receipt: Some(ReceiptId(7)),
@@ -515,6 +549,11 @@ mod tests {
                 session: SESSION,
             },
             ShardMessage::LetGo { session: SESSION },
+            ShardMessage::PublishRun {
+                account: AccountId(3),
+                run,
+            },
+            ShardMessage::DeliverRun { run },
         ];
         let mut batch = Vec::new();
         for message in &messages {

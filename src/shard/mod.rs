@@ -9,6 +9,7 @@
 //! ```text
 //! Input ─▶ handle ─┬▶ connect     CONNECT came home: refuse nothing, resume or start anew; every ending
 //!                  ├▶ publish     a client's PUBLISH on its home core ─▶ topic at its owner ─▶ deliver at the homes
+//!                  ├▶ run         the same for QoS 0 packets of one topic that came together, as one piece
 //!                  ├▶ subscribe   SUBSCRIBE, UNSUBSCRIBE ─▶ scan   retained messages for new subscriptions
 //!                  ├▶ deliver     PUBACK, PUBREC, PUBCOMP, room in an outbox, a part of a queue read back
 //!                  ├▶ receipt     what a commit lets happen
@@ -36,6 +37,9 @@ mod rate;
 pub mod receipt;
 pub mod record;
 pub mod restore;
+mod run;
+#[cfg(test)]
+mod run_tests;
 mod scan;
 mod subscribe;
 #[cfg(test)]
@@ -52,6 +56,7 @@ use crate::metrics::Counters;
 use crate::mqtt::decode::decode;
 use crate::mqtt::frame::{Framing, next_frame};
 use crate::mqtt::packet::Packet;
+use crate::mqtt::run::Run;
 use crate::registry::access::{Access, AccountId};
 use crate::registry::datapoint::DatapointIds;
 use crate::registry::devices::Devices;
@@ -430,6 +435,13 @@ impl Shard {
                 }
             };
             connection.last_packet = now;
+            if let Some(run) = Run::beginning_with(frame, &bytes[consumed..], self.packet_bytes_max)
+                && !self.publish_rate.is_limited()
+            {
+                consumed += run.frames.len();
+                self.publish_run(id, &run);
+                continue;
+            }
             consumed += frame.len;
             let last_record = self.last_record;
             match decode(frame, connection.level()) {
@@ -501,6 +513,8 @@ impl Shard {
                 ShardMessage::RetainedEnd { scan, finished } => self.retained_ended(scan, finished),
                 ShardMessage::HoldBack { receipt, session } => self.hold_back_sender(from, session, receipt),
                 ShardMessage::LetGo { session } => self.let_go_held(from, session),
+                ShardMessage::PublishRun { account, run } => self.publish_run_from(account, &run),
+                ShardMessage::DeliverRun { run } => self.deliver_run(&run),
             }
         }
     }

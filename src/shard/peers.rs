@@ -2,7 +2,7 @@
 //!
 //! Owns    the batches and the connections paused because of them.
 //! Called  by everything in `shard` that speaks to another core; emptied by the worker through `Shard::take_batch`.
-//! Holds   - a batch passes [`MESH_BACKLOG_BYTES_MAX`] by the messages of one frame or one batch at most: the connection
+//! Holds   - a batch passes [`MESH_BACKLOG_BYTES_MAX`] by the messages of one frame, one run or one batch at most: the connection
 //!           that wrote it is paused until the batch is taken, and while a `ToHome` batch is past it, no `ToOwner` batch
 //!           is accepted from others;
 //!         - nothing is dropped here.

@@ -9,6 +9,8 @@
 use crate::limits::RECEIPTS_PER_CONNECTION_MAX;
 use crate::mqtt::encode;
 use crate::mqtt::packet::{PacketId, Publish, QoS};
+use crate::mqtt::topic::TopicName;
+use crate::registry::access::AccountId;
 use crate::session::inbound::{Acknowledgement, Received};
 use crate::session::message::Message;
 
@@ -202,6 +204,14 @@ impl Shard {
         self.after_commit(record, Then::Received(sender));
     }
 
+    #[inline]
+    pub(super) fn owner(&self, account: AccountId, topic: TopicName<'_>) -> PeerId {
+        PeerId(match self.cores {
+            1 => 0,
+            _ => self.shard_key.owner(account, topic),
+        })
+    }
+
     /// The same, with a record of this core's that the receipt waits for as well.
     fn dispatch_recorded(
         &mut self,
@@ -209,11 +219,7 @@ impl Shard {
         sender: Option<Sender>,
         record: Option<super::RecordNumber>,
     ) -> Dispatched {
-        let owner = PeerId(if self.cores == 1 {
-            0
-        } else {
-            self.shard_key.owner(published.account, published.message.topic)
-        });
+        let owner = self.owner(published.account, published.message.topic);
         if owner == self.core {
             return self.route_here(published, sender, record);
         }
@@ -319,7 +325,7 @@ impl Shard {
         }
     }
 
-    fn pause_if_congested(&mut self, id: ConnectionId, dispatched: Dispatched) {
+    pub(super) fn pause_if_congested(&mut self, id: ConnectionId, dispatched: Dispatched) {
         if let Some((peer, lane)) = dispatched.congested {
             self.pause(id, paused::PEER);
             self.peers.pause(peer, lane, id);

@@ -9,11 +9,12 @@
 
 use std::sync::Arc;
 
+use crate::mqtt::topic::TopicName;
 use crate::session::message::Message;
 
 use super::Shard;
 use super::event::{Lane, PeerId, RecordNumber};
-use super::message::{Doubt, Published, ShardMessage};
+use super::message::{Published, ShardMessage};
 use super::overflow::Publisher;
 use super::publish::Dispatched;
 use super::receipt::{ReceiptId, Sender, Then};
@@ -75,7 +76,7 @@ impl Shard {
                 congested: None,
             };
         }
-        let cores = self.find_interested(message, is_routed);
+        let cores = self.find_interested(message.topic, is_routed);
         let delivered = if cores.contains(&self.core.0) {
             self.deliver(message, *origin)
         } else {
@@ -96,7 +97,12 @@ impl Shard {
                 },
             );
         }
-        let congested = self.forward(&cores, receipt.map(|receipt| (self.core, receipt)), *origin, message);
+        let deliver = ShardMessage::Deliver {
+            receipt: receipt.map(|receipt| (self.core, receipt)),
+            origin: *origin,
+            message: *message,
+        };
+        let congested = self.forward(&cores, &deliver);
         self.cores_wanting = cores;
         Dispatched {
             waits: receipt.is_some(),
@@ -109,7 +115,7 @@ impl Shard {
         let Published { message, origin, .. } = published;
         let (is_routed, stored) = self.admit(published, receipt.is_some());
         let retained = (published.retain && is_routed).then(|| self.retain(message));
-        let cores = self.find_interested(message, is_routed);
+        let cores = self.find_interested(message.topic, is_routed);
         let delivered = if cores.contains(&self.core.0) {
             self.deliver(message, *origin)
         } else {
@@ -129,15 +135,20 @@ impl Shard {
             self.send(from, Lane::ToHome, &ShardMessage::Routed { receipt, parts });
         }
         // Past the bound, the next batch of requests is not taken: nobody to pause here.
-        self.forward(&cores, receipt.map(|receipt| (from, receipt)), *origin, message);
+        let deliver = ShardMessage::Deliver {
+            receipt: receipt.map(|receipt| (from, receipt)),
+            origin: *origin,
+            message: *message,
+        };
+        self.forward(&cores, &deliver);
         self.cores_wanting = cores;
     }
 
     /// The cores with a Session that wants the topic, none if it is not routed; given back to `cores_wanting` by the caller.
-    fn find_interested(&mut self, message: &Message<'_>, is_routed: bool) -> Vec<u16> {
+    pub(super) fn find_interested(&mut self, topic: TopicName<'_>, is_routed: bool) -> Vec<u16> {
         let mut cores = std::mem::take(&mut self.cores_wanting);
         match is_routed {
-            true => self.interest.matches(message.topic, &mut cores),
+            true => self.interest.matches(topic, &mut cores),
             false => cores.clear(),
         }
         cores
@@ -148,21 +159,10 @@ impl Shard {
     }
 
     /// Sends the message to every core but this one; the last whose batch is past its bound, if any.
-    fn forward(
-        &mut self,
-        cores: &[u16],
-        receipt: Option<(PeerId, ReceiptId)>,
-        origin: Option<Doubt>,
-        message: &Message<'_>,
-    ) -> Option<(PeerId, Lane)> {
+    pub(super) fn forward(&mut self, cores: &[u16], deliver: &ShardMessage<'_>) -> Option<(PeerId, Lane)> {
         let mut congested = None;
-        let deliver = ShardMessage::Deliver {
-            receipt,
-            origin,
-            message: *message,
-        };
         for core in cores {
-            if *core != self.core.0 && self.send(PeerId(*core), Lane::ToHome, &deliver) {
+            if *core != self.core.0 && self.send(PeerId(*core), Lane::ToHome, deliver) {
                 congested = Some((PeerId(*core), Lane::ToHome));
             }
         }

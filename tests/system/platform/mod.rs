@@ -18,7 +18,7 @@
 //! 9-14    services, row by row              devices 9, channels 10, streams 11, connector 12, events 13, users 14.1,
 //!                                           publish 14.2, sessions 14.3
 //! 15      acceptance list                   acceptance, item by item
-//!         all of it at once                 tenancy (a model), ingestion (kills), openapi (schemathesis)
+//!         all of it at once                 tenancy (a model), concurrency, ingestion (kills), openapi (schemathesis)
 //! ```
 //!
 //! `fixture` is a broker with accounts, `rest` calls its API, `servers` are called by it, `time` reads what it shows.
@@ -32,6 +32,7 @@ mod acceptance;
 mod api_port;
 mod bad_input;
 mod channels;
+mod concurrency;
 mod connector;
 mod devices;
 mod events;
