@@ -401,6 +401,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
             notifier: platform.as_ref().map(|(_, _, (door, _), _)| door.of_cores()),
             client_id_chars_max: config.client_id_chars_max,
             connect_timeout_ms: config.connect_timeout.as_millis() as u64,
+            write_interval_us: config.write_interval.as_micros() as u32,
             connections_max: config.connections_max,
             connections_open: Arc::clone(&connections_open),
             epoch,

@@ -184,6 +184,10 @@ pub struct Raw {
     #[arg(long, env = "SKEIN_MAX_PUBLISH_RATE", value_name = "N", hide_env = true)]
     pub max_publish_rate: Option<u64>,
 
+    /// Shortest time between two writes to one connection
+    #[arg(long, env = "SKEIN_WRITE_INTERVAL", value_name = "DURATION", hide_env = true)]
+    pub write_interval: Option<Span>,
+
     /// Encoded bytes one connection may hold that its socket has not taken
     #[arg(long, env = "SKEIN_MAX_OUTBOX", value_name = "SIZE", hide_env = true)]
     pub max_outbox: Option<Size>,
@@ -255,6 +259,7 @@ impl Raw {
             max_queued_bytes: self.max_queued_bytes.or(under.max_queued_bytes),
             overflow_wait: self.overflow_wait.or(under.overflow_wait),
             max_publish_rate: self.max_publish_rate.or(under.max_publish_rate),
+            write_interval: self.write_interval.or(under.write_interval),
             max_outbox: self.max_outbox.or(under.max_outbox),
             max_subscriptions: self.max_subscriptions.or(under.max_subscriptions),
             client_id_max: self.client_id_max.or(under.client_id_max),

@@ -46,6 +46,8 @@ pub struct Socket {
     /// None: the slot is free.
     fd: Option<OwnedFd>,
     generation: u32,
+    /// When it was last written to, in microseconds of the core's clock, which begin anew after 71 minutes.
+    pub written_us: u32,
     pub stash: Option<Stash>,
     /// None for plain TCP.
     pub layers: Option<Box<Layers>>,
@@ -162,6 +164,7 @@ impl Sockets {
         let socket = Socket {
             fd: Some(fd),
             generation,
+            written_us: 0,
             stash: None,
             layers,
             flags,

@@ -173,6 +173,8 @@ fn run(config: WorkerConfig, parts: CoreParts, gates: &[Gate; 2], progress: &mps
     if let Some(cpu) = config.cpu {
         pin_to(cpu);
     }
+    // Else the kernel may let a sleep of microseconds last 50 longer.
+    let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1_000));
     let say = |what| drop(progress.send(what));
     let opened = open(config.driver, &parts);
     let (sockets, mut runtime, epoll) = match opened {
@@ -246,6 +248,11 @@ async fn serve(core: &mut Core, epoll: OwnedFd) {
         .expect("the runtime takes a descriptor that epoll takes");
     while !core.is_done() {
         if core.batch() {
+            continue;
+        }
+        if let Some(wait) = core.next_write() {
+            // Shorter than any timer of the runtime; what comes meanwhile is what is waited for.
+            std::thread::sleep(wait);
             continue;
         }
         if let Some(at_most) = core.prepare_sleep() {

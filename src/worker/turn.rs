@@ -4,6 +4,7 @@
 //! Called  by `worker`, which sleeps between [`Core::batch`]es for as long as [`Core::prepare_sleep`] allows.
 //! Holds   - one input at a time, every output taken before the next;
 //!         - one `recv` per ready socket and batch, one `send` per socket that has something to send, one bell per peer;
+//!         - a socket for which more and more comes is written to once per `write_interval_us`;
 //!         - a socket that has more than one read waits for its next turn: nobody starves behind it;
 //!         - TLS handshakes take at most [`HANDSHAKE_MS_PER_BATCH`] of a batch: a storm of them delays nobody's messages;
 //!         - what cannot go now (a full socket, a full ring, a full passage) waits for an event, never in a loop.
@@ -63,6 +64,8 @@ pub struct CoreParts {
     pub notifier: Option<Notifier>,
     pub client_id_chars_max: usize,
     pub connect_timeout_ms: u64,
+    /// Between two writes to one socket.
+    pub write_interval_us: u32,
     pub connections_max: usize,
     /// Connections past their CONNECT, over all cores.
     pub connections_open: Arc<AtomicUsize>,
@@ -82,6 +85,11 @@ pub struct Core {
     again_next: Vec<ConnectionId>,
     /// Sockets to write to before the batch ends.
     marked: Vec<ConnectionId>,
+    /// Of those, the ones that have been written to just now: while a batch goes through `marked`.
+    marked_next: Vec<ConnectionId>,
+    /// `now` in microseconds, which begin anew after 71 minutes: a socket that was written to exactly as long ago waits once
+    /// for nothing.
+    now_us: u32,
     /// Sockets to write to at once.
     urgent: Vec<ConnectionId>,
     closing: Vec<(ConnectionId, Ending)>,
@@ -121,6 +129,8 @@ impl Core {
             again: Vec::new(),
             again_next: Vec::new(),
             marked: Vec::new(),
+            marked_next: Vec::new(),
+            now_us: 0,
             urgent: Vec::new(),
             closing: Vec::new(),
             handshakes: VecDeque::new(),
@@ -156,9 +166,11 @@ impl Core {
         self.is_done
     }
 
-    /// Everything that is ready now, once. Returns whether there was anything.
+    /// Everything that is ready now, once. Returns whether there was anything, or more is ready at once.
     pub fn batch(&mut self) -> bool {
-        self.now = Millis(self.parts.epoch.elapsed().as_millis() as u64);
+        let now = self.parts.epoch.elapsed();
+        self.now = Millis(now.as_millis() as u64);
+        self.now_us = now.as_micros() as u32;
         if self.now >= self.clock_due {
             self.look_at_clock();
         }
@@ -190,10 +202,21 @@ impl Core {
         busy |= self.mesh_out();
         self.parts.mesh.ring_bells();
         busy |= self.mail();
-        busy | !self.again.is_empty()
-            | !self.again_next.is_empty()
-            | !self.marked.is_empty()
-            | !self.handshakes.is_empty()
+        busy | !self.again.is_empty() | !self.again_next.is_empty() | !self.handshakes.is_empty()
+    }
+
+    /// How long until the next socket may be written to that has been just now and for which more has come; None if there is
+    /// no such socket.
+    pub fn next_write(&self) -> Option<Duration> {
+        if self.marked.is_empty() {
+            return None;
+        }
+        let now_us = self.parts.epoch.elapsed().as_micros() as u32;
+        let waits = self.marked.iter().filter_map(|connection| {
+            let since_us = now_us.wrapping_sub(self.sockets.get(*connection)?.written_us);
+            Some(self.parts.write_interval_us.saturating_sub(since_us))
+        });
+        waits.min().map(|wait_us| Duration::from_micros(wait_us.into()))
     }
 
     /// The last look before a sleep: None if there is something to do, else how long the sleep may last at most.
@@ -451,15 +474,21 @@ impl Core {
         }
     }
 
-    /// Sends to every marked socket until it is full or has all: what was sent may let more follow.
+    /// Sends to every marked socket until it is full or has all: what was sent may let more follow. A socket that was written
+    /// to within the last `write_interval_us` stays marked: few large writes cost less than many small ones.
     fn flush(&mut self) {
         while let Some(connection) = self.marked.pop() {
             if let Some(socket) = self.sockets.get_mut(connection) {
+                if self.now_us.wrapping_sub(socket.written_us) < self.parts.write_interval_us {
+                    self.marked_next.push(connection);
+                    continue;
+                }
                 socket.unset(Flags::MARKED);
                 self.write(connection);
                 self.settle();
             }
         }
+        std::mem::swap(&mut self.marked, &mut self.marked_next);
     }
 
     /// One send; what follows from it is for `settle`.
@@ -487,6 +516,7 @@ impl Core {
                 sent
             }
         };
+        socket.written_us = self.now_us;
         match sent {
             Sent::Bytes { taken, is_full } => {
                 if is_full {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::turn::{Core, CoreParts};
 use super::{Control, Mailbox};
-use crate::limits::MESH_BACKLOG_BYTES_MAX;
+use crate::limits::{MESH_BACKLOG_BYTES_MAX, WRITE_INTERVAL_US};
 use crate::mesh::Mesh;
 use crate::metrics::Counters;
 use crate::net::handoff::passages;
@@ -88,6 +88,7 @@ impl World {
                 notifier: None,
                 client_id_chars_max: 100,
                 connect_timeout_ms,
+                write_interval_us: WRITE_INTERVAL_US as u32,
                 connections_max,
                 connections_open: Arc::clone(&connections_open),
                 epoch: Instant::now(),
