@@ -81,6 +81,8 @@ pub const WRITE_INTERVAL_US: u64 = 50;
 pub const RUN_BYTES_MAX: usize = 32 * 1024;
 /// Connections accepted from one listener in one batch; the rest waits in its backlog.
 pub const ACCEPTS_PER_BATCH: usize = 64;
+/// A batch in which full outboxes drop messages reads no more after this time: their sockets may take some again.
+pub const DROPPING_BATCH_US: u64 = 200;
 /// Parcels taken from the mesh per lane in one batch; the rest waits in its ring.
 pub const MESH_PARCELS_PER_BATCH: usize = 64;
 /// Resolution of every deadline: a silent client goes at most this much after its time, never before it.

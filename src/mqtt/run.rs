@@ -17,7 +17,7 @@ use super::topic::TopicName;
 /// PUBLISH, no DUP, QoS 0, no RETAIN.
 const FIRST_BYTE: u8 = 0x30;
 
-/// At least one PUBLISH.
+/// At least one PUBLISH; only what is left of a run may be none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run<'a> {
     pub topic: TopicName<'a>,
@@ -58,6 +58,23 @@ impl<'a> Run<'a> {
         let first = first_of(frames).expect("a run has at least one frame");
         let topic = decode::publish(first).expect("a run is well-formed").topic;
         Run { topic, frames, count }
+    }
+
+    /// Its first packets, as far as one begins within so many bytes: what goes into an outbox with so much room, of which the
+    /// last packet may take more. Maybe none.
+    pub fn up_to(&self, bytes: usize) -> Run<'a> {
+        let (mut len, mut count) = (0, 0);
+        while len < bytes
+            && let Some(frame) = first_of(&self.frames[len..])
+        {
+            len += frame.len;
+            count += 1;
+        }
+        Run {
+            frames: &self.frames[..len],
+            count,
+            ..*self
+        }
     }
 
     /// Its packets, one by one.
@@ -119,6 +136,12 @@ mod tests {
         }
         bytes.extend_from_slice(&[0x30, 200]);
         assert_eq!(run(&bytes).unwrap().count, 3);
+        let run_of_three = run(&bytes).unwrap();
+        // Frames of 8, 7 and 10 bytes.
+        for (room, count) in [(0, 0), (1, 1), (8, 1), (9, 2), (15, 2), (16, 3), (99, 3)] {
+            assert_eq!(run_of_three.up_to(room).count, count, "{room}");
+        }
+        assert_eq!(run_of_three.up_to(9).frames, &bytes[..15]);
         bytes.truncate(whole);
         let payloads: Vec<&[u8]> = run(&bytes)
             .unwrap()

@@ -5,7 +5,7 @@
 //! Holds   - a run is what its packets would be one by one, in the same order and the same counters: matched once, copied
 //!           once per subscriber;
 //!         - wherever one packet of it may need another answer than the next, they do go one by one: data of a device, a
-//!           subscriber with a queue or a nearly full outbox.
+//!           subscriber with a queue.
 
 use crate::ingest::topic::{Purpose, purpose};
 use crate::mqtt::run::Run;
@@ -105,14 +105,21 @@ impl Shard {
             return;
         };
         let connection = &mut connections[id.index as usize];
-        let is_clear = client.outbound.as_ref().is_none_or(|outbound| outbound.is_clear());
-        if is_clear && connection.outbox.len() + run.frames.len() <= self.delivery_limits.outbox_bytes_max {
-            connection.outbox.writer(&mut self.pool).extend_from_slice(run.frames);
-            mark(connection, id, &mut self.outputs);
-            self.counters.delivered_qos0 += u64::from(run.count);
-        } else {
+        if client.outbound.as_ref().is_some_and(|outbound| !outbound.is_clear()) {
             self.deliver_one_by_one(session, run);
+            return;
         }
+        let (len, max) = (connection.outbox.len(), self.delivery_limits.outbox_bytes_max);
+        let fits = match len + run.frames.len() <= max {
+            true => *run,
+            false => run.up_to(max.saturating_sub(len)),
+        };
+        if fits.count > 0 {
+            connection.outbox.writer(&mut self.pool).extend_from_slice(fits.frames);
+            mark(connection, id, &mut self.outputs);
+        }
+        self.counters.delivered_qos0 += u64::from(fits.count);
+        self.counters.dropped_outbox_full += u64::from(run.count - fits.count);
     }
 
     #[cold]

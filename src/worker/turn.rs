@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::limits::{HANDSHAKE_MS_PER_BATCH, MESH_PARCELS_PER_BATCH, OUTBOX_FLUSH_BYTES};
+use crate::limits::{DROPPING_BATCH_US, HANDSHAKE_MS_PER_BATCH, MESH_PARCELS_PER_BATCH, OUTBOX_FLUSH_BYTES};
 use crate::mesh::{Endpoint, Lane};
 use crate::metrics::Counters;
 use crate::net::handoff::Passage;
@@ -178,24 +178,30 @@ impl Core {
         let polled = self.sockets.poll(&mut ready);
         polled.expect("a core whose epoll set fails can serve nobody");
         let mut busy = !ready.is_empty();
+        let dropped_before = self.parts.shard.counters().dropped_outbox_full;
         for event in ready.drain(..) {
-            self.event(event);
+            let is_cut_short = self.is_cut_short(now, dropped_before);
+            self.event(event, !is_cut_short);
         }
         self.ready = ready;
 
         busy |= !self.again.is_empty();
         let mut again = std::mem::take(&mut self.again);
         for connection in again.drain(..) {
+            let is_cut_short = self.is_cut_short(now, dropped_before);
             if let Some(socket) = self.sockets.get_mut(connection) {
                 socket.unset(Flags::AGAIN);
-                self.read(connection);
+                match is_cut_short {
+                    true => self.read_again(connection),
+                    false => self.read(connection),
+                }
             }
         }
         // What asked for another turn, during events too, has it in the next batch.
         self.again = std::mem::replace(&mut self.again_next, again);
 
         self.handshakes();
-        busy |= self.mesh_in();
+        busy |= self.mesh_in(now, dropped_before);
         self.deadlines();
         busy |= self.commit();
         self.flush();
@@ -249,7 +255,16 @@ impl Core {
         Some(due.map(|due| due.0.saturating_sub(self.parts.epoch.elapsed().as_millis() as u64)))
     }
 
-    fn event(&mut self, event: Ready) {
+    /// Whether what else is ready waits for the next batch: messages are dropped because sockets are full, and while more is
+    /// read nobody notices that they take more.
+    #[inline]
+    fn is_cut_short(&self, began: Duration, dropped_before: u64) -> bool {
+        self.parts.shard.counters().dropped_outbox_full > dropped_before
+            && self.parts.epoch.elapsed() - began >= Duration::from_micros(DROPPING_BATCH_US)
+    }
+
+    /// `reads`: there is time for it now.
+    fn event(&mut self, event: Ready, reads: bool) {
         match event {
             Ready::Bell => {}
             Ready::Listener(number) => self.accept(number),
@@ -276,6 +291,7 @@ impl Core {
                                 self.handshakes.push_back(id);
                             }
                         }
+                        _ if !reads => self.read_again(id),
                         _ => self.read(id),
                     }
                 }
@@ -570,9 +586,10 @@ impl Core {
 
     // --- other cores -------------------------------------------------------------------------------------------------
 
-    fn mesh_in(&mut self) -> bool {
+    fn mesh_in(&mut self, began: Duration, dropped_before: u64) -> bool {
         let mut taken = 0;
         while taken < MESH_PARCELS_PER_BATCH
+            && !(taken > 0 && self.is_cut_short(began, dropped_before))
             && let Some((from, parcel)) = self.parts.mesh.pop_any(Lane::ToHome)
         {
             taken += 1;
@@ -580,6 +597,7 @@ impl Core {
         }
         let mut requests = 0;
         while requests < MESH_PARCELS_PER_BATCH
+            && !(requests > 0 && self.is_cut_short(began, dropped_before))
             && self.parts.shard.takes_requests()
             && let Some((from, parcel)) = self.parts.mesh.pop_any(Lane::ToOwner)
         {
