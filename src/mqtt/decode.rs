@@ -46,8 +46,18 @@ pub fn decode_connect(frame: Frame<'_>) -> Result<Connect, ConnectError> {
 /// Reads a packet of an accepted connection. A second CONNECT and packets only a Server may send are errors.
 #[inline]
 pub fn decode<'a>(frame: Frame<'a>, level: Level) -> Result<Packet<'a>, DecodeError> {
+    decode_after(frame, level, None)
+}
+
+/// The same behind a PUBLISH on this topic: the next one may well be on it too, and is then not checked again.
+#[inline]
+pub fn decode_after<'a>(
+    frame: Frame<'a>,
+    level: Level,
+    topic: Option<TopicName<'a>>,
+) -> Result<Packet<'a>, DecodeError> {
     if frame.packet_type() == packet_type::PUBLISH {
-        publish(frame).map(Packet::Publish)
+        publish_after(frame, topic).map(Packet::Publish)
     } else {
         decode_other(frame, level)
     }
@@ -156,6 +166,11 @@ fn connect_fields(mut fields: Fields<'_>, level: Level) -> Result<Connect, Decod
 
 #[inline]
 pub(super) fn publish(frame: Frame<'_>) -> Result<Publish<'_>, DecodeError> {
+    publish_after(frame, None)
+}
+
+#[inline]
+fn publish_after<'a>(frame: Frame<'a>, known: Option<TopicName<'a>>) -> Result<Publish<'a>, DecodeError> {
     let qos = QoS::from_bits(frame.first_byte >> 1 & 0x03).ok_or(DecodeError::PublishQoS)?;
     let dup = frame.first_byte & 0x08 != 0;
     let retain = frame.first_byte & 0x01 != 0;
@@ -163,7 +178,11 @@ pub(super) fn publish(frame: Frame<'_>) -> Result<Publish<'_>, DecodeError> {
         return Err(DecodeError::DupAtQoS0);
     }
     let mut fields = Fields(frame.body);
-    let topic = TopicName::from_bytes(fields.binary()?)?;
+    let topic = fields.binary()?;
+    let topic = match known {
+        Some(known) if known.as_str().as_bytes() == topic => known,
+        _ => TopicName::from_bytes(topic)?,
+    };
     let packet_id = if qos == QoS::AtMostOnce {
         None
     } else {

@@ -16,6 +16,7 @@ pub struct Interest {
     filters: Filters<Cores>,
     /// The filters of the current match.
     found: Vec<u32>,
+    version: u64,
 }
 
 impl Interest {
@@ -23,12 +24,19 @@ impl Interest {
         Interest {
             filters: Filters::new(hash_key),
             found: Vec::new(),
+            version: 0,
         }
+    }
+
+    /// The same while no match can have changed.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// `core` wants `filter`. Idempotent.
     pub fn add(&mut self, filter: TopicFilter<'_>, core: u16) {
         assert!(usize::from(core) < CORES_MAX);
+        self.version += 1;
         let (id, _) = self.filters.find_or_insert(filter, Cores::Low(0));
         self.filters.value_mut(id).expect("it has just been found").insert(core);
     }
@@ -36,6 +44,7 @@ impl Interest {
     /// `core` no longer wants `filter`. Idempotent.
     pub fn remove(&mut self, filter: TopicFilter<'_>, core: u16) {
         let Some(id) = self.filters.find(filter) else { return };
+        self.version += 1;
         let cores = self.filters.value_mut(id).expect("it has just been found");
         cores.remove(core);
         if cores.words().iter().all(|&word| word == 0) {

@@ -2,7 +2,7 @@
 //!
 //! [`subscriptions`] is this core's trie, [`interest`] and [`retained`] serve the topics this core owns,
 //! [`shard_key`] names the owner core of a topic. [`topic_order`] finds a filter's matches in an ordered store of
-//! topics. `filters` is what subscriptions and interest share: `id_table` finds whole
+//! topics; [`recent`] keeps the last answer. `filters` is what subscriptions and interest share: `id_table` finds whole
 //! texts, `trie` wildcards; `holders` is the Sessions of one filter, `text` a text kept in place, `pages` a slab.
 
 mod filters;
@@ -10,6 +10,7 @@ mod holders;
 mod id_table;
 pub mod interest;
 mod pages;
+pub mod recent;
 pub mod retained;
 pub mod shard_key;
 pub mod subscriptions;

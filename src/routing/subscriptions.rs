@@ -54,6 +54,7 @@ pub struct Subscriptions {
     /// The filters of the current match.
     found: Vec<u32>,
     stamps: Stamps,
+    version: u64,
 }
 
 impl Subscriptions {
@@ -62,10 +63,17 @@ impl Subscriptions {
             filters: Filters::new(hash_key),
             found: Vec::new(),
             stamps: Stamps::default(),
+            version: 0,
         }
     }
 
+    /// The same while no match can have changed.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
     pub fn subscribe(&mut self, filter: TopicFilter<'_>, session: SessionIndex, qos: QoS) -> (FilterId, Subscribed) {
+        self.version += 1;
         let target = Target { session, qos };
         let (id, known) = self.filters.find_or_insert(filter, Holders::One(target));
         let found = match known {
@@ -91,6 +99,7 @@ impl Subscriptions {
 
     /// As [`Subscriptions::unsubscribe`]. After `LastOnCore` the text is gone: who needs it reads it before.
     pub fn unsubscribe_id(&mut self, id: FilterId, session: SessionIndex) -> Unsubscribed {
+        self.version += 1;
         let Some(holders) = self.filters.value_mut(id.0) else {
             return Unsubscribed::NotFound;
         };

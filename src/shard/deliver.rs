@@ -8,6 +8,7 @@
 use crate::limits::{QUEUE_WINDOW_BYTES, QUEUE_WINDOW_MESSAGES};
 use crate::mqtt::encode;
 use crate::mqtt::packet::{PacketId, QoS};
+use crate::routing::subscriptions::Target;
 use crate::session::message::{Message, SharedMessage};
 use crate::session::outbound::{Keeping, Limits, Offered, Outbound, PubRec, Returned, WrongAcknowledgement};
 
@@ -24,19 +25,28 @@ impl Shard {
     /// message must wait for, if a durable Session has it.
     pub(super) fn deliver(&mut self, message: &Message<'_>, origin: Option<Doubt>) -> Option<RecordNumber> {
         let mut targets = std::mem::take(&mut self.targets);
-        self.subscriptions.matches(message.topic, &mut targets);
-        if let Some(doubt) = origin
-            && doubt.is_again
-            && let Some(have_it) = self.in_doubt.get(&doubt.origin)
+        let subscriptions = &mut self.subscriptions;
+        targets.look_up(message.topic, subscriptions.version(), |found| {
+            subscriptions.matches(message.topic, found);
+        });
+        let without;
+        let wanting = match origin
+            .filter(|doubt| doubt.is_again)
+            .and_then(|doubt| self.in_doubt.get(&doubt.origin))
         {
-            let sessions = &self.clients.sessions;
-            targets.retain(|target| !have_it.contains(&sessions[target.session as usize].number));
-        }
-        self.counters.matched += targets.len() as u64;
+            None => targets.answer(),
+            Some(have_it) => {
+                let sessions = &self.clients.sessions;
+                let lacks_it = |target: &&Target| !have_it.contains(&sessions[target.session as usize].number);
+                without = Vec::from_iter(targets.answer().iter().filter(lacks_it).copied());
+                &without
+            }
+        };
+        self.counters.matched += wanting.len() as u64;
         let mut shared = None;
         let mut durable = Vec::new();
         let limits = self.delivery_limits;
-        for target in &targets {
+        for target in wanting {
             let qos = message.qos.min(target.qos);
             self.deliver_to(target.session, message, &mut shared, qos, false, &limits, &mut durable);
         }

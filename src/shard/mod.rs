@@ -53,7 +53,7 @@ use slab::Slab;
 
 use crate::limits::{OUTBOX_FLUSH_BYTES, STORE_BACKLOG_BYTES_MAX};
 use crate::metrics::Counters;
-use crate::mqtt::decode::decode;
+use crate::mqtt::decode::decode_after;
 use crate::mqtt::frame::{Framing, next_frame};
 use crate::mqtt::packet::Packet;
 use crate::mqtt::run::Run;
@@ -61,6 +61,7 @@ use crate::registry::access::{Access, AccountId};
 use crate::registry::datapoint::DatapointIds;
 use crate::registry::devices::Devices;
 use crate::routing::interest::Interest;
+use crate::routing::recent::Recent;
 use crate::routing::retained::RetainedMessages;
 use crate::routing::shard_key::{Division, ShardKey};
 use crate::routing::subscriptions::{Subscriptions, Target};
@@ -194,9 +195,9 @@ pub struct Shard {
     outputs: VecDeque<Output>,
     pool: BufferPool,
     counters: Counters,
-    /// Reused by every match.
-    targets: Vec<Target>,
-    cores_wanting: Vec<u16>,
+    /// Who wants the topic of the last message: Sessions of this core, and cores.
+    targets: Recent<Target>,
+    cores_wanting: Recent<u16>,
     due: Vec<ConnectionId>,
     text: String,
     /// A datapoint's value while it is made.
@@ -268,8 +269,8 @@ impl Shard {
             outputs: VecDeque::new(),
             pool: BufferPool::new(),
             counters: Counters::default(),
-            targets: Vec::new(),
-            cores_wanting: Vec::new(),
+            targets: Recent::default(),
+            cores_wanting: Recent::default(),
             due: Vec::new(),
             text: String::new(),
         }
@@ -422,6 +423,8 @@ impl Shard {
     fn received(&mut self, id: ConnectionId, bytes: &[u8]) -> usize {
         let mut consumed = 0;
         let now = self.now;
+        // Of the last PUBLISH.
+        let mut topic = None;
         while let Some(connection) = self.clients.open_connection(id) {
             if connection.paused != 0 {
                 return consumed;
@@ -444,8 +447,13 @@ impl Shard {
             }
             consumed += frame.len;
             let last_record = self.last_record;
-            match decode(frame, connection.level()) {
-                Ok(packet) => self.packet(id, packet),
+            match decode_after(frame, connection.level(), topic) {
+                Ok(packet) => {
+                    if let Packet::Publish(publish) = &packet {
+                        topic = Some(publish.topic);
+                    }
+                    self.packet(id, packet);
+                }
                 Err(error) => self.close(id, CloseReason::Malformed(error)),
             }
             if self.last_record > last_record {

@@ -74,21 +74,25 @@ impl Shard {
             self.deliver_run(run);
             return None;
         }
-        let cores = self.find_interested(run.topic, true);
+        let interested = self.find_interested(run.topic);
+        let cores = interested.answer();
         if cores.contains(&self.core.0) {
             self.deliver_run(run);
         }
-        let congested = self.forward(&cores, &ShardMessage::DeliverRun { run: *run });
-        self.cores_wanting = cores;
+        let congested = self.forward(cores, &ShardMessage::DeliverRun { run: *run });
+        self.cores_wanting = interested;
         congested
     }
 
     /// Gives a run to every Session of this core that wants it.
     pub(super) fn deliver_run(&mut self, run: &Run<'_>) {
         let mut targets = std::mem::take(&mut self.targets);
-        self.subscriptions.matches(run.topic, &mut targets);
-        self.counters.matched += targets.len() as u64 * u64::from(run.count);
-        for target in &targets {
+        let subscriptions = &mut self.subscriptions;
+        targets.look_up(run.topic, subscriptions.version(), |found| {
+            subscriptions.matches(run.topic, found);
+        });
+        self.counters.matched += targets.answer().len() as u64 * u64::from(run.count);
+        for target in targets.answer() {
             self.deliver_run_to(target.session, run);
         }
         self.targets = targets;

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use crate::mqtt::topic::TopicName;
+use crate::routing::recent::Recent;
 use crate::session::message::Message;
 
 use super::Shard;
@@ -76,14 +77,16 @@ impl Shard {
                 congested: None,
             };
         }
-        let cores = self.find_interested(message.topic, is_routed);
+        let interested = self.find_interested(message.topic);
+        // What is not routed nobody gets.
+        let cores = if is_routed { interested.answer() } else { &[] };
         let delivered = if cores.contains(&self.core.0) {
             self.deliver(message, *origin)
         } else {
             None
         };
         let record = record.max(retained).max(delivered);
-        let parts = self.count_others(&cores) + u32::from(record.is_some());
+        let parts = self.count_others(cores) + u32::from(record.is_some());
         let receipt = match sender {
             Some(sender) if parts > 0 => Some(self.receipts.open(sender, Some(parts))),
             _ => None,
@@ -102,8 +105,8 @@ impl Shard {
             origin: *origin,
             message: *message,
         };
-        let congested = self.forward(&cores, &deliver);
-        self.cores_wanting = cores;
+        let congested = self.forward(cores, &deliver);
+        self.cores_wanting = interested;
         Dispatched {
             waits: receipt.is_some(),
             congested,
@@ -115,7 +118,9 @@ impl Shard {
         let Published { message, origin, .. } = published;
         let (is_routed, stored) = self.admit(published, receipt.is_some());
         let retained = (published.retain && is_routed).then(|| self.retain(message));
-        let cores = self.find_interested(message.topic, is_routed);
+        let interested = self.find_interested(message.topic);
+        // What is not routed nobody gets.
+        let cores = if is_routed { interested.answer() } else { &[] };
         let delivered = if cores.contains(&self.core.0) {
             self.deliver(message, *origin)
         } else {
@@ -131,7 +136,7 @@ impl Shard {
             if let Some(record) = record {
                 self.after_commit(record, Then::Confirm { home: from, receipt });
             }
-            let parts = self.count_others(&cores) + u32::from(record.is_some());
+            let parts = self.count_others(cores) + u32::from(record.is_some());
             self.send(from, Lane::ToHome, &ShardMessage::Routed { receipt, parts });
         }
         // Past the bound, the next batch of requests is not taken: nobody to pause here.
@@ -140,17 +145,15 @@ impl Shard {
             origin: *origin,
             message: *message,
         };
-        self.forward(&cores, &deliver);
-        self.cores_wanting = cores;
+        self.forward(cores, &deliver);
+        self.cores_wanting = interested;
     }
 
-    /// The cores with a Session that wants the topic, none if it is not routed; given back to `cores_wanting` by the caller.
-    pub(super) fn find_interested(&mut self, topic: TopicName<'_>, is_routed: bool) -> Vec<u16> {
+    /// The cores with a Session that wants the topic; given back to `cores_wanting` by the caller.
+    pub(super) fn find_interested(&mut self, topic: TopicName<'_>) -> Recent<u16> {
         let mut cores = std::mem::take(&mut self.cores_wanting);
-        match is_routed {
-            true => self.interest.matches(topic, &mut cores),
-            false => cores.clear(),
-        }
+        let interest = &mut self.interest;
+        cores.look_up(topic, interest.version(), |found| interest.matches(topic, found));
         cores
     }
 
