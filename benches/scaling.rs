@@ -10,7 +10,10 @@
 
 use std::collections::VecDeque;
 
-use skein::limits::{MESH_PARCELS_PER_BATCH, MESH_RING_PARCELS, READ_BYTES_PER_TURN};
+use skein::limits::{
+    FLUSH_REST_PART, FLUSH_REST_SOCKETS_MIN, FLUSH_REST_US_MAX, MESH_PARCELS_PER_BATCH, MESH_RING_PARCELS,
+    READ_BYTES_PER_TURN,
+};
 use skein::mqtt::client::{self, ServerPacket, decode_from_server};
 use skein::mqtt::encode;
 use skein::mqtt::frame::{Framing, next_frame};
@@ -31,7 +34,7 @@ const RUN_PACKET_NS: Ns = 12;
 const PACKET_NS: Ns = 90;
 /// One parcel through a ring, and a byte of it or of a socket.
 const PARCEL_NS: Ns = 300;
-const BYTES_PER_NS: Ns = 4;
+const BYTES_PER_NS: Ns = 10;
 /// From a broker's send to what the client sends back being readable.
 const CLIENT_NS: Ns = 40_000;
 
@@ -54,11 +57,11 @@ struct Scenario {
 
 const SCENARIOS: [Scenario; 4] = [
     Scenario {
-        name: "QoS 0, pairs, window 500",
+        name: "QoS 0, pairs, window 200",
         qos: QoS::AtMostOnce,
-        publishers: 10,
+        publishers: 50,
         fan: 1,
-        window: 500,
+        window: 200,
     },
     Scenario {
         name: "QoS 0, pairs, window 1",
@@ -70,14 +73,14 @@ const SCENARIOS: [Scenario; 4] = [
     Scenario {
         name: "QoS 1, pairs, window 20",
         qos: QoS::AtLeastOnce,
-        publishers: 20,
+        publishers: 50,
         fan: 1,
         window: 20,
     },
     Scenario {
         name: "QoS 0, 1 to 100, window 20",
         qos: QoS::AtMostOnce,
-        publishers: 2,
+        publishers: 4,
         fan: 100,
         window: 20,
     },
@@ -108,7 +111,8 @@ struct Publisher {
 struct Core {
     shard: Shard,
     clock: Ns,
-    busy: Ns,
+    /// Nothing is written before.
+    rests_until: Ns,
     sockets: Vec<Socket>,
     marked: Vec<usize>,
     forwards: Vec<(PeerId, Lane)>,
@@ -157,7 +161,7 @@ impl World {
                 .map(|core| Core {
                     shard: shard(core),
                     clock: 0,
-                    busy: 0,
+                    rests_until: 0,
                     sockets: Vec::new(),
                     marked: Vec::new(),
                     forwards: Vec::new(),
@@ -256,12 +260,20 @@ impl World {
         let crossed = self.mesh_in(core, now);
         busy |= crossed > 0;
         cost += crossed;
-        cost += self.flush(core, now + cost);
+        if now >= self.cores[core].rests_until {
+            let sockets = self.cores[core].marked.len();
+            let flushed = self.flush(core, now + cost);
+            cost += flushed;
+            busy |= flushed > 0;
+            if sockets >= FLUSH_REST_SOCKETS_MIN {
+                let rest = (flushed / Ns::from(FLUSH_REST_PART)).min(FLUSH_REST_US_MAX * 1_000);
+                self.cores[core].rests_until = now + cost + rest;
+            }
+        }
         self.cores[core].clock += cost;
         cost += self.mesh_out(core);
         if busy {
             self.cores[core].clock = now + cost;
-            self.cores[core].busy += cost;
             self.figures.batches += 1;
         }
         busy
@@ -348,16 +360,16 @@ impl World {
                     socket.ready.push_back((back, delivered));
                 }
                 self.figures.delivered += delivered;
-                self.credit(publisher, at, delivered, back);
+                self.credit(publisher, delivered, back);
             }
         }
         cost
     }
 
     /// A publisher may send again what all its subscribers have.
-    fn credit(&mut self, publisher: usize, _subscriber: usize, mut delivered: u64, when: Ns) {
+    fn credit(&mut self, publisher: usize, mut delivered: u64, when: Ns) {
         let publisher = &mut self.publishers[publisher];
-        // Each subscriber sees the messages in order: the sum over all of them tells how many are complete.
+        // Good enough for one subscriber and for many that keep step: the oldest message is the first that all have.
         let mut complete = 0;
         while delivered > 0 {
             let front = publisher.missing.front_mut().expect("what is delivered was sent");
@@ -435,7 +447,8 @@ impl World {
         let readable = sockets.filter_map(|socket| Some(socket.ready.front()?.0));
         let rings = (0..self.cores.len()).flat_map(|from| Lane::ALL.map(|lane| self.ring(from, core, lane)));
         let parcels = rings.filter_map(|ring| Some(self.rings[ring].front()?.0));
-        readable.chain(parcels).min()
+        let rests = (!self.cores[core].marked.is_empty()).then_some(self.cores[core].rests_until);
+        readable.chain(parcels).chain(rests).min()
     }
 
     fn run_to(&mut self, end: Ns) {

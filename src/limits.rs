@@ -75,7 +75,14 @@ pub const HANDSHAKE_MS_PER_BATCH: u64 = 2;
 pub const EVENTS_PER_BATCH: usize = 256;
 /// A socket is written to at most this often (`--write-interval`), so that what comes for it meanwhile leaves in one write; an
 /// outbox that is past `OUTBOX_FLUSH_BYTES` waits for nothing. A write to a socket costs about 7 us here, whatever is in it.
-pub const WRITE_INTERVAL_US: u64 = 50;
+pub const WRITE_INTERVAL_US: u64 = 100;
+/// When a batch has written to this many sockets, the core writes no more for a part of the time that took, and reads on: what
+/// several cores send it, each in its own time, leaves together. `benches/scaling.rs` has what it does for a fan-out.
+pub const FLUSH_REST_SOCKETS_MIN: usize = 32;
+pub const FLUSH_REST_PART: u32 = 4;
+pub const FLUSH_REST_US_MAX: u64 = 2_000;
+/// A core that has nothing to do but to wait for a time to write looks for more to do this often.
+pub const NAP_US_MAX: u64 = 100;
 /// PUBLISH packets that are delivered as one piece (`mqtt::run`), at least one being in it: by this much more than by one
 /// packet a bound on bytes that wait may be overshot.
 pub const RUN_BYTES_MAX: usize = 32 * 1024;

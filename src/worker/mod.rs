@@ -250,9 +250,9 @@ async fn serve(core: &mut Core, epoll: OwnedFd) {
         if core.batch() {
             continue;
         }
-        if let Some(wait) = core.next_write() {
+        if let Some(nap) = core.nap() {
             // Shorter than any timer of the runtime; what comes meanwhile is what is waited for.
-            std::thread::sleep(wait);
+            std::thread::sleep(nap);
             continue;
         }
         if let Some(at_most) = core.prepare_sleep() {

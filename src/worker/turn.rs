@@ -19,7 +19,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::limits::{DROPPING_BATCH_US, HANDSHAKE_MS_PER_BATCH, MESH_PARCELS_PER_BATCH, OUTBOX_FLUSH_BYTES};
+use crate::limits::{
+    DROPPING_BATCH_US, FLUSH_REST_PART, FLUSH_REST_SOCKETS_MIN, FLUSH_REST_US_MAX, HANDSHAKE_MS_PER_BATCH,
+    MESH_PARCELS_PER_BATCH, NAP_US_MAX, OUTBOX_FLUSH_BYTES,
+};
 use crate::mesh::{Endpoint, Lane};
 use crate::metrics::Counters;
 use crate::net::handoff::Passage;
@@ -90,6 +93,8 @@ pub struct Core {
     /// `now` in microseconds, which begin anew after 71 minutes: a socket that was written to exactly as long ago waits once
     /// for nothing.
     now_us: u32,
+    /// Nothing is written before this time since `epoch` but what is urgent.
+    rests_until: Duration,
     /// Sockets to write to at once.
     urgent: Vec<ConnectionId>,
     closing: Vec<(ConnectionId, Ending)>,
@@ -131,6 +136,7 @@ impl Core {
             marked: Vec::new(),
             marked_next: Vec::new(),
             now_us: 0,
+            rests_until: Duration::ZERO,
             urgent: Vec::new(),
             closing: Vec::new(),
             handshakes: VecDeque::new(),
@@ -211,18 +217,23 @@ impl Core {
         busy | !self.again.is_empty() | !self.again_next.is_empty() | !self.handshakes.is_empty()
     }
 
-    /// How long until the next socket may be written to that has been just now and for which more has come; None if there is
-    /// no such socket.
-    pub fn next_write(&self) -> Option<Duration> {
+    /// How long to sleep before the next batch where the next thing to do is to write to a socket that waits for its time; None
+    /// if no socket does.
+    pub fn nap(&self) -> Option<Duration> {
         if self.marked.is_empty() {
             return None;
         }
-        let now_us = self.parts.epoch.elapsed().as_micros() as u32;
+        let now = self.parts.epoch.elapsed();
+        let most = Duration::from_micros(NAP_US_MAX);
+        if self.rests_until > now {
+            return Some(most.min(self.rests_until - now));
+        }
+        let now_us = now.as_micros() as u32;
         let waits = self.marked.iter().filter_map(|connection| {
             let since_us = now_us.wrapping_sub(self.sockets.get(*connection)?.written_us);
             Some(self.parts.write_interval_us.saturating_sub(since_us))
         });
-        waits.min().map(|wait_us| Duration::from_micros(wait_us.into()))
+        Some(most.min(Duration::from_micros(waits.min()?.into())))
     }
 
     /// The last look before a sleep: None if there is something to do, else how long the sleep may last at most.
@@ -491,8 +502,14 @@ impl Core {
     }
 
     /// Sends to every marked socket until it is full or has all: what was sent may let more follow. A socket that was written
-    /// to within the last `write_interval_us` stays marked: few large writes cost less than many small ones.
+    /// to within the last `write_interval_us` stays marked, and all do while the core rests after many: few large writes cost less
+    /// than many small ones.
     fn flush(&mut self) {
+        let elapsed = || self.parts.epoch.elapsed();
+        let began = (self.marked.len() >= FLUSH_REST_SOCKETS_MIN).then(elapsed);
+        if self.rests_until > began.unwrap_or_else(elapsed) {
+            return;
+        }
         while let Some(connection) = self.marked.pop() {
             if let Some(socket) = self.sockets.get_mut(connection) {
                 if self.now_us.wrapping_sub(socket.written_us) < self.parts.write_interval_us {
@@ -505,6 +522,11 @@ impl Core {
             }
         }
         std::mem::swap(&mut self.marked, &mut self.marked_next);
+        if let Some(began) = began {
+            let now = self.parts.epoch.elapsed();
+            let rest = (now - began) / FLUSH_REST_PART;
+            self.rests_until = now + rest.min(Duration::from_micros(FLUSH_REST_US_MAX));
+        }
     }
 
     /// One send; what follows from it is for `settle`.

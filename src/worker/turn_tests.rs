@@ -112,7 +112,7 @@ impl World {
             std::thread::sleep(Duration::from_millis(2));
             for _ in 0..20 {
                 for core in &mut self.cores {
-                    while core.batch() || core.next_write().map(std::thread::sleep).is_some() {}
+                    while core.batch() || core.nap().map(std::thread::sleep).is_some() {}
                 }
             }
         }
