@@ -7,50 +7,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use skein::mesh::{Bell, Endpoint, Lane, Mesh, ring};
 use std::hint::black_box;
 
-type Parcel = [u64; 3];
-
-fn pair(ring_parcels: usize) -> (Endpoint<Parcel>, Endpoint<Parcel>) {
-    let mut endpoints = Mesh::build(2, ring_parcels).expect("two bells");
-    let second = endpoints.pop().expect("two cores");
-    (endpoints.pop().expect("two cores"), second)
-}
-
-fn one_thread(c: &mut Criterion) {
-    let mut group = c.benchmark_group("mesh/one thread");
-    group.bench_function("ring: push and pop", |b| {
-        let (mut producer, mut consumer) = ring::<Parcel>(16);
-        b.iter(|| {
-            producer.push(black_box([1, 2, 3])).expect("the ring is empty");
-            consumer.pop()
-        });
-    });
-    group.bench_function("endpoints: push, ring_bells, pop_any", |b| {
-        let (mut from, mut to) = pair(16);
-        b.iter(|| {
-            from.push(1, Lane::ToHome, black_box([1, 2, 3]))
-                .expect("the ring is empty");
-            from.ring_bells();
-            let parcel = to.pop_any(Lane::ToHome);
-            to.ring_bells();
-            parcel
-        });
-    });
-    group.throughput(Throughput::Elements(64));
-    group.bench_function("endpoints: batch of 64", |b| {
-        let (mut from, mut to) = pair(64);
-        b.iter(|| {
-            for n in 0..64 {
-                from.push(1, Lane::ToHome, black_box([n, 2, 3]))
-                    .expect("the ring is empty");
-            }
-            from.ring_bells();
-            let mut sum = 0;
-            to.drain(Lane::ToHome, usize::MAX, |_, parcel| sum += parcel[0]);
-            to.ring_bells();
-            sum
-        });
-    });
-    group.finish();
+fn one_thread(criterion: &mut Criterion<ThreadTime>) {
+    scenarios::mesh::scenarios(criterion);
 }
 
 fn idle_look(c: &mut Criterion) {
@@ -186,5 +144,10 @@ fn bell(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, one_thread, idle_look, two_threads, bell);
-criterion_main!(benches);
+criterion_group! {
+    name = one;
+    config = timed::criterion();
+    targets = one_thread
+}
+criterion_group!(benches, idle_look, two_threads, bell);
+criterion_main!(one, benches);

@@ -1,19 +1,20 @@
-//! Matching, subscribing and retained messages at a million filters and topics.
+//! Matching, subscribing and retained messages at a million filters and topics, and at as many as a cache holds.
 //!
-//! `cargo bench --bench routing`. Times are the thread's CPU time: what else runs on the host costs it caches, not turns.
-//! Before the timings it prints the heap a filter takes and the largest request to
-//! the allocator on the way to a million (what one subscribe at most moves).
+//! `cargo bench --bench routing`. Before the timings of a million it prints the heap a filter takes and the largest request to
+//! the allocator on the way there (what one subscribe at most moves).
 
 #[path = "../tests/memory/counting.rs"]
 mod counting;
+mod scenarios;
+mod timed;
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use counting::{held_bytes, largest_request_bytes};
-use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use rustix::time::{ClockId, clock_gettime};
+use scenarios::HASH_KEY;
+use scenarios::routing::topic;
 use skein::mqtt::packet::QoS;
 use skein::mqtt::topic::{TopicFilter, TopicName};
 use skein::registry::access::AccountId;
@@ -21,64 +22,17 @@ use skein::routing::interest::Interest;
 use skein::routing::retained::RetainedMessages;
 use skein::routing::shard_key::{Division, ShardKey};
 use skein::routing::subscriptions::Subscriptions;
+use timed::{ThreadInstant, ThreadTime};
 
 #[global_allocator]
 static ALLOCATOR: counting::Counting = counting::Counting;
 
-const KEY: [u64; 4] = [11, 22, 33, 44];
 const EXACT: usize = 1_000_000;
 const WILDCARD: usize = 10_000;
 /// A filter with a wildcard for one device in so many.
 const STRIDE: usize = EXACT / WILDCARD;
 /// Filters subscribed and unsubscribed around the million.
 const CHURN: usize = 50_000;
-
-/// The CPU time of this thread.
-#[derive(Clone, Copy)]
-struct Instant(Duration);
-
-impl Instant {
-    fn now() -> Instant {
-        let now = clock_gettime(ClockId::ThreadCPUTime);
-        Instant(Duration::new(now.tv_sec as u64, now.tv_nsec as u32))
-    }
-
-    fn elapsed(self) -> Duration {
-        Instant::now().0 - self.0
-    }
-}
-
-/// Measures as [`Instant`] does, prints as criterion does.
-struct ThreadTime;
-
-impl Measurement for ThreadTime {
-    type Intermediate = Instant;
-    type Value = Duration;
-
-    fn start(&self) -> Instant {
-        Instant::now()
-    }
-
-    fn end(&self, start: Instant) -> Duration {
-        start.elapsed()
-    }
-
-    fn add(&self, a: &Duration, b: &Duration) -> Duration {
-        *a + *b
-    }
-
-    fn zero(&self) -> Duration {
-        Duration::ZERO
-    }
-
-    fn to_f64(&self, value: &Duration) -> f64 {
-        value.as_nanos() as f64
-    }
-
-    fn formatter(&self) -> &dyn ValueFormatter {
-        WallTime.formatter()
-    }
-}
 
 /// Texts in one buffer, in an order that has nothing to do with that of the filters; the reads cost no cache miss of their
 /// own, as a topic in a read buffer does not.
@@ -116,46 +70,20 @@ impl Texts {
     }
 }
 
-fn topic(device: usize) -> String {
-    format!("dt/json/DEV{device:07}/telemetry")
-}
-
 fn wildcard(at: usize) -> String {
-    let device = at * STRIDE;
-    if at.is_multiple_of(2) {
-        format!("dt/json/DEV{device:07}/#")
-    } else {
-        format!("dt/+/DEV{device:07}/telemetry")
-    }
+    scenarios::routing::wildcard(at * STRIDE, at.is_multiple_of(2))
 }
 
 fn filters() -> Texts {
     Texts::new((0..EXACT).map(topic).chain((0..WILDCARD).map(wildcard)))
 }
 
-/// What one dependent read of a cold cache line takes on this host, to read the other figures by.
-fn floor(c: &mut Criterion<ThreadTime>) {
-    const LINES: usize = 1 << 20;
-    let mut lines = vec![[0u64; 8]; LINES];
-    for (at, line) in lines.iter_mut().enumerate() {
-        // A full cycle: the multiplier is 1 modulo 4, the step odd, the length a power of two.
-        line[0] = ((at * 0x9E37_79B5 + 0x1_2345) % LINES) as u64;
-    }
-    let mut at = 0;
-    c.bench_function("floor/one dependent line of 64 MiB", |b| {
-        b.iter(|| {
-            at = lines[at as usize][0];
-            at
-        })
-    });
-}
-
 fn subscriptions(c: &mut Criterion<ThreadTime>) {
     let mut texts = filters();
-    let mut subscriptions = Subscriptions::new(KEY);
+    let mut subscriptions = Subscriptions::new(HASH_KEY);
     let before = held_bytes();
     largest_request_bytes();
-    let started = Instant::now();
+    let started = ThreadInstant::now();
     for session in 0..texts.len() {
         subscriptions.subscribe(TopicFilter::trusted(texts.next()), session as u32, QoS::AtLeastOnce);
     }
@@ -218,18 +146,18 @@ fn subscriptions(c: &mut Criterion<ThreadTime>) {
                 while left > 0 {
                     let batch = left.min(CHURN);
                     let from = churn.at;
-                    let started = Instant::now();
+                    let started = ThreadInstant::now();
                     for session in 0..batch {
                         let filter = TopicFilter::trusted(churn.next());
                         black_box(subscriptions.subscribe(filter, session as u32, QoS::AtLeastOnce));
                     }
-                    let between = Instant::now();
+                    let between = ThreadInstant::now();
                     churn.at = from;
                     for session in 0..batch {
                         black_box(subscriptions.unsubscribe(TopicFilter::trusted(churn.next()), session as u32));
                     }
                     timed += if timed_subscribe {
-                        between.0 - started.0
+                        between - started
                     } else {
                         between.elapsed()
                     };
@@ -271,7 +199,7 @@ fn subscriptions(c: &mut Criterion<ThreadTime>) {
 }
 
 fn interest(c: &mut Criterion<ThreadTime>) {
-    let mut interest = Interest::new(KEY);
+    let mut interest = Interest::new(HASH_KEY);
     let mut texts = filters();
     for at in 0..texts.len() {
         interest.add(TopicFilter::trusted(texts.next()), (at % 16) as u16);
@@ -288,7 +216,7 @@ fn interest(c: &mut Criterion<ThreadTime>) {
     });
     group.finish();
 
-    let shard_key = ShardKey::new(KEY, 16, Division::Levels(3));
+    let shard_key = ShardKey::new(HASH_KEY, 16, Division::Levels(3));
     c.bench_function("shard_key/owner", |b| {
         b.iter(|| shard_key.owner(AccountId(0), TopicName::trusted(topics.next())))
     });
@@ -353,11 +281,13 @@ fn retained(c: &mut Criterion<ThreadTime>) {
     group.finish();
 }
 
+fn in_cache(criterion: &mut Criterion<ThreadTime>) {
+    scenarios::routing::scenarios(criterion);
+}
+
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .with_measurement(ThreadTime)
-        .warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = floor, subscriptions, interest, retained
+    config = timed::criterion();
+    targets = timed::floor, in_cache, subscriptions, interest, retained
 }
 criterion_main!(benches);

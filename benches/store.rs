@@ -4,11 +4,14 @@
 //! `cargo bench --bench store`. Commits wait for the disk of the directory for temporary files (TMPDIR).
 //! Queues stay as long as they are: what one batch queues, the next delivers, as for a client that keeps up.
 
-use std::hint::black_box;
+mod scenarios;
+mod timed;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use scenarios::PAYLOAD;
 use skein::mqtt::packet::QoS;
 use skein::mqtt::topic::TopicName;
 use skein::registry::access::AccountId;
@@ -20,12 +23,11 @@ use skein::shard::RecordNumber;
 use skein::shard::record::{Datapoint, QueueEntry, QueueFetch, Record, SessionKey, SessionNumber};
 use skein::store::Door;
 use skein::store::lmdb::{Applier, Durability, Lmdb, LmdbConfig, Table};
-use skein::store::schema::{self, Entry, EntryMessage, StoredMessage};
 use skein::store::streams::DatapointRange;
 use skein::store::writer::{Store, StoreConfig};
+use timed::{ThreadInstant, ThreadTime};
 
 const SESSION: SessionNumber = SessionNumber(1);
-const PAYLOAD: [u8; 64] = [7; 64];
 const TOPIC: &str = "plant/line/pump";
 
 fn started() -> Record {
@@ -99,24 +101,8 @@ fn open(dir: &Path, durability: Durability) -> (Lmdb, Applier) {
     (lmdb, applier)
 }
 
-fn encode(criterion: &mut Criterion) {
-    let key = schema::queue_key(SESSION, 7);
-    let entry = Entry {
-        qos: QoS::AtLeastOnce,
-        retain: false,
-        released: false,
-        message: EntryMessage::Inline(StoredMessage {
-            topic: TOPIC,
-            payload: &PAYLOAD,
-        }),
-    };
-    let mut value = Vec::new();
-    criterion.bench_function("encode/queue entry", |bencher| {
-        bencher.iter(|| schema::encode_entry(black_box(&key), black_box(&entry), &mut value));
-    });
-    criterion.bench_function("decode/queue entry", |bencher| {
-        bencher.iter(|| schema::decode_entry(black_box(&key), black_box(&value)));
-    });
+fn encode(criterion: &mut Criterion<ThreadTime>) {
+    scenarios::store::scenarios(criterion);
 }
 
 fn commit(criterion: &mut Criterion) {
@@ -267,12 +253,6 @@ impl Devices {
     }
 }
 
-/// Time that this thread was on a CPU.
-fn cpu() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
-}
-
 fn datapoints(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("datapoints/commit of 4,096");
     group.sample_size(10).measurement_time(Duration::from_secs(4));
@@ -300,10 +280,10 @@ fn datapoints(criterion: &mut Criterion) {
                 let mut wall = Duration::ZERO;
                 for _ in 0..rounds {
                     let batch = devices.batch();
-                    let (began, began_cpu) = (Instant::now(), cpu());
+                    let (began, began_cpu) = (Instant::now(), ThreadInstant::now());
                     lmdb.commit(&mut applier, batch.iter()).expect("a commit");
                     wall += began.elapsed();
-                    took += cpu() - began_cpu;
+                    took += began_cpu.elapsed();
                     commits += 1;
                 }
                 wall
@@ -359,5 +339,10 @@ fn wait(door: &mut Door, committed: &mut u64, number: u64) {
     }
 }
 
-criterion_group!(benches, encode, commit, read, threads, datapoints, stream);
-criterion_main!(benches);
+criterion_group! {
+    name = bytes;
+    config = timed::criterion();
+    targets = encode
+}
+criterion_group!(benches, commit, read, threads, datapoints, stream);
+criterion_main!(bytes, benches);

@@ -1,7 +1,7 @@
-//! Times what stands between a socket and MQTT: WebSocket frames taken apart in place, TLS records opened and sealed.
+//! Times what stands between a socket and MQTT over TLS: handshakes, and records opened and sealed.
 //!
-//! `cargo bench --bench transport`. Per frame or record of a PUBLISH with a 64-byte payload, alone and many to a read, and per
-//! byte of large ones; `copy` is the floor of whatever moves bytes at all.
+//! `cargo bench --bench transport`. Per record of a PUBLISH with a 64-byte payload, and per byte of large ones. WebSocket is in
+//! `websocket`.
 
 use std::hint::black_box;
 use std::io::Write as _;
@@ -14,59 +14,9 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use skein::net::certificate::{Source, Tls, TlsSettings, load};
 use skein::net::tls::{Sealed, TlsLayer};
-use skein::websocket::{AllowedOrigins, Decoder, Handshake, handshake};
 
 /// A PUBLISH of 64 bytes to a short topic.
 const PACKET_BYTES: usize = 78;
-
-fn masked_frames(payload_bytes: usize, count: usize) -> Vec<u8> {
-    const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
-    let mut frame = match payload_bytes {
-        len @ 0..126 => vec![0x82, 0x80 | len as u8],
-        len => [&[0x82, 0xfe], &(len as u16).to_be_bytes()[..]].concat(),
-    };
-    frame.extend(MASK);
-    frame.extend((0..payload_bytes).map(|at| at as u8 ^ MASK[at % 4]));
-    frame.repeat(count)
-}
-
-fn websocket(c: &mut Criterion) {
-    let mut group = c.benchmark_group("websocket");
-    for (name, payload_bytes, count) in [
-        ("one frame", PACKET_BYTES, 1),
-        ("700 frames", PACKET_BYTES, 700),
-        ("frame of 60000 bytes", 60_000, 1),
-    ] {
-        let frames = masked_frames(payload_bytes, count);
-        group.throughput(match payload_bytes {
-            PACKET_BYTES => Throughput::Elements(count as u64),
-            _ => Throughput::Bytes(payload_bytes as u64),
-        });
-        let mut buffer = frames.clone();
-        let mut answers = Vec::new();
-        group.bench_function(format!("decode/{name}"), |b| {
-            b.iter(|| {
-                buffer.copy_from_slice(&frames);
-                let decoded = Decoder::default().decode(black_box(&mut buffer), &mut answers);
-                assert_eq!(decoded.payload_len, payload_bytes * count);
-            });
-        });
-        group.bench_function(format!("copy/{name}"), |b| {
-            b.iter(|| black_box(&mut buffer).copy_from_slice(black_box(&frames)));
-        });
-    }
-    group.throughput(Throughput::Elements(1));
-    let request = b"GET /mqtt HTTP/1.1\r\nHost: localhost:8083\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: mqtt\r\n\
-        Origin: http://localhost\r\nUser-Agent: bench\r\n\r\n";
-    group.bench_function("upgrade", |b| {
-        b.iter(|| {
-            let answer = handshake(black_box(request), &AllowedOrigins::Any, false);
-            assert!(matches!(answer, Handshake::Accepted { .. }));
-        });
-    });
-    group.finish();
-}
 
 struct Pair {
     server: TlsLayer,
@@ -204,5 +154,5 @@ fn tls(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, websocket, tls);
+criterion_group!(benches, tls);
 criterion_main!(benches);
