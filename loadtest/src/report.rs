@@ -245,7 +245,9 @@ pub struct Idle {
     pub broker_bytes_before: Option<u64>,
     pub broker_bytes_held: Option<u64>,
     pub broker_bytes_after: Option<u64>,
-    /// From the first close to 3 s after the last.
+    /// When the first connection was about to close, all messages having been delivered.
+    pub broker_bytes_at_close: Option<u64>,
+    /// From then to 3 s after the last close.
     pub broker_bytes_closing_max: Option<u64>,
     pub broker_bytes_per_connection: Option<f64>,
     pub broker_cpu_us_per_connect: Option<f64>,
@@ -323,8 +325,17 @@ impl Display for Idle {
                 kib(held)
             )?;
         }
-        if let (Some(after), Some(max)) = (self.broker_bytes_after, self.broker_bytes_closing_max) {
-            writeln!(f, "after close  {}, at most {} on the way", kib(after), kib(max))?;
+        if let (Some(before), Some(max), Some(after)) = (
+            self.broker_bytes_at_close,
+            self.broker_bytes_closing_max,
+            self.broker_bytes_after,
+        ) {
+            let (before, max) = (kib(before), kib(max));
+            writeln!(
+                f,
+                "after close  {} ({before} before it, at most {max} on the way)",
+                kib(after)
+            )?;
         }
         write!(
             f,
@@ -350,7 +361,14 @@ impl Display for Idle {
             write!(f, ", {cpus:.4} CPUs of the broker")?;
         }
         let rate = grouped((self.pings_held as f64 / self.held_seconds) as u64);
-        writeln!(f, ", {} pings ({rate}/s)", grouped(self.pings_held))?;
+        write!(f, ", {} pings ({rate}/s", grouped(self.pings_held))?;
+        match self.broker_cpus_held.filter(|_| self.pings_held > 0) {
+            Some(cpus) => {
+                let us = cpus * self.held_seconds * 1e6 / self.pings_held as f64;
+                writeln!(f, ", {} µs broker CPU each)", figure(us))?;
+            }
+            None => writeln!(f, ")")?,
+        }
         writeln!(
             f,
             "own memory   {:.0} bytes of user memory per connection",

@@ -73,6 +73,9 @@ impl Topics {
     /// A topic that the client's filter matches, and nobody else's unless all share it.
     pub fn topic(&self, number: u32) -> String {
         let filter = self.filter(number);
+        if !filter.contains(['+', '#']) {
+            return filter;
+        }
         let levels = filter.split('/').map(|level| match level {
             "+" | "#" => "any",
             name => name,

@@ -305,6 +305,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
             broker_bytes_before: bytes_before,
             broker_bytes_held: held.bytes,
             broker_bytes_after: closing.as_ref().map(|memory| memory.last),
+            broker_bytes_at_close: closing.as_ref().map(|memory| memory.before),
             broker_bytes_closing_max: closing.as_ref().map(|memory| memory.max),
             broker_bytes_per_connection: bytes_before
                 .zip(held.bytes)
