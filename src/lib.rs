@@ -15,11 +15,12 @@
 //! A client that comes over WebSocket has its frames taken off by `websocket` before `mqtt/frame` sees a byte.
 //!
 //! Layers import downward only: 0 `limits` < 0 `mqtt websocket` < 0 `metrics` < 1 `registry` <
-//! 1 `session routing ingest` < 2 `shard` < 3 `mesh store` < 4 `net` < 5 `worker` < 6 `config http` < 7 `server` < `main`. Layers
+//! 1 `session routing ingest` < 2 `shard` < 3 `mesh store` < 4 `net` < 5 `worker` < 6 `config http` < 7 `doctor server` < `main`. Layers
 //! 0 to 2 are the heart: no socket, file, thread, `async`, clock or randomness; values in, values out. `tests/layers.rs`
 //! reads this list.
 
 pub mod config;
+pub mod doctor;
 pub mod http;
 pub mod ingest;
 pub mod limits;

@@ -51,6 +51,8 @@ pub const OUTBOX_FLUSH_BYTES: usize = 64 * 1024;
 /// PUBLISH packets of one connection whose acknowledgement waits for other cores or the disk; then it is not read.
 pub const RECEIPTS_PER_CONNECTION_MAX: usize = 4_096;
 
+/// Descriptors of a core that are no connection: runtime, epoll set, listeners, bells and passages of all cores, files.
+pub const DESCRIPTORS_BESIDE_PER_CORE: u64 = 16;
 /// Leading topic levels that choose the owner core (`--shard-levels`).
 pub const SHARD_LEVELS: usize = 3;
 /// Cores (`--cores`): the mesh is cores x cores rings of about 1 KB, two per ordered pair.

@@ -1,13 +1,14 @@
 //! The command line: parse flags, start logging, run, turn an error into one sentence and an exit code.
 //!
 //! Exit codes: 0 a clean stop; 2 what the operator has to change (flags, settings, what a start found in its way);
-//! 1 anything else, a store that `skein inspect` finds fault with among it.
+//! 1 anything else, a store that `skein inspect` finds fault with and a host that `skein doctor` does among it.
 
 mod account_command;
 mod logging;
 
 use clap::{Args, Parser, Subcommand};
 use skein::config::{Config, DEFAULT_TOML, Raw};
+use skein::doctor::{Host, Needs, examine};
 use skein::server;
 use skein::store::inspect::inspect;
 use std::io::Write;
@@ -38,6 +39,8 @@ enum Command {
     Account(account_command::AccountCommand),
     /// Show what a data directory holds and check that it is whole, while a broker runs on it or not
     Inspect(Inspect),
+    /// Check what this host allows against what so many connections need, and print the command that mends what falls short
+    Doctor(Doctor),
 }
 
 #[derive(Args)]
@@ -71,12 +74,32 @@ struct Inspect {
     json: bool,
 }
 
+/// Takes the settings of the broker, as it is going to be started. Exit code 1 if something must be changed
+#[derive(Args)]
+struct Doctor {
+    /// Connections at a time to check for; --max-connections unless given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    connections: Option<u64>,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    /// File of settings (TOML), as the broker is given it
+    #[arg(long, env = "SKEIN_CONFIG", value_name = "FILE", hide_env = true)]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    settings: Raw,
+}
+
 fn main() -> ExitCode {
     let command_line = CommandLine::parse();
     let serve = match command_line.command {
         Some(Command::Config) => return print_config(),
         Some(Command::Account(command)) => return account_command::run(command),
         Some(Command::Inspect(inspect)) => return print_inspection(&inspect),
+        Some(Command::Doctor(doctor)) => return print_examination(doctor),
         Some(Command::Serve(serve)) => serve,
         None => command_line.serve,
     };
@@ -117,6 +140,27 @@ fn print_inspection(wanted: &Inspect) -> ExitCode {
     let mut out = std::io::stdout().lock();
     let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     match printed.is_ok() && inspection.findings_count == 0 {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// Exit code 1 if something must be changed.
+fn print_examination(wanted: Doctor) -> ExitCode {
+    let config = match Config::load(wanted.settings, wanted.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return refuse(&error),
+    };
+    let connections = wanted.connections.unwrap_or(config.connections_max as u64);
+    let host = Host::this(&config.data_dir);
+    let examination = examine(&host, &Needs::new(config, connections));
+    let text = match wanted.json {
+        false => examination.to_string(),
+        true => serde_json::to_string_pretty(&examination).expect("it is made of texts and numbers") + "\n",
+    };
+    let mut out = std::io::stdout().lock();
+    let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match printed.is_ok() && examination.fixes_count == 0 {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     }

@@ -55,8 +55,6 @@ use announce::{announce, endpoints_of, remove_ready_file, write_ready_file};
 use platform::{Platform, PlatformParts, PlatformSettings};
 use renewal::Renewal;
 
-/// Descriptors of a core that are no connection: runtime, epoll set, listeners, bells and passages of all cores, files.
-const DESCRIPTORS_BESIDE_PER_CORE: u64 = 16;
 /// From the last core's end to the exit.
 const EXIT_MARGIN_MS: u64 = 500;
 
@@ -301,7 +299,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
         }
     };
 
-    let is_private = is_private(config, descriptors);
+    let is_private = config.parts_descriptors(descriptors);
     let listener_fds: Vec<Vec<RawFd>> = listeners_of
         .iter()
         .map(|of| of.iter().map(AsRawFd::as_raw_fd).collect())
@@ -544,17 +542,6 @@ fn raise_descriptor_limit() -> u64 {
     limit.maximum.unwrap_or(u64::MAX)
 }
 
-fn is_private(config: &Config, descriptors: u64) -> bool {
-    let cores = u64::from(config.cores);
-    let needed = config.connections_max as u64 + DESCRIPTORS_BESIDE_PER_CORE * cores;
-    match config.private_fds {
-        config::PrivateFds::On => true,
-        config::PrivateFds::Off => false,
-        // One core has one table either way.
-        config::PrivateFds::Auto => cores > 1 && descriptors < needed,
-    }
-}
-
 /// The key of every hash, so that nobody outside can choose where things collide.
 fn random_key() -> [u64; 4] {
     let mut bytes = [0; 32];
@@ -622,25 +609,4 @@ fn summary(counters: &Counters) -> String {
         let _ = write!(text, "{}{name}={count}", if text.is_empty() { "" } else { " " });
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::PrivateFds;
-
-    #[test]
-    fn tables_part_by_themselves_only_where_one_table_is_too_small() {
-        let config = |cores, private_fds| Config {
-            cores,
-            private_fds,
-            connections_max: 100_000,
-            ..Config::default()
-        };
-        assert!(is_private(&config(2, PrivateFds::Auto), 20_000));
-        assert!(!is_private(&config(2, PrivateFds::Auto), 1_000_000));
-        assert!(!is_private(&config(1, PrivateFds::Auto), 20_000));
-        assert!(is_private(&config(1, PrivateFds::On), 1_000_000));
-        assert!(!is_private(&config(2, PrivateFds::Off), 20_000));
-    }
 }

@@ -99,3 +99,46 @@ fn help_and_version_exit_0() {
         assert!(!output.stdout.is_empty());
     }
 }
+
+#[test]
+fn doctor_examines_this_host_for_people_and_for_machines() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_str().unwrap();
+    let arguments = ["doctor", "--connections", "100", "--data-dir", path, "--cores", "2"];
+    let json = skein(&[&arguments[..], &["--json"]].concat(), &[]);
+    let told: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    let findings = told["findings"].as_array().unwrap();
+    let fixes: Vec<_> = findings.iter().filter(|finding| finding["state"] == "fix").collect();
+    assert_eq!(told["fixes_count"], fixes.len());
+    assert_eq!(json.status.code(), Some(i32::from(!fixes.is_empty())), "{told}");
+    assert_eq!((&told["connections"], &told["cores"]), (&100.into(), &2.into()));
+    for check in ["open files", "memory", "io_uring", "file system of the data"] {
+        let finding = findings.iter().find(|finding| finding["check"] == check).unwrap();
+        assert_ne!(finding["state"], "unknown", "{finding}");
+    }
+
+    let text = skein(&arguments, &[]);
+    assert_eq!(text.status.code(), json.status.code());
+    assert!(text.stderr.is_empty(), "{text:?}");
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.starts_with("100 connections on 2 cores, data in "), "{text}");
+    for finding in fixes {
+        let command = finding["commands"][0].as_str().unwrap();
+        assert!(text.contains(command), "{text}");
+    }
+    // It looks and makes nothing.
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn doctor_needs_settings_a_broker_would_start_with() {
+    assert!(refusal(&["doctor", "--connections", "0"], &[]).contains("0 is not in 1..=100000000"));
+    assert!(refusal(&["doctor", "--connections", "some"], &[]).contains("invalid digit"));
+    assert_eq!(
+        refusal(&["doctor", "--cores", "0"], &[]),
+        "skein: --cores 0 is out of range: give 1 to 256\n"
+    );
+    assert!(
+        refusal(&["doctor"], &[("SKEIN_CONFIG", "/nowhere.toml")]).starts_with("skein: cannot read the settings file")
+    );
+}

@@ -27,6 +27,13 @@ pub enum Fault {
     KeepsTheFirst,
     /// Nothing is acknowledged after the fifth PUBLISH.
     FallsSilent,
+    /// The third PUBLISH goes to nobody, twice, to everybody, or with another last byte.
+    LosesThird,
+    DoublesThird,
+    SpreadsThird,
+    DamagesThird,
+    /// No PINGREQ is answered.
+    IgnoresPings,
 }
 
 #[derive(Default)]
@@ -145,10 +152,24 @@ impl FakeBroker {
                         if publish.retain {
                             self.retain(&mut state, publish, whole);
                         }
-                        for session in state.sessions.values_mut().filter(|s| s.filter == publish.topic) {
+                        let fault = match state.published {
+                            3 => self.fault,
+                            _ => Fault::None,
+                        };
+                        let mut delivered = match fault {
+                            Fault::LosesThird => Vec::new(),
+                            Fault::DoublesThird => whole.repeat(2),
+                            _ => whole.to_vec(),
+                        };
+                        if let (Fault::DamagesThird, Some(last)) = (fault, delivered.last_mut()) {
+                            *last ^= 1;
+                        }
+                        let is_spread = |filter: &[u8]| fault == Fault::SpreadsThird && !filter.is_empty();
+                        let sessions = state.sessions.values_mut();
+                        for session in sessions.filter(|s| is_spread(&s.filter) || s.filter == publish.topic) {
                             match &mut session.socket {
-                                Some(socket) => socket.write_all(whole).ok()?,
-                                None => session.queue.push(whole.to_vec()),
+                                Some(socket) => socket.write_all(&delivered).ok()?,
+                                None => session.queue.push(delivered.clone()),
                             }
                         }
                         let mut ack = Vec::new();
@@ -164,6 +185,7 @@ impl FakeBroker {
                         packet::acknowledgement(&mut ack, packet::PUBCOMP, frame.packet_id().unwrap());
                         socket.write_all(&ack).ok()?;
                     }
+                    12 if self.fault == Fault::IgnoresPings => {}
                     12 => socket.write_all(&[0xD0, 0]).ok()?,
                     14 => {
                         state.sessions.get_mut(&id)?.socket = None;

@@ -5,8 +5,8 @@
 //! reads them back, `connect` opens connections by the thousand, `telemetry` sends datapoints to a device platform and looks
 //! for them in its streams; `relay` is the floor to compare with. What they share: `client` (one connection), `transport`
 //! (what MQTT runs over), `packet` (bytes), `sequence` and `acknowledgement` (was every rule kept), `pace` (open loop),
-//! `senders`, `receivers` and `visits` (clients with finite work), `api` (the platform's HTTP API), `broker_process` (/proc),
-//! `meter` and `memory_watch` (what a phase cost), `stats` and `report`.
+//! `senders`, `receivers` and `visits` (clients with finite work), `api` (the platform's HTTP API), `broker_process` and
+//! `kernel_memory` (/proc), `meter` and `memory_watch` (what a phase cost), `stats` and `report`.
 //!
 //! Exit codes: 0 done, 1 the broker broke a delivery rule or failed a client, 2 it could not be measured (the sentence is on stderr).
 
@@ -25,6 +25,7 @@ mod fake_broker;
 #[cfg(test)]
 mod fake_front;
 mod idle;
+mod kernel_memory;
 mod memory_watch;
 mod meter;
 mod pace;
@@ -61,7 +62,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Scenario {
-    /// Hold many connections that do nothing; measure what each costs the broker in user memory
+    /// Hold many connections that do nothing; measure what each costs in memory, and whether messages still reach them
     Idle {
         /// The broker, HOST:PORT
         #[arg(long, default_value = "127.0.0.1:1883")]

@@ -1,6 +1,6 @@
 //! The broker's memory over a span of a run, sampled by a thread of its own.
 //!
-//! Called  by `backlog` and `retained`, around each phase.
+//! Called  by `backlog` and `retained`, around each phase, and by `idle`, around the end.
 //! Holds   - reading /proc/PID/smaps_rollup takes longer the more memory there is: at least `REST` times as long passes
 //!           before the next reading, so that the broker is disturbed little;
 //!         - the samples kept are bounded: when there are too many, every second one goes.

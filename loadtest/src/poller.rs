@@ -1,6 +1,6 @@
 //! One thread's epoll: sockets with a number each, and the events of the last wait.
 //!
-//! Called  by `visits`, `backlog` and `retained`.
+//! Called  by `visits`, `backlog`, `retained` and the publisher of `idle`.
 
 use std::net::TcpStream;
 use std::time::Duration;

@@ -12,6 +12,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::acknowledgement::AcknowledgementFaults;
+use crate::idle::{self, Delivery};
 use crate::meter::Written;
 use crate::sequence::Faults;
 
@@ -244,19 +245,43 @@ pub struct Idle {
     pub broker_bytes_before: Option<u64>,
     pub broker_bytes_held: Option<u64>,
     pub broker_bytes_after: Option<u64>,
+    /// When the first connection was about to close, all messages having been delivered.
+    pub broker_bytes_at_close: Option<u64>,
+    /// From then to 3 s after the last close.
+    pub broker_bytes_closing_max: Option<u64>,
     pub broker_bytes_per_connection: Option<f64>,
     pub broker_cpu_us_per_connect: Option<f64>,
     /// CPUs the broker kept busy while the connections were held.
     pub broker_cpus_held: Option<f64>,
+    /// By how much the kernel's memory grew, both ends of a connection to a broker on this host together.
+    pub kernel_bytes_per_connection: f64,
+    /// After all were closed.
+    pub kernel_bytes_per_connection_after: Option<f64>,
+    /// The caches that grew most, in bytes per connection; empty for those who may not read /proc/slabinfo.
+    pub kernel_caches: Vec<(String, f64)>,
     pub own_bytes_per_connection: f64,
     pub lost: u64,
+    /// From the last SUBACK to the first message.
+    pub held_seconds: f64,
+    pub pings_held: u64,
     pub pings: u64,
     pub pings_unanswered: u64,
+    /// One message each to clients chosen at random.
+    pub chosen: Option<Delivery>,
+    /// One message to every client.
+    pub all: Option<Delivery>,
+    pub delivery_faults: idle::Faults,
+    pub acknowledgements: AcknowledgementFaults,
+    /// Messages that somebody else published.
+    pub foreign: u64,
 }
 
 impl Idle {
     pub fn is_good(&self) -> bool {
-        self.lost == 0 && self.pings_unanswered == 0
+        self.lost == 0
+            && self.pings_unanswered == 0
+            && self.delivery_faults == idle::Faults::default()
+            && !self.acknowledgements.is_broken()
     }
 }
 
@@ -300,26 +325,85 @@ impl Display for Idle {
                 kib(held)
             )?;
         }
-        if let Some(after) = self.broker_bytes_after {
-            writeln!(f, "after close  {}", kib(after))?;
+        if let (Some(before), Some(max), Some(after)) = (
+            self.broker_bytes_at_close,
+            self.broker_bytes_closing_max,
+            self.broker_bytes_after,
+        ) {
+            let (before, max) = (kib(before), kib(max));
+            writeln!(
+                f,
+                "after close  {} ({before} before it, at most {max} on the way)",
+                kib(after)
+            )?;
         }
+        write!(
+            f,
+            "kernel       {:.0} bytes per connection, both ends where the broker is on this host",
+            self.kernel_bytes_per_connection
+        )?;
+        match self.kernel_bytes_per_connection_after {
+            Some(bytes) => writeln!(f, "; {bytes:.0} after close")?,
+            None => writeln!(f)?,
+        }
+        for (place, (name, bytes)) in self.kernel_caches.iter().enumerate() {
+            write!(
+                f,
+                "{}{name} {bytes:.0}",
+                if place == 0 { "  caches     " } else { ", " }
+            )?;
+        }
+        if !self.kernel_caches.is_empty() {
+            writeln!(f)?;
+        }
+        write!(f, "held         {:.2} s", self.held_seconds)?;
         if let Some(cpus) = self.broker_cpus_held {
-            writeln!(f, "held         {cpus:.4} CPUs of the broker")?;
+            write!(f, ", {cpus:.4} CPUs of the broker")?;
+        }
+        let rate = grouped((self.pings_held as f64 / self.held_seconds) as u64);
+        write!(f, ", {} pings ({rate}/s", grouped(self.pings_held))?;
+        match self.broker_cpus_held.filter(|_| self.pings_held > 0) {
+            Some(cpus) => {
+                let us = cpus * self.held_seconds * 1e6 / self.pings_held as f64;
+                writeln!(f, ", {} µs broker CPU each)", figure(us))?;
+            }
+            None => writeln!(f, ")")?,
         }
         writeln!(
             f,
             "own memory   {:.0} bytes of user memory per connection",
             self.own_bytes_per_connection
         )?;
+        for (title, delivery) in [("one each", &self.chosen), ("one to all", &self.all)] {
+            if let Some(delivery) = delivery {
+                write!(f, "{title:<13}{delivery}")?;
+            }
+        }
         writeln!(
             f,
             "whole run    lost {}, pings {}, unanswered {}",
             self.lost, self.pings, self.pings_unanswered
         )?;
+        if self.chosen.is_some() || self.all.is_some() {
+            let idle::Faults {
+                missing,
+                doubled,
+                misdelivered,
+                damaged,
+            } = self.delivery_faults;
+            writeln!(
+                f,
+                "deliveries   missing {missing}, doubled {doubled}, misdelivered {misdelivered}, damaged {damaged}"
+            )?;
+            self.acknowledgements.line(f)?;
+        }
+        if self.foreign > 0 {
+            writeln!(f, "note         {} messages of others were ignored", self.foreign)?;
+        }
         if !self.is_good() {
             writeln!(
                 f,
-                "FAILED       the broker dropped connections or did not answer PINGREQ"
+                "FAILED       the broker dropped connections, did not answer, or broke a delivery rule, see the counts above"
             )?;
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! A timer an epoll waits for: its own timeout is rounded up to a millisecond.
 //!
-//! Called  by the threads of `connect`, which keep a schedule.
+//! Called  by the threads of `connect` and the publisher of `idle`, which keep a schedule.
 
 use std::time::Duration;
 

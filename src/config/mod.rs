@@ -439,15 +439,29 @@ impl Config {
             ("mqtts-port", config.mqtts_port),
             ("ws-port", config.ws_port),
             ("wss-port", config.wss_port),
-            (
-                "api-port",
-                config.api.port.filter(|_| config.access == Access::Platform),
-            ),
+            ("api-port", config.api_port()),
         ])?;
         match config.tls_client_cn_as_username && config.tls_client_ca.is_none() {
             true => Err(ConfigError::NoClientCertificates),
             false => Ok(config),
         }
+    }
+
+    /// Whether each core has a table of descriptors of its own, where one table may hold so many.
+    pub fn parts_descriptors(&self, descriptors: u64) -> bool {
+        let cores = u64::from(self.cores);
+        let needed = self.connections_max as u64 + limits::DESCRIPTORS_BESIDE_PER_CORE * cores;
+        match self.private_fds {
+            PrivateFds::On => true,
+            PrivateFds::Off => false,
+            // One core has one table either way.
+            PrivateFds::Auto => cores > 1 && descriptors < needed,
+        }
+    }
+
+    /// That of the HTTP API, which a plain broker does not have.
+    pub fn api_port(&self) -> Option<u16> {
+        self.api.port.filter(|_| self.access == Access::Platform)
     }
 }
 
@@ -554,6 +568,21 @@ mod tests {
         ("tls-client-ca", "\"/etc/skein/clients-ca.pem\""),
         ("ready-file", "\"/run/skein/ready.json\""),
     ];
+
+    #[test]
+    fn tables_part_by_themselves_only_where_one_table_is_too_small() {
+        let config = |cores, private_fds| Config {
+            cores,
+            private_fds,
+            connections_max: 100_000,
+            ..Config::default()
+        };
+        assert!(config(2, PrivateFds::Auto).parts_descriptors(20_000));
+        assert!(!config(2, PrivateFds::Auto).parts_descriptors(1_000_000));
+        assert!(!config(1, PrivateFds::Auto).parts_descriptors(20_000));
+        assert!(config(1, PrivateFds::On).parts_descriptors(1_000_000));
+        assert!(!config(2, PrivateFds::Off).parts_descriptors(20_000));
+    }
 
     #[test]
     fn the_embedded_file_says_what_the_defaults_are() {

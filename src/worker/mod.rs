@@ -1,7 +1,7 @@
 //! Layer 5: one thread per core.
 //!
 //! Owns    the thread: its CPU, its runtime, its sleep. What it does awake is [`turn`].
-//! Called  by `server`: [`start`] once per core, then through each core's [`Mailbox`].
+//! Called  by `server`: [`start`] once per core, then through each core's [`Mailbox`]; by `doctor`: [`try_io_uring`].
 //! Holds   - the runtime serves for the sleep only: no socket is a task, nothing is ever awaited but the core's epoll set
 //!           and a timer, and both may be dropped at any moment;
 //!         - hence a busy core needs no yield: there is no other task that could starve;
@@ -240,6 +240,11 @@ fn runtime(driver: Driver) -> io::Result<(Driver, Runtime)> {
     }
     let legacy = RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?;
     Ok((Driver::Epoll, legacy.into()))
+}
+
+/// Makes such a ring as a core has, and lets it go: what the kernel, or a filter of system calls, says to it.
+pub fn try_io_uring() -> io::Result<()> {
+    runtime(Driver::IoUring).map(drop)
 }
 
 async fn serve(core: &mut Core, epoll: OwnedFd) {

@@ -1,11 +1,17 @@
-//! Many connections that do nothing: what each costs the broker in user memory, and what is left when they have gone.
+//! Many connections that do nothing: what each costs the broker and the kernel in memory, whether messages still reach them,
+//! and what is left when they have gone.
 //!
-//! Owns    the idle clients: per client a descriptor, a state and a time, in one flat Vec per thread; beside it what is above
-//!         the socket of each, when that is not MQTT itself.
+//! Owns    the idle clients: per client a descriptor, a state, a time and a byte for the messages it got (`delivery`), in one
+//!         flat Vec per thread; beside it what is above the socket of each, when that is not MQTT itself.
 //! Called  by `main`.
-//! Holds   - each client has its own id and one subscription to a topic of its own; PINGREQ leaves in time;
+//! Holds   - each client has its own id and one subscription; PINGREQ leaves in time, the first of each after a random part of
+//!           that time, as of clients that have been there for long;
 //!         - a thread's descriptors never leave it (`private_fds`);
 //!         - a set-up that stands still for `STANDSTILL_MAX` is an error, a connection lost later is counted.
+
+mod delivery;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -21,9 +27,13 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, sockopt};
 
+use crate::acknowledgement::{AcknowledgementFaults, UNACKED_MAX};
 use crate::broker_process::BrokerProcess;
 use crate::client::{check_connack, check_suback};
 use crate::dial::dial;
+use crate::kernel_memory::KernelMemory;
+use crate::memory_watch::MemoryWatch;
+use crate::meter::Reading;
 use crate::pace::Pace;
 use crate::packet::{self, Credentials, SessionKind, run_tag};
 use crate::private_fds;
@@ -32,11 +42,16 @@ use crate::report::{Host, Idle, grouped};
 use crate::source_ports::{SourcePorts, source_count};
 use crate::transport::{self, Layers, Target};
 
+use delivery::{Arrival, Board, Outcome, Publisher, Sending, Stage, Topics, Verdict};
+pub use delivery::{Delivery, Faults};
+
 /// Descriptors of a table that are not connections.
 const OTHER_FDS: u64 = 64;
 const STANDSTILL_MAX: Duration = Duration::from_secs(30);
 /// From the last SUBACK, and from the last close, to the reading of the memory.
 const SETTLE: Duration = Duration::from_secs(3);
+/// After the last delivery, for what comes twice.
+const LINGER: Duration = Duration::from_secs(1);
 const READ_BYTES: usize = 64 * 1024;
 
 #[derive(Clone, Debug, Args)]
@@ -59,9 +74,26 @@ pub struct Settings {
     /// Handshakes under way at a time, per thread
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub in_flight: u32,
-    /// Keep Alive in seconds; 0 sends no PINGREQ
+    /// Keep Alive in seconds; 0 sends no PINGREQ. One leaves after two thirds of it, the first of each client after a random
+    /// part of that, so that they come evenly spread
     #[arg(long, default_value_t = 300)]
     pub keep_alive: u16,
+    /// After the hold send one message each to so many clients, chosen at random, and check every delivery
+    #[arg(long, default_value_t = 0, value_name = "CLIENTS")]
+    pub deliver: u32,
+    /// Messages a second of --deliver, whatever the broker does; latency counts from when each was due
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub deliver_rate: u64,
+    /// Then send one message to every client, and check every delivery: a PUBLISH for each, to its own topic, as fast as they are
+    /// acknowledged; or one PUBLISH that goes to all, if there is no {} in --filter and they share it
+    #[arg(long)]
+    pub broadcast: bool,
+    /// Messages of --broadcast that the broker may leave unacknowledged
+    #[arg(long, default_value_t = 1000)]
+    pub unacked: usize,
+    /// Seconds without an acknowledgement, a delivery or a PINGRESP, while one is owed, after which it counts as missing
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub silence: u64,
     /// Read the memory again 3 s after all connections were closed
     #[arg(long)]
     pub measure_close: bool,
@@ -79,8 +111,8 @@ pub struct Settings {
         hide_env_values = true
     )]
     pub topic_prefix: String,
-    /// Topic Filter of each client, below the prefix; {} becomes its number. The number of levels is part of what a
-    /// subscription costs
+    /// Topic Filter of each client, below the prefix; {} becomes its number, without it all share the filter. The number of
+    /// levels is part of what a subscription costs
     #[arg(long, default_value = "{}/command")]
     pub filter: String,
     #[command(flatten)]
@@ -90,15 +122,33 @@ pub struct Settings {
 }
 
 /// What the threads and the one that waits for them tell each other.
-#[derive(Default)]
 struct Shared {
     is_closing: AtomicBool,
+    /// No PINGREQ is sent any more.
+    is_quiet: AtomicBool,
     ready: AtomicU64,
     lost: AtomicU64,
     pings: AtomicU64,
-    unanswered: AtomicU64,
+    pongs: AtomicU64,
     closed: AtomicU64,
+    board: Board,
     failure: Mutex<Option<anyhow::Error>>,
+}
+
+impl Shared {
+    fn new() -> Result<Shared> {
+        Ok(Shared {
+            is_closing: AtomicBool::new(false),
+            is_quiet: AtomicBool::new(false),
+            ready: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+            pings: AtomicU64::new(0),
+            pongs: AtomicU64::new(0),
+            closed: AtomicU64::new(0),
+            board: Board::new()?,
+            failure: Mutex::new(None),
+        })
+    }
 }
 
 /// The clients of one thread.
@@ -111,6 +161,8 @@ struct Share {
     /// 0: the kernel chooses.
     sources: u32,
     run: u32,
+    /// Of the run: what all times in messages count from.
+    start: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,9 +179,11 @@ enum State {
 
 struct Client {
     socket: Option<OwnedFd>,
-    /// Seconds since the thread started.
-    sent_s: u32,
+    /// When the next PINGREQ is due: seconds since the thread started.
+    ping_s: u32,
     state: State,
+    /// The stages of which it has its message.
+    got: u8,
 }
 
 const _: () = assert!(size_of::<Client>() <= 12);
@@ -142,6 +196,16 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
     if !(0.0..=1e7).contains(&settings.hold) {
         bail!("--hold {} is no time span", settings.hold);
     }
+    let topics = Topics::new(&settings.topic_prefix, &settings.filter);
+    if settings.deliver > n {
+        bail!("--deliver {} is more than --connections {n}", settings.deliver);
+    }
+    if settings.deliver > 0 && topics.is_shared() {
+        bail!("--deliver wants a topic for each client: give --filter a {{}}, or leave --deliver out");
+    }
+    if !(1..=UNACKED_MAX).contains(&settings.unacked) {
+        bail!("--unacked {} is outside 1..={UNACKED_MAX}", settings.unacked);
+    }
     let sources = source_count(target.address, settings.source_addresses, n)?;
     let per_table = private_fds::raise_limit().saturating_sub(OTHER_FDS).max(1);
     let is_private = n as u64 > per_table;
@@ -152,9 +216,10 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
     };
 
     let (bytes_before, own_before) = (memory(broker.as_ref())?, own.memory_bytes()?);
+    let kernel_before = KernelMemory::read()?;
     let cpu_before = broker.as_ref().map(BrokerProcess::cpu_time).transpose()?;
     let start = Instant::now();
-    let shared = Shared::default();
+    let shared = Shared::new()?;
     let run = run_tag();
     thread::scope(|scope| {
         let mut first = 0;
@@ -167,15 +232,16 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
                 count,
                 sources,
                 run,
+                start,
             };
             first += count;
-            let (shared, target) = (&shared, &target);
+            let (shared, target, topics) = (&shared, &target, &topics);
             // The state of a thread is one Vec and a few kilobytes of stack.
             let spawned = thread::Builder::new()
                 .stack_size(256 * 1024)
                 .spawn_scoped(scope, move || {
                     let result = if is_private { private_fds::unshare() } else { Ok(()) };
-                    if let Err(error) = result.and_then(|()| hold_share(target, settings, share, shared)) {
+                    if let Err(error) = result.and_then(|()| hold_share(target, settings, share, topics, shared)) {
                         let mut failure = shared
                             .failure
                             .lock()
@@ -189,24 +255,40 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
                 return Err(error).with_context(|| format!("cannot start thread {thread} of {threads}"));
             }
         }
-        let outcome = watch(settings, &shared, start, broker.as_ref(), &own);
+        let watched = Watch {
+            target: &target,
+            settings,
+            topics: &topics,
+            run,
+            start,
+            shared: &shared,
+            broker: broker.as_ref(),
+        };
+        let outcome = watched.run(&own);
+        let closing_watch = match (&outcome, settings.measure_close) {
+            (Ok(_), true) => MemoryWatch::start(broker.as_ref())?,
+            _ => None,
+        };
         // Whatever happened, the threads end, and with them the scope.
         shared.is_closing.store(true, Ordering::Release);
         let (set_up_seconds, held) = outcome?;
-        let mut bytes_after = None;
+        let (mut closing, mut kernel_after) = (None, None);
         if settings.measure_close {
-            let closing = Instant::now();
-            while shared.closed.load(Ordering::Acquire) < threads as u64 && closing.elapsed() < STANDSTILL_MAX {
+            let begin = Instant::now();
+            while shared.closed.load(Ordering::Acquire) < threads as u64 && begin.elapsed() < STANDSTILL_MAX {
                 thread::sleep(Duration::from_millis(10));
             }
             thread::sleep(SETTLE);
-            bytes_after = memory(broker.as_ref())?;
+            closing = closing_watch.map(MemoryWatch::stop);
+            kernel_after = Some(KernelMemory::read()?);
         }
         let per_connection = |before: u64, now: u64| (now as f64 - before as f64) / n as f64;
         let cpu_per_connect = held
             .cpu
             .zip(cpu_before)
             .map(|(now, before)| now.since(before).total.as_secs_f64() * 1e6 / n as f64);
+        let kernel_each = |now: &KernelMemory| per_connection(kernel_before.total, now.total);
+        let caches = held.kernel.growth_of_caches(&kernel_before);
         Ok(Idle {
             address: address.to_string(),
             broker: broker.as_ref().map(|b| b.name.clone()),
@@ -222,16 +304,34 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
             set_up_seconds,
             broker_bytes_before: bytes_before,
             broker_bytes_held: held.bytes,
-            broker_bytes_after: bytes_after,
+            broker_bytes_after: closing.as_ref().map(|memory| memory.last),
+            broker_bytes_at_close: closing.as_ref().map(|memory| memory.before),
+            broker_bytes_closing_max: closing.as_ref().map(|memory| memory.max),
             broker_bytes_per_connection: bytes_before
                 .zip(held.bytes)
                 .map(|(before, now)| per_connection(before, now)),
             broker_cpu_us_per_connect: cpu_per_connect,
             broker_cpus_held: held.cpus,
+            kernel_bytes_per_connection: kernel_each(&held.kernel),
+            kernel_bytes_per_connection_after: kernel_after.as_ref().map(kernel_each),
+            kernel_caches: caches
+                .into_iter()
+                .map(|(name, bytes)| (name, bytes as f64 / n as f64))
+                .collect(),
             own_bytes_per_connection: per_connection(own_before, held.own_bytes),
             lost: shared.lost.load(Ordering::Acquire),
+            held_seconds: held.seconds,
+            pings_held: held.pings,
             pings: shared.pings.load(Ordering::Acquire),
-            pings_unanswered: shared.unanswered.load(Ordering::Acquire),
+            pings_unanswered: shared
+                .pings
+                .load(Ordering::Acquire)
+                .saturating_sub(shared.pongs.load(Ordering::Acquire)),
+            chosen: held.chosen,
+            all: held.all,
+            delivery_faults: shared.board.faults(held.wanted),
+            acknowledgements: held.acknowledgements,
+            foreign: shared.board.foreign.load(Ordering::Acquire),
         })
     })
 }
@@ -244,58 +344,155 @@ struct Held {
     bytes: Option<u64>,
     cpu: Option<crate::broker_process::CpuTime>,
     cpus: Option<f64>,
+    kernel: KernelMemory,
     own_bytes: u64,
+    seconds: f64,
+    /// Sent meanwhile.
+    pings: u64,
+    chosen: Option<Delivery>,
+    all: Option<Delivery>,
+    /// Deliveries of both.
+    wanted: u64,
+    acknowledgements: AcknowledgementFaults,
 }
 
-/// Waits until all are subscribed, reads the memory, holds. Gives the seconds the set-up took, and the readings.
-fn watch(
-    settings: &Settings,
-    shared: &Shared,
+/// What the main thread looks at while the others hold the clients.
+struct Watch<'a> {
+    target: &'a Target,
+    settings: &'a Settings,
+    topics: &'a Topics,
+    run: u32,
     start: Instant,
-    broker: Option<&BrokerProcess>,
-    own: &BrokerProcess,
-) -> Result<(f64, Held)> {
-    let progress = Progress::new();
-    let (mut ready, mut moved) = (0, Instant::now());
-    while ready < settings.connections as u64 {
-        thread::sleep(Duration::from_millis(20));
-        fail_with_thread(shared)?;
-        let now_ready = shared.ready.load(Ordering::Acquire);
-        if now_ready != ready {
-            (ready, moved) = (now_ready, Instant::now());
-        } else if moved.elapsed() > STANDSTILL_MAX {
-            bail!(
-                "the set-up stands still at {ready} of {} connections",
-                settings.connections
-            );
+    shared: &'a Shared,
+    broker: Option<&'a BrokerProcess>,
+}
+
+impl Watch<'_> {
+    /// Waits until all are subscribed, reads the memory, holds, sends. Gives the seconds the set-up took, and the readings.
+    fn run(&self, own: &BrokerProcess) -> Result<(f64, Held)> {
+        let Watch {
+            settings,
+            shared,
+            broker,
+            ..
+        } = *self;
+        let progress = Progress::new();
+        let (mut ready, mut moved) = (0, Instant::now());
+        while ready < settings.connections as u64 {
+            thread::sleep(Duration::from_millis(20));
+            fail_with_thread(shared)?;
+            let now_ready = shared.ready.load(Ordering::Acquire);
+            if now_ready != ready {
+                (ready, moved) = (now_ready, Instant::now());
+            } else if moved.elapsed() > STANDSTILL_MAX {
+                bail!(
+                    "the set-up stands still at {ready} of {} connections",
+                    settings.connections
+                );
+            }
+            progress.show(&format!(
+                "{} of {} connections",
+                grouped(ready),
+                grouped(settings.connections as u64)
+            ));
         }
-        progress.show(&format!(
-            "{} of {} connections",
-            grouped(ready),
-            grouped(settings.connections as u64)
-        ));
-    }
-    let set_up_seconds = start.elapsed().as_secs_f64();
-    let cpu = broker.map(BrokerProcess::cpu_time).transpose()?;
-    let hold_start = Instant::now();
-    wait(SETTLE, shared, &progress)?;
-    let (bytes, own_bytes) = (memory(broker)?, own.memory_bytes()?);
-    wait(Duration::from_secs_f64(settings.hold), shared, &progress)?;
-    let cpus = match (broker, cpu) {
-        (Some(broker), Some(cpu)) => {
-            Some(broker.cpu_time()?.since(cpu).total.as_secs_f64() / hold_start.elapsed().as_secs_f64())
-        }
-        _ => None,
-    };
-    Ok((
-        set_up_seconds,
-        Held {
+        let set_up_seconds = self.start.elapsed().as_secs_f64();
+        let cpu = broker.map(BrokerProcess::cpu_time).transpose()?;
+        let (hold_start, pings_before) = (Instant::now(), shared.pings.load(Ordering::Acquire));
+        wait(SETTLE, shared, &progress)?;
+        let (bytes, own_bytes) = (memory(broker)?, own.memory_bytes()?);
+        let kernel = KernelMemory::read()?;
+        wait(Duration::from_secs_f64(settings.hold), shared, &progress)?;
+        let seconds = hold_start.elapsed().as_secs_f64();
+        let cpus = match (broker, cpu) {
+            (Some(broker), Some(cpu)) => Some(broker.cpu_time()?.since(cpu).total.as_secs_f64() / seconds),
+            _ => None,
+        };
+        let mut held = Held {
             bytes,
             cpu,
             cpus,
+            kernel,
             own_bytes,
-        },
-    ))
+            seconds,
+            pings: shared.pings.load(Ordering::Acquire) - pings_before,
+            chosen: None,
+            all: None,
+            wanted: 0,
+            acknowledgements: AcknowledgementFaults::default(),
+        };
+        if settings.deliver > 0 || settings.broadcast {
+            self.send(&mut held, &progress)?;
+        }
+        shared.is_quiet.store(true, Ordering::Release);
+        wait(LINGER, shared, &progress)?;
+        let owed_since = Instant::now();
+        while shared.pongs.load(Ordering::Acquire) < shared.pings.load(Ordering::Acquire)
+            && owed_since.elapsed() < Duration::from_secs(settings.silence)
+        {
+            wait(Duration::from_millis(10), shared, &progress)?;
+        }
+        Ok((set_up_seconds, held))
+    }
+
+    /// The messages to some and to all.
+    fn send(&self, held: &mut Held, progress: &Progress) -> Result<()> {
+        let Watch {
+            settings,
+            topics,
+            shared,
+            ..
+        } = *self;
+        let fail = || fail_with_thread(shared);
+        let sending = Sending {
+            topics,
+            run: self.run,
+            start: self.start,
+            unacked: settings.unacked,
+            silence_max: Duration::from_secs(settings.silence),
+            board: &shared.board,
+            fail: &fail,
+        };
+        let mut publisher = Publisher::connect(self.target, &settings.credentials, sending)?;
+        let order = match topics.is_shared() {
+            true => Vec::new(),
+            false => delivery::shuffled(settings.connections, self.run),
+        };
+        if settings.deliver > 0 {
+            progress.show("one message each to some");
+            let pace = Pace::new(settings.deliver_rate, 1);
+            let chosen = &order[..settings.deliver as usize];
+            held.chosen = Some(self.measure("chosen", || publisher.deliver(Stage::Chosen, chosen, Some(pace)))?);
+            held.wanted += u64::from(settings.deliver);
+        }
+        if settings.broadcast {
+            progress.show("one message to all");
+            let n = u64::from(settings.connections);
+            held.all = Some(self.measure("all", || match topics.is_shared() {
+                true => publisher.deliver_to_all(Stage::All, n),
+                false => publisher.deliver(Stage::All, &order, None),
+            })?);
+            held.wanted += n;
+        }
+        held.acknowledgements = publisher.close();
+        Ok(())
+    }
+
+    fn measure(&self, stage: &'static str, send: impl FnOnce() -> Result<Outcome>) -> Result<Delivery> {
+        let begin = Reading::take(self.broker)?;
+        let outcome = send()?;
+        let costs = Reading::take(self.broker)?.since(&begin).costs(outcome.delivered);
+        Ok(Delivery {
+            stage,
+            clients: outcome.clients,
+            published: outcome.published,
+            delivered: outcome.delivered,
+            seconds: outcome.seconds,
+            delivered_per_s: outcome.delivered as f64 / outcome.seconds,
+            latency_us: outcome.latency_us,
+            broker_cpu_us: costs.broker_cpu_us,
+        })
+    }
 }
 
 fn wait(time: Duration, shared: &Shared, progress: &Progress) -> Result<()> {
@@ -322,12 +519,13 @@ fn fail_with_thread(shared: &Shared) -> Result<()> {
 }
 
 /// One thread: connects its clients, answers for them, closes them when told to.
-fn hold_share(target: &Target, settings: &Settings, share: Share, shared: &Shared) -> Result<()> {
+fn hold_share(target: &Target, settings: &Settings, share: Share, topics: &Topics, shared: &Shared) -> Result<()> {
     let mut holder = Holder {
         target: target.address,
         broker: target,
         settings,
         share,
+        topics,
         shared,
         start: Instant::now(),
         epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
@@ -339,6 +537,7 @@ fn hold_share(target: &Target, settings: &Settings, share: Share, shared: &Share
         bytes: Vec::new(),
         wire: Vec::new(),
         plain: Vec::new(),
+        arrivals: Vec::new(),
     };
     let result = holder.drive();
     if !settings.abrupt {
@@ -354,6 +553,7 @@ struct Holder<'a> {
     broker: &'a Target,
     settings: &'a Settings,
     share: Share,
+    topics: &'a Topics,
     shared: &'a Shared,
     start: Instant,
     epoll: OwnedFd,
@@ -369,6 +569,8 @@ struct Holder<'a> {
     /// What the layers make of them, and what they find in what came.
     wire: Vec<u8>,
     plain: Vec<u8>,
+    /// Of this batch of events.
+    arrivals: Vec<Arrival>,
 }
 
 impl Holder<'_> {
@@ -392,7 +594,7 @@ impl Holder<'_> {
                 self.connect_next()?;
             }
             let now_s = now.as_secs() as u32;
-            if now_s > swept_s && self.settings.keep_alive > 0 {
+            if now_s > swept_s && self.settings.keep_alive > 0 && !self.shared.is_quiet.load(Ordering::Acquire) {
                 swept_s = now_s;
                 self.ping_due(now_s);
             }
@@ -411,6 +613,7 @@ impl Holder<'_> {
                 let (client, flags) = (event.data.u64() as usize, event.flags);
                 self.ready(client, flags, &mut buffer)?;
             }
+            self.shared.board.record(&mut self.arrivals);
         }
         Ok(())
     }
@@ -428,8 +631,9 @@ impl Holder<'_> {
         self.layers.extend(self.broker.layers()?);
         self.clients.push(Client {
             socket: Some(socket),
-            sent_s: 0,
+            ping_s: 0,
             state: State::Connecting,
+            got: 0,
         });
         self.in_flight += 1;
         if is_connected { self.connected(index) } else { Ok(()) }
@@ -475,7 +679,6 @@ impl Holder<'_> {
                 self.send_raw(client, &self.wire)?;
             }
         }
-        self.clients[client].sent_s = self.start.elapsed().as_secs() as u32;
         Ok(())
     }
 
@@ -483,7 +686,7 @@ impl Holder<'_> {
         let Some(socket) = &self.clients[client].socket else {
             return Ok(());
         };
-        // These are the first bytes of a connection: they fit its send buffer, or the connection is broken.
+        // These few bytes fit the send buffer, or the connection is broken.
         match rustix::net::send(socket, bytes, SendFlags::NOSIGNAL) {
             Ok(n) if n == bytes.len() => Ok(()),
             Ok(_) => bail!("{} takes no bytes", self.target),
@@ -586,35 +789,61 @@ impl Holder<'_> {
                 check_connack(self.target, frame).with_context(context)?;
                 self.clients[client].state = State::AwaitsSuback;
                 self.bytes.clear();
-                let below = self.settings.filter.replace("{}", &self.number(client).to_string());
-                let filter = format!("{}/{below}", self.settings.topic_prefix);
+                let filter = self.topics.filter(self.number(client));
                 packet::subscribe(&mut self.bytes, &filter, self.settings.qos);
                 self.send_bytes(client)
             }
             State::AwaitsSuback if frame.kind() != packet::PUBLISH => {
                 check_suback(self.target, frame, self.settings.qos).with_context(context)?;
-                self.clients[client].state = State::Idle;
+                let phase_s = spread(self.number(client)) % self.ping_interval_s();
+                let c = &mut self.clients[client];
+                c.state = State::Idle;
+                c.ping_s = self.start.elapsed().as_secs() as u32 + phase_s;
                 self.in_flight -= 1;
                 self.shared.ready.fetch_add(1, Ordering::Release);
                 Ok(())
             }
-            _ => {
-                // Messages somebody else publishes are read and forgotten.
-                if frame.kind() == packet::PINGRESP {
-                    self.clients[client].state = State::Idle;
-                }
+            State::AwaitsPong if frame.kind() == packet::PINGRESP => {
+                self.clients[client].state = State::Idle;
+                self.shared.pongs.fetch_add(1, Ordering::Relaxed);
                 Ok(())
             }
+            State::Idle | State::AwaitsPong if frame.kind() == packet::PUBLISH => {
+                self.take_message(client, packet::publish(frame)?)
+            }
+            _ => Ok(()),
         }
     }
 
-    /// PINGREQ for every client that has been silent for two thirds of its Keep Alive.
+    /// A message of ours is checked, one that somebody else publishes is counted.
+    fn take_message(&mut self, client: usize, publish: packet::Publish<'_>) -> Result<()> {
+        let number = self.number(client);
+        let at_ns = self.share.start.elapsed().as_nanos() as u64;
+        let got = &mut self.clients[client].got;
+        let verdict = delivery::check(publish, self.share.run, number, self.topics, at_ns, got);
+        match verdict {
+            Verdict::Right { stage, sent_ns } => self.arrivals.push(Arrival { stage, sent_ns, at_ns }),
+            _ => self.shared.board.count(verdict),
+        }
+        // What we publish comes at QoS 1 at most.
+        if publish.qos == 1 {
+            self.bytes.clear();
+            packet::acknowledgement(&mut self.bytes, packet::PUBACK, publish.packet_id);
+            self.send_bytes(client)?;
+        }
+        Ok(())
+    }
+
+    fn ping_interval_s(&self) -> u32 {
+        (self.settings.keep_alive as u32 * 2 / 3).max(1)
+    }
+
+    /// PINGREQ for every client whose time for one has come.
     fn ping_due(&mut self, now_s: u32) {
-        let interval_s = (self.settings.keep_alive as u32 * 2 / 3).max(1);
-        let (mut pings, mut unanswered) = (0, 0);
+        let interval_s = self.ping_interval_s();
+        let mut pings = 0;
         for (index, client) in self.clients.iter_mut().enumerate() {
-            if now_s - client.sent_s.min(now_s) < interval_s || !matches!(client.state, State::Idle | State::AwaitsPong)
-            {
+            if now_s < client.ping_s || !matches!(client.state, State::Idle | State::AwaitsPong) {
                 continue;
             }
             let Some(socket) = &client.socket else { continue };
@@ -628,14 +857,12 @@ impl Holder<'_> {
                 }
             };
             if rustix::net::send(socket, bytes, SendFlags::NOSIGNAL) == Ok(bytes.len()) {
-                unanswered += u64::from(client.state == State::AwaitsPong);
                 client.state = State::AwaitsPong;
-                client.sent_s = now_s;
+                client.ping_s = now_s + interval_s;
                 pings += 1;
             }
         }
         self.shared.pings.fetch_add(pings, Ordering::Relaxed);
-        self.shared.unanswered.fetch_add(unanswered, Ordering::Relaxed);
     }
 
     /// DISCONNECT for all that are still there.
@@ -656,42 +883,7 @@ impl Holder<'_> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fake_broker::{FakeBroker, Fault};
-    use crate::fake_front::{Identity, front};
-    use crate::transport::Transport;
-
-    #[test]
-    fn clients_are_held_and_answered_over_each_transport() {
-        let identity = Identity::new();
-        thread::scope(|scope| {
-            for transport in [Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss] {
-                let identity = &identity;
-                scope.spawn(move || {
-                    let broker = FakeBroker::start(Fault::None);
-                    let address = front(transport, identity, &broker.address, 3);
-                    let settings = Settings {
-                        connections: 20,
-                        hold: 0.5,
-                        rate: None,
-                        threads: 2,
-                        source_addresses: None,
-                        in_flight: 4,
-                        keep_alive: 2,
-                        measure_close: false,
-                        abrupt: false,
-                        qos: 1,
-                        topic_prefix: "idle".into(),
-                        filter: "{}/x".into(),
-                        credentials: Credentials::default(),
-                        transport: identity.settings(transport),
-                    };
-                    let figures = run(&address, None, &settings).unwrap();
-                    assert!(figures.is_good() && figures.pings >= 20, "{figures}");
-                });
-            }
-        });
-    }
+/// A number like a random one.
+fn spread(number: u32) -> u32 {
+    (u64::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32
 }
