@@ -1,4 +1,4 @@
-//! A small broker for tests of `backlog`, `retained`, `idle`, `connect` and `telemetry`: sessions, retained messages, a
+//! A small broker for tests of the scenarios: sessions, retained messages, a
 //! QoS 2 without memory, one lock.
 //!
 //! Called  by their tests, which give it a rule to break. With a `Platform` it takes that account's clients alone, below its
@@ -27,6 +27,10 @@ pub enum Fault {
     KeepsTheFirst,
     /// Nothing is acknowledged after the fifth PUBLISH.
     FallsSilent,
+    /// The twentieth PUBLISH reaches nobody who is there.
+    LosesOne,
+    /// It reaches everybody twice.
+    DoublesOne,
 }
 
 #[derive(Default)]
@@ -38,7 +42,7 @@ struct State {
 
 #[derive(Default)]
 struct Session {
-    filter: Vec<u8>,
+    filters: Vec<Vec<u8>>,
     /// PUBLISH packets that wait; the socket of a client that is there takes them at once.
     queue: Vec<Vec<u8>>,
     socket: Option<TcpStream>,
@@ -84,10 +88,21 @@ impl FakeBroker {
         self.state.lock().unwrap().retained.len()
     }
 
+    /// Closes the connection of one session that is there.
+    pub fn cut_one(&self) {
+        let state = self.state.lock().unwrap();
+        let socket = state.sessions.values().find_map(|session| session.socket.as_ref());
+        socket.unwrap().shutdown(std::net::Shutdown::Both).unwrap();
+    }
+
     /// A whole PUBLISH to the sessions that are there.
     pub fn deliver(&self, topic: &[u8], whole: &[u8]) {
         for session in self.state.lock().unwrap().sessions.values_mut() {
-            if let Some(socket) = session.socket.as_mut().filter(|_| session.filter == topic) {
+            if let Some(socket) = session
+                .socket
+                .as_mut()
+                .filter(|_| session.filters.iter().any(|filter| filter == topic))
+            {
                 socket.write_all(whole).unwrap();
             }
         }
@@ -130,7 +145,9 @@ impl FakeBroker {
                             let packets: Vec<_> = retained.map(|(_, packet)| packet.clone()).collect();
                             socket.write_all(&self.spoil(packets).concat()).ok()?;
                         }
-                        state.sessions.get_mut(&id)?.filter = filter.to_vec();
+                        let filters = &mut state.sessions.get_mut(&id)?.filters;
+                        filters.retain(|other| other != filter);
+                        filters.push(filter.to_vec());
                     }
                     packet::PUBLISH => {
                         let publish = packet::publish(frame).unwrap();
@@ -145,9 +162,16 @@ impl FakeBroker {
                         if publish.retain {
                             self.retain(&mut state, publish, whole);
                         }
-                        for session in state.sessions.values_mut().filter(|s| s.filter == publish.topic) {
+                        let times = match self.fault {
+                            Fault::LosesOne if state.published == 20 => 0,
+                            Fault::DoublesOne if state.published == 20 => 2,
+                            _ => 1,
+                        };
+                        let is_for = |session: &Session| session.filters.iter().any(|f| matches(f, publish.topic));
+                        for session in state.sessions.values_mut().filter(|session| is_for(session)) {
                             match &mut session.socket {
-                                Some(socket) => socket.write_all(whole).ok()?,
+                                // One that has gone without a word is none of the publisher's business.
+                                Some(socket) => drop(socket.write_all(&whole.repeat(times))),
                                 None => session.queue.push(whole.to_vec()),
                             }
                         }
@@ -214,6 +238,19 @@ impl FakeBroker {
         }
         packets
     }
+}
+
+fn matches(filter: &[u8], topic: &[u8]) -> bool {
+    let mut levels = topic.split(|byte| *byte == b'/');
+    for wanted in filter.split(|byte| *byte == b'/') {
+        match (wanted, levels.next()) {
+            (b"#", _) => return true,
+            (b"+", Some(_)) => {}
+            (wanted, Some(level)) if wanted == level => {}
+            _ => return false,
+        }
+    }
+    levels.next().is_none()
 }
 
 /// Those of a CONNECT behind its flags: client id, user name, password.

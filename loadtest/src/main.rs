@@ -38,6 +38,7 @@ mod report;
 mod retained;
 mod senders;
 mod sequence;
+mod sizes;
 mod source_ports;
 mod stats;
 mod telemetry;
