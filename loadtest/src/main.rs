@@ -1,6 +1,7 @@
 //! `skein-load`: a load generator for any MQTT 3.1.1 broker. Flags in, a scenario run, figures and an exit code out.
 //!
-//! `throughput` sends messages through a broker, `compare` does so against several brokers in turn, `idle` holds
+//! `throughput` sends messages through a broker, `latency` does so at a fixed rate, `soak` for hours and of all kinds, `compare`
+//! against several brokers in turn, `idle` holds
 //! connections that do nothing, `backlog` queues messages for sessions that are away, `retained` sets retained messages and
 //! reads them back, `connect` opens connections by the thousand, `telemetry` sends datapoints to a device platform and looks
 //! for them in its streams; `relay` is the floor to compare with. What they share: `client` (one connection), `transport`
@@ -25,6 +26,7 @@ mod fake_broker;
 #[cfg(test)]
 mod fake_front;
 mod idle;
+mod latency;
 mod memory_watch;
 mod meter;
 mod pace;
@@ -39,6 +41,7 @@ mod retained;
 mod senders;
 mod sequence;
 mod sizes;
+mod soak;
 mod source_ports;
 mod stats;
 mod telemetry;
@@ -87,6 +90,34 @@ enum Scenario {
         broker_pid: Option<u32>,
         #[command(flatten)]
         settings: throughput::Settings,
+        /// Write the figures here as well
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Send at a fixed rate; tell how long a message, and its acknowledgement, take from the time it was to leave
+    Latency {
+        /// The broker, HOST:PORT
+        #[arg(long, default_value = "127.0.0.1:1883")]
+        addr: String,
+        /// Its process, to read CPU time, memory and what it writes of
+        #[arg(long)]
+        broker_pid: Option<u32>,
+        #[command(flatten)]
+        settings: latency::Settings,
+        /// Write the figures here as well
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Mixed load for minutes or hours, with clients that come and go: nothing may be lost, no memory grow
+    Soak {
+        /// The broker, HOST:PORT
+        #[arg(long, default_value = "127.0.0.1:1883")]
+        addr: String,
+        /// Its process, to read CPU time and memory of
+        #[arg(long)]
+        broker_pid: Option<u32>,
+        #[command(flatten)]
+        settings: soak::Settings,
         /// Write the figures here as well
         #[arg(long)]
         json: Option<PathBuf>,
@@ -203,6 +234,32 @@ fn run(scenario: Scenario) -> Result<ExitCode> {
             json,
         } => {
             let figures = throughput::run(&addr, broker_pid, &settings)?;
+            print!("{figures}");
+            if let Some(path) = json {
+                report::write_json(&path, &figures)?;
+            }
+            figures.verdict == report::Verdict::Good
+        }
+        Scenario::Latency {
+            addr,
+            broker_pid,
+            settings,
+            json,
+        } => {
+            let figures = latency::run(&addr, broker_pid, &settings)?;
+            print!("{figures}");
+            if let Some(path) = json {
+                report::write_json(&path, &figures)?;
+            }
+            figures.verdict == report::Verdict::Good
+        }
+        Scenario::Soak {
+            addr,
+            broker_pid,
+            settings,
+            json,
+        } => {
+            let figures = soak::run(&addr, broker_pid, &settings)?;
             print!("{figures}");
             if let Some(path) = json {
                 report::write_json(&path, &figures)?;
