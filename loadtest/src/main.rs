@@ -15,6 +15,7 @@ mod acknowledgement;
 mod api;
 mod backlog;
 mod broker_process;
+mod bystanders;
 mod client;
 mod compare;
 mod connect;
@@ -41,6 +42,7 @@ mod retained;
 mod senders;
 mod sequence;
 mod sizes;
+mod slow_reader;
 mod soak;
 mod source_ports;
 mod stats;
@@ -122,8 +124,25 @@ enum Scenario {
         #[arg(long)]
         json: Option<PathBuf>,
     },
-    /// Run one throughput scenario against several brokers in turn; print medians and ratios
+    /// Let subscribers read slowly or not at all: what becomes of them, of the broker's memory, and of the others
+    SlowReader {
+        /// The broker, HOST:PORT
+        #[arg(long, default_value = "127.0.0.1:1883")]
+        addr: String,
+        /// Its process, to read CPU time and memory of
+        #[arg(long)]
+        broker_pid: Option<u32>,
+        #[command(flatten)]
+        settings: slow_reader::Settings,
+        /// Write the figures here as well
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Run one scenario against several brokers in turn; print medians and ratios. Without its name: throughput
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Compare {
+        #[command(subcommand)]
+        scenario: Option<CompareScenario>,
         #[command(flatten)]
         settings: compare::Settings,
         #[command(flatten)]
@@ -202,6 +221,42 @@ enum Scenario {
     },
 }
 
+/// What `compare` can run, each with the flags it has by itself.
+#[derive(Debug, Subcommand)]
+enum CompareScenario {
+    /// Messages as fast as they go, or at a rate
+    Throughput(Comparing<throughput::Settings>),
+    /// Messages at a fixed rate
+    Latency(Comparing<latency::Settings>),
+    /// Storms, rates and churn of connects
+    Connect(Comparing<connect::Settings>),
+    /// Connections that do nothing. Heap freed in one round is used again in the next: with --rounds 1, and brokers started
+    /// afresh, it is what a connection costs
+    Idle(Comparing<idle::Settings>),
+}
+
+#[derive(Debug, clap::Args)]
+struct Comparing<S: clap::Args> {
+    #[command(flatten)]
+    settings: compare::Settings,
+    #[command(flatten)]
+    scenario: S,
+    /// Write the figures of all rounds here as well
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+impl<S: clap::Args> Comparing<S> {
+    fn run<F: compare::Compared>(&self, run: fn(&str, Option<u32>, &S) -> Result<F>) -> Result<bool> {
+        let comparison = compare::run(&self.settings, |address, pid| run(address, pid, &self.scenario))?;
+        print!("{comparison}");
+        if let Some(path) = &self.json {
+            report::write_json(path, &comparison)?;
+        }
+        Ok(comparison.is_good())
+    }
+}
+
 fn main() -> ExitCode {
     match run(Arguments::parse().scenario) {
         Ok(verdict) => verdict,
@@ -266,18 +321,36 @@ fn run(scenario: Scenario) -> Result<ExitCode> {
             }
             figures.verdict == report::Verdict::Good
         }
+        Scenario::SlowReader {
+            addr,
+            broker_pid,
+            settings,
+            json,
+        } => {
+            let figures = slow_reader::run(&addr, broker_pid, &settings)?;
+            print!("{figures}");
+            if let Some(path) = json {
+                report::write_json(&path, &figures)?;
+            }
+            figures.verdict == report::Verdict::Good
+        }
         Scenario::Compare {
+            scenario,
             settings,
             throughput,
             json,
-        } => {
-            let comparison = compare::run(&settings, &throughput)?;
-            print!("{comparison}");
-            if let Some(path) = json {
-                report::write_json(&path, &comparison)?;
+        } => match scenario {
+            None => Comparing {
+                settings,
+                scenario: throughput,
+                json,
             }
-            comparison.is_good()
-        }
+            .run(throughput::run)?,
+            Some(CompareScenario::Throughput(comparing)) => comparing.run(throughput::run)?,
+            Some(CompareScenario::Latency(comparing)) => comparing.run(latency::run)?,
+            Some(CompareScenario::Connect(comparing)) => comparing.run(connect::run)?,
+            Some(CompareScenario::Idle(comparing)) => comparing.run(idle::run)?,
+        },
         Scenario::Backlog {
             addr,
             broker_pid,
@@ -349,6 +422,24 @@ mod tests {
     #[test]
     fn the_flags_of_every_scenario_fit_together() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_comparison_is_of_the_scenario_named_and_of_throughput_when_none_is() {
+        let brokers = [FakeBroker::start(Fault::None), FakeBroker::start(Fault::None)];
+        let against = format!("old={},new={}", brokers[0].address, brokers[1].address);
+        for scenario in [
+            "--publishers 1 --warmup 0 --seconds 0.1",
+            "throughput --publishers 1 --warmup 0 --seconds 0.1",
+            "latency --pairs 1 --rate 100 --warmup 0 --seconds 0.1",
+            "connect --connections 10",
+        ] {
+            let flags = ["--rounds", "1", "--against", &against];
+            let words = ["skein-load", "compare"].into_iter().chain(scenario.split(' '));
+            let verdict = run(Arguments::parse_from(words.chain(flags)).scenario).unwrap();
+            assert_eq!(format!("{verdict:?}"), format!("{:?}", ExitCode::SUCCESS), "{scenario}");
+        }
+        assert!(Arguments::try_parse_from(["skein-load", "compare"]).is_err());
     }
 
     #[test]

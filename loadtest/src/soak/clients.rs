@@ -142,6 +142,11 @@ impl Memory {
         Taken::New
     }
 
+    /// The Session is a new one: its identifiers start afresh.
+    pub fn begin_session(&mut self) {
+        self.held.clear();
+    }
+
     pub fn release(&mut self, packet_id: u16, answers: &mut Vec<u8>) {
         self.held.remove(&packet_id);
         packet::acknowledgement(answers, packet::PUBCOMP, packet_id);
@@ -191,5 +196,9 @@ mod tests {
         assert_eq!(answers, [0x70, 2, 0, 7]);
         take(&mut memory, &mut streams, 2, 7, true, 0);
         assert_eq!(streams.faults().doubled, 1);
+        // In a new Session the identifier is another message's.
+        assert_eq!(take(&mut memory, &mut streams, 2, 8, false, 1), Taken::New);
+        memory.begin_session();
+        assert_eq!(take(&mut memory, &mut streams, 2, 8, false, 2), Taken::New);
     }
 }

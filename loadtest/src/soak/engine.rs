@@ -571,6 +571,7 @@ impl<'a> Engine<'a> {
                         }
                         self.counts.sessions_lost += 1;
                     }
+                    pair.memory.begin_session();
                     packet::subscribe(&mut self.answers, &pair.topic, pair.qos);
                     pair.state = State::AwaitsSuback;
                 }
