@@ -11,6 +11,7 @@
 //!           socket memory, nor the page cache behind a map, which the kernel takes back when it needs it.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -100,6 +101,72 @@ impl BrokerProcess {
         let rollup = read(pid, "smaps_rollup")?;
         parse_memory(&rollup).with_context(|| format!("no Pss_Anon line in /proc/{pid}/smaps_rollup"))
     }
+}
+
+/// The process that listens on `address` of this machine, where that may be read: of the same user, or by root.
+pub fn listening_on(address: SocketAddr) -> Option<u32> {
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"];
+    let inodes: Vec<String> = tables
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .flat_map(|table| listeners(&table, address))
+        .map(|inode| format!("socket:[{inode}]"))
+        .collect();
+    if inodes.is_empty() {
+        return None;
+    }
+    let holds = |fds: String| {
+        let entries = fs::read_dir(fds).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| fs::read_link(entry.path()).ok())
+            .any(|link| inodes.iter().any(|inode| link.as_os_str() == inode.as_str()))
+    };
+    let numbers = |path: &str| -> Vec<u32> {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect()
+    };
+    let processes = numbers("/proc");
+    let of_process = processes.iter().find(|pid| holds(format!("/proc/{pid}/fd")));
+    // A thread may have a descriptor table of its own.
+    let of_thread = || {
+        processes.iter().find(|pid| {
+            let tasks = format!("/proc/{pid}/task");
+            numbers(&tasks).iter().any(|task| holds(format!("{tasks}/{task}/fd")))
+        })
+    };
+    of_process.or_else(of_thread).copied()
+}
+
+/// Inodes of the sockets in a table of /proc/net that take connections to `address`. One bound to no address in particular
+/// counts for loopback alone: whether another address is this machine's the table does not tell.
+fn listeners(table: &str, address: SocketAddr) -> Vec<u64> {
+    let takes = |local: &str| {
+        let (ip, port) = local.split_once(':')?;
+        let port = u16::from_str_radix(port, 16).ok()?;
+        let ip = match ip.len() {
+            8 => IpAddr::V4(Ipv4Addr::from(u32::from_str_radix(ip, 16).ok()?.to_ne_bytes())),
+            // Four words, each in the byte order of the machine.
+            32 => {
+                let mut bytes = [0; 16];
+                for (word, out) in bytes.chunks_exact_mut(4).enumerate() {
+                    let text = ip.get(word * 8..word * 8 + 8)?;
+                    out.copy_from_slice(&u32::from_str_radix(text, 16).ok()?.to_ne_bytes());
+                }
+                IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
+            }
+            _ => return None,
+        };
+        let is_local = ip == address.ip() || (ip.is_unspecified() && address.ip().is_loopback());
+        Some(port == address.port() && is_local)
+    };
+    let inode = |line: &str| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        const LISTEN: &str = "0A";
+        (*fields.get(3)? == LISTEN && takes(fields.get(1)?)?).then(|| fields.get(9)?.parse().ok())?
+    };
+    table.lines().filter_map(inode).collect()
 }
 
 fn cpu_clock(pid: u32) -> Option<Duration> {
@@ -241,6 +308,31 @@ mod tests {
         let ticks = used.user + used.system;
         assert!(ticks.abs_diff(used.total) <= Duration::from_millis(40), "{used:?}");
         assert!(process.memory_bytes().unwrap() > 100_000);
+    }
+
+    #[test]
+    fn who_listens_is_found_and_who_does_not_is_not() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        assert_eq!(listening_on(address), Some(std::process::id()));
+        assert_eq!(listening_on(SocketAddr::from(([127, 0, 0, 77], address.port()))), None);
+        drop(listener);
+        assert_eq!(listening_on(address), None);
+    }
+
+    #[test]
+    fn a_table_tells_who_takes_connections_to_an_address() {
+        let word = |bytes: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(bytes));
+        let (all, local) = (word([0; 4]), word([127, 0, 0, 1]));
+        let rest = "00000000:0000 0A 00000000:00000000 00:00000000 00000000  0  0";
+        let talks = rest.replace("0A", "01");
+        let table = format!(
+            "  sl  local_address rem_address\n 0: {all}:075B {rest} 11 1\n 1: {local}:075B {rest} 22 1\n\
+             2: {local}:075B {talks} 33 1\n 3: {local}:075C {rest} 44 1\n 4: {all}{all}{all}{all}:075B {rest} 55 1\n"
+        );
+        let at = |ip: [u8; 4]| listeners(&table, SocketAddr::from((ip, 1883)));
+        assert_eq!(at([127, 0, 0, 1]), [11, 22, 55]);
+        assert_eq!(at([10, 0, 0, 1]), [0u64; 0]);
     }
 
     #[test]

@@ -14,10 +14,13 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll};
 use rustix::fd::OwnedFd;
+use rustix::net::sockopt;
 
+use crate::dial::dial;
 use crate::packet::{self, Credentials, SessionKind};
+use crate::source_ports::SourcePorts;
 use crate::transport::{Layers, Stage, Target};
 
 /// How long a TCP connect, a CONNACK or a SUBACK may take.
@@ -106,10 +109,51 @@ impl Connection {
         session: SessionKind,
         credentials: &Credentials,
     ) -> Result<Connection> {
-        let mut connection = Connection::dial(target)?;
+        Connection::greet(Connection::dial(target)?, client_id, session, credentials)
+    }
+
+    /// As [`Connection::open`], from the next of `ports`; `number` is that of the connection.
+    pub fn open_from(
+        ports: &mut SourcePorts,
+        number: u32,
+        target: &Target,
+        client_id: &str,
+        session: SessionKind,
+        credentials: &Credentials,
+    ) -> Result<Connection> {
+        let address = target.address;
+        let (socket, is_connected) = dial(address, ports, number)?;
+        if !is_connected {
+            let mut fds = [PollFd::new(&socket, PollFlags::OUT)];
+            let limit = Timespec {
+                tv_sec: HANDSHAKE_MAX.as_secs() as _,
+                tv_nsec: 0,
+            };
+            if rustix::event::poll(&mut fds, Some(&limit))? == 0 {
+                bail!(
+                    "cannot connect to {address}: no answer within {} s",
+                    HANDSHAKE_MAX.as_secs()
+                );
+            }
+            sockopt::socket_error(&socket)?.map_err(|error| {
+                let error = std::io::Error::from(error);
+                anyhow!("cannot connect to {address}: {error}")
+            })?;
+        }
+        let socket = TcpStream::from(socket);
+        socket.set_nonblocking(false)?;
+        Connection::greet(Connection::over(socket, target)?, client_id, session, credentials)
+    }
+
+    fn greet(
+        mut connection: Connection,
+        client_id: &str,
+        session: SessionKind,
+        credentials: &Credentials,
+    ) -> Result<Connection> {
         let mut bytes = Vec::new();
         packet::connect(&mut bytes, client_id, session, 0, credentials);
-        let address = target.address;
+        let address = connection.address;
         connection.request(&bytes, "CONNACK", packet::CONNACK, |frame| {
             check_connack(address, frame).map(drop)
         })?;
@@ -136,12 +180,17 @@ impl Connection {
         let address = target.address;
         let socket = TcpStream::connect_timeout(&address, HANDSHAKE_MAX)
             .map_err(|error| anyhow!("cannot connect to {address}: {error}"))?;
+        Connection::over(socket, target)
+    }
+
+    /// Opens the layers over a connected socket.
+    fn over(socket: TcpStream, target: &Target) -> Result<Connection> {
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(HANDSHAKE_MAX))?;
         socket.set_write_timeout(Some(HANDSHAKE_MAX))?;
         let mut connection = Connection {
             socket,
-            address,
+            address: target.address,
             layers: target.layers()?.map(Box::new),
             leftover: Vec::new(),
             pending: Vec::new(),

@@ -1,5 +1,6 @@
-//! One throughput scenario against several brokers in turn: medians, and ratios to the first.
+//! One scenario against several brokers in turn: medians, and ratios to the first.
 //!
+//! Owns    which scenarios can be compared, and the figures of each that are.
 //! Called  by `main`.
 //! Holds   - brokers take turns within a round, and every second round runs backwards, so that a slow drift of the machine
 //!           meets all of them alike;
@@ -11,15 +12,17 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
-use crate::broker_process::BrokerProcess;
-use crate::report::{Throughput, Verdict, figure, ratio};
+use crate::broker_process::{BrokerProcess, listening_on};
+use crate::client::resolve;
+use crate::connect::Connect;
+use crate::report::{Idle, Latency, Throughput, Verdict, figure, grouped, ratio};
 use crate::stats::{Spread, paired_ratios, spread};
-use crate::throughput;
 
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub struct Settings {
-    /// Brokers as HOST:PORT:PID, the one to compare with first; NAME=HOST:PORT:PID gives one a name
+    /// Brokers as HOST:PORT or HOST:PORT:PID, the one to compare with first; NAME=HOST:PORT:PID gives one a name. Without a
+    /// process id it is that of who listens there, if this machine tells
     #[arg(long, value_delimiter = ',', required = true)]
     pub against: Vec<String>,
     /// Runs against each
@@ -27,20 +30,33 @@ pub struct Settings {
     pub rounds: u32,
 }
 
+/// One of a run, if it was measured.
+type Figure = (&'static str, Option<f64>);
+
+/// What a run of a scenario gives a comparison.
+pub trait Compared: Serialize {
+    fn broker(&self) -> Option<&str>;
+    fn settings(&self) -> String;
+    /// The same names in the same order from every run.
+    fn figures(&self) -> Vec<Figure>;
+    /// What is wrong with the run, if anything is.
+    fn failure(&self) -> Option<String>;
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Target {
     name: Option<String>,
     address: String,
-    pid: u32,
+    pid: Option<u32>,
 }
 
 #[derive(Debug, Serialize)]
-pub struct Comparison {
+pub struct Comparison<F> {
     settings: String,
     rounds: u32,
     brokers: Vec<String>,
     rows: Vec<Row>,
-    runs: Vec<Vec<Throughput>>,
+    runs: Vec<Vec<F>>,
 }
 
 /// One figure of all brokers.
@@ -57,36 +73,140 @@ struct Cell {
     ratio: Option<Spread>,
 }
 
-type Pick = fn(&Throughput) -> Option<f64>;
+/// A latency's lines, by the word before them.
+fn of_latency(names: [&'static str; 5], latency: Option<&Latency>) -> [Figure; 5] {
+    let pick = |of: fn(&Latency) -> f64| latency.map(of);
+    let values = [
+        pick(|l| l.p50),
+        pick(|l| l.p90),
+        pick(|l| l.p99),
+        pick(|l| l.p999),
+        pick(|l| l.max),
+    ];
+    std::array::from_fn(|i| (names[i], values[i]))
+}
 
-const FIGURES: [(&str, Pick); 22] = [
-    ("delivered/s", |t| Some(t.delivered_per_s)),
-    ("acknowledged/s", |t| t.acknowledged_per_s),
-    ("broker CPU µs/message", |t| t.broker_cpu_us),
-    ("  user µs", |t| t.broker_user_us),
-    ("  system µs", |t| t.broker_system_us),
-    ("broker CPUs", |t| t.broker_cpus),
-    ("latency p50 µs", |t| Some(t.latency_us.p50)),
-    ("latency p90 µs", |t| Some(t.latency_us.p90)),
-    ("latency p99 µs", |t| Some(t.latency_us.p99)),
-    ("latency p99.9 µs", |t| Some(t.latency_us.p999)),
-    ("latency max µs", |t| Some(t.latency_us.max)),
-    ("ack p50 µs", |t| Some(t.acknowledgement_us.as_ref()?.p50)),
-    ("ack p90 µs", |t| Some(t.acknowledgement_us.as_ref()?.p90)),
-    ("ack p99 µs", |t| Some(t.acknowledgement_us.as_ref()?.p99)),
-    ("ack p99.9 µs", |t| Some(t.acknowledgement_us.as_ref()?.p999)),
-    ("ack max µs", |t| Some(t.acknowledgement_us.as_ref()?.max)),
-    ("written bytes/acked", |t| Some(t.broker_written?.bytes_per_message)),
-    ("  by write calls, bytes", |t| {
-        Some(t.broker_written?.call_bytes_per_message)
-    }),
-    ("  write calls", |t| Some(t.broker_written?.calls_per_message)),
-    ("machine's disk flushes/s", |t| t.broker_written?.machine_flushes_per_s),
-    ("generator CPU µs/message", |t| Some(t.generator_cpu_us)),
-    ("dropped", |t| Some(t.faults.missing as f64)),
-];
+impl Compared for Throughput {
+    fn broker(&self) -> Option<&str> {
+        self.broker.as_deref()
+    }
 
-pub fn run(settings: &Settings, throughput: &throughput::Settings) -> Result<Comparison> {
+    fn settings(&self) -> String {
+        self.settings.clone()
+    }
+
+    fn figures(&self) -> Vec<Figure> {
+        let written = self.broker_written;
+        let mut figures = vec![
+            ("delivered/s", Some(self.delivered_per_s)),
+            ("acknowledged/s", self.acknowledged_per_s),
+            ("broker CPU µs/message", self.broker_cpu_us),
+            ("  user µs", self.broker_user_us),
+            ("  system µs", self.broker_system_us),
+            ("broker CPUs", self.broker_cpus),
+        ];
+        let names = [
+            "latency p50 µs",
+            "latency p90 µs",
+            "latency p99 µs",
+            "latency p99.9 µs",
+            "latency max µs",
+        ];
+        figures.extend(of_latency(names, Some(&self.latency_us)));
+        let names = ["ack p50 µs", "ack p90 µs", "ack p99 µs", "ack p99.9 µs", "ack max µs"];
+        figures.extend(of_latency(names, self.acknowledgement_us.as_ref()));
+        figures.extend([
+            ("written bytes/acked", written.map(|w| w.bytes_per_message)),
+            ("  by write calls, bytes", written.map(|w| w.call_bytes_per_message)),
+            ("  write calls", written.map(|w| w.calls_per_message)),
+            (
+                "machine's disk flushes/s",
+                written.and_then(|w| w.machine_flushes_per_s),
+            ),
+            ("own lateness p99 µs", self.lateness_us.as_ref().map(|l| l.p99)),
+            ("generator CPU µs/message", Some(self.generator_cpu_us)),
+            ("dropped", Some(self.faults.missing as f64)),
+        ]);
+        figures
+    }
+
+    fn failure(&self) -> Option<String> {
+        (self.verdict != Verdict::Good).then(|| format!("{:?}, {:?}", self.faults, self.acknowledgements))
+    }
+}
+
+impl Compared for Connect {
+    fn broker(&self) -> Option<&str> {
+        self.broker.as_deref()
+    }
+
+    fn settings(&self) -> String {
+        self.settings.clone()
+    }
+
+    fn figures(&self) -> Vec<Figure> {
+        let mut figures = vec![
+            ("connects/s", Some(self.connects_per_s)),
+            ("broker CPU µs/connect", self.broker_cpu_us_per_connect),
+            ("broker CPUs", self.broker_cpus),
+        ];
+        let names = [
+            "latency p50 µs",
+            "latency p90 µs",
+            "latency p99 µs",
+            "latency p99.9 µs",
+            "latency max µs",
+        ];
+        figures.extend(of_latency(names, Some(&self.latency_us)));
+        figures.extend([
+            ("CONNECT to CONNACK p50 µs", Some(self.phases_us.mqtt.p50)),
+            (
+                "bystanders' p99 during µs",
+                self.bystanders.as_ref().map(|b| b.during_us.p99),
+            ),
+            ("generator CPUs", Some(self.generator_cpus)),
+        ]);
+        figures
+    }
+
+    fn failure(&self) -> Option<String> {
+        (!self.is_good()).then(|| format!("{:?}", self.failures))
+    }
+}
+
+impl Compared for Idle {
+    fn broker(&self) -> Option<&str> {
+        self.broker.as_deref()
+    }
+
+    fn settings(&self) -> String {
+        format!(
+            "{} idle connections over {}",
+            grouped(self.connections.into()),
+            self.transport
+        )
+    }
+
+    fn figures(&self) -> Vec<Figure> {
+        vec![
+            ("bytes/connection", self.broker_bytes_per_connection),
+            ("broker CPU µs/connect", self.broker_cpu_us_per_connect),
+            ("broker CPUs held", self.broker_cpus_held),
+            ("set-up s", Some(self.set_up_seconds)),
+            ("generator bytes/connection", Some(self.own_bytes_per_connection)),
+        ]
+    }
+
+    fn failure(&self) -> Option<String> {
+        (!self.is_good()).then(|| format!("lost {}, unanswered {}", self.lost, self.pings_unanswered))
+    }
+}
+
+/// `run_one` is one run against a broker at an address, with its process if that is known.
+pub fn run<F: Compared>(
+    settings: &Settings,
+    run_one: impl Fn(&str, Option<u32>) -> Result<F>,
+) -> Result<Comparison<F>> {
     let targets: Vec<Target> = settings
         .against
         .iter()
@@ -94,9 +214,11 @@ pub fn run(settings: &Settings, throughput: &throughput::Settings) -> Result<Com
         .collect::<Result<_>>()?;
     // A wrong process id is told before the first round, not in the middle of it.
     for (target, text) in targets.iter().zip(&settings.against) {
-        BrokerProcess::new(target.pid).with_context(|| format!("--against {text}"))?;
+        if let Some(pid) = target.pid {
+            BrokerProcess::new(pid).with_context(|| format!("--against {text}"))?;
+        }
     }
-    let mut runs: Vec<Vec<Throughput>> = targets.iter().map(|_| Vec::new()).collect();
+    let mut runs: Vec<Vec<F>> = targets.iter().map(|_| Vec::new()).collect();
     for round in 0..settings.rounds {
         let mut order: Vec<usize> = (0..targets.len()).collect();
         if round % 2 == 1 {
@@ -104,20 +226,20 @@ pub fn run(settings: &Settings, throughput: &throughput::Settings) -> Result<Com
         }
         for broker in order {
             let Target { address, pid, .. } = &targets[broker];
-            let figures = throughput::run(address, Some(*pid), throughput)
+            let figures = run_one(address, *pid)
                 .with_context(|| format!("round {} against {}", round + 1, settings.against[broker]))?;
             runs[broker].push(figures);
         }
     }
     let names = targets.iter().zip(&runs).map(|(target, runs)| match &target.name {
         Some(name) => name.clone(),
-        None => format!("{} {}", runs[0].broker.as_deref().unwrap_or("?"), target.address),
+        None => format!("{} {}", runs[0].broker().unwrap_or("?"), target.address),
     });
     Ok(Comparison {
         brokers: names.collect(),
-        settings: runs[0][0].settings.clone(),
+        settings: runs[0][0].settings(),
         rounds: settings.rounds,
-        rows: FIGURES.iter().map(|&(what, pick)| row(what, pick, &runs)).collect(),
+        rows: rows(&runs),
         runs,
     })
 }
@@ -127,21 +249,48 @@ fn parse_target(text: &str) -> Result<Target> {
         Some((name, rest)) => (Some(name.to_string()), rest),
         None => (None, text),
     };
-    let parts = rest
+    // An IPv6 address stands in brackets: what follows them, or the first colon, is the port.
+    let after_host = rest.find(']').unwrap_or(0);
+    let (address, pid) = match rest[after_host..].match_indices(':').nth(1) {
+        None => (rest, None),
+        Some((at, _)) => {
+            let (address, pid) = rest.split_at(after_host + at);
+            let pid = pid[1..].parse();
+            let Ok(pid) = pid else {
+                bail!(
+                    "--against {text}: {} is no process id; HOST:PORT:PID is wanted",
+                    &rest[address.len() + 1..]
+                )
+            };
+            (address, Some(pid))
+        }
+    };
+    let is_address = address
         .rsplit_once(':')
-        .and_then(|(address, pid)| Some((address, pid.parse().ok()?)));
-    match parts {
-        Some((address, pid)) if address.contains(':') => Ok(Target {
-            name,
-            address: address.to_string(),
-            pid,
-        }),
-        _ => bail!("--against {text}: HOST:PORT:PID is wanted"),
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    if !is_address {
+        bail!("--against {text}: HOST:PORT or HOST:PORT:PID is wanted");
     }
+    let listener = || resolve(address).ok().and_then(listening_on);
+    Ok(Target {
+        name,
+        address: address.to_string(),
+        pid: pid.or_else(listener),
+    })
 }
 
-fn row(what: &'static str, pick: Pick, runs: &[Vec<Throughput>]) -> Row {
-    let values: Vec<Vec<f64>> = runs.iter().map(|runs| runs.iter().filter_map(pick).collect()).collect();
+fn rows<F: Compared>(runs: &[Vec<F>]) -> Vec<Row> {
+    let figures: Vec<Vec<_>> = runs.iter().map(|runs| runs.iter().map(F::figures).collect()).collect();
+    let names = figures[0][0].iter().map(|figure| figure.0);
+    names.enumerate().map(|(at, what)| row(what, at, &figures)).collect()
+}
+
+/// Figure `at` of all runs.
+fn row(what: &'static str, at: usize, figures: &[Vec<Vec<Figure>>]) -> Row {
+    let values: Vec<Vec<f64>> = figures
+        .iter()
+        .map(|runs| runs.iter().filter_map(|figures| figures[at].1).collect())
+        .collect();
     let cells = values.iter().map(|own| {
         Some(Cell {
             values: spread(own)?,
@@ -154,13 +303,13 @@ fn row(what: &'static str, pick: Pick, runs: &[Vec<Throughput>]) -> Row {
     }
 }
 
-impl Comparison {
+impl<F: Compared> Comparison<F> {
     pub fn is_good(&self) -> bool {
-        self.runs.iter().flatten().all(|run| run.verdict == Verdict::Good)
+        self.runs.iter().flatten().all(|run| run.failure().is_none())
     }
 }
 
-impl Display for Comparison {
+impl<F: Compared> Display for Comparison<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
@@ -196,14 +345,10 @@ impl Display for Comparison {
             writeln!(f)?;
         }
         for (name, runs) in self.brokers.iter().zip(&self.runs) {
-            for (round, run) in runs.iter().enumerate().filter(|(_, run)| run.verdict != Verdict::Good) {
-                writeln!(
-                    f,
-                    "FAILED {name}, round {}: {:?}, {:?}",
-                    round + 1,
-                    run.faults,
-                    run.acknowledgements
-                )?;
+            for (round, run) in runs.iter().enumerate() {
+                if let Some(failure) = run.failure() {
+                    writeln!(f, "FAILED {name}, round {}: {failure}", round + 1)?;
+                }
             }
         }
         Ok(())
@@ -215,7 +360,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_is_an_address_and_a_process() {
+    fn a_target_is_an_address_and_its_process_given_or_found() {
         let target = |name: Option<&str>, address: &str, pid| Target {
             name: name.map(String::from),
             address: address.into(),
@@ -223,14 +368,73 @@ mod tests {
         };
         assert_eq!(
             parse_target("127.0.0.1:1883:42").unwrap(),
-            target(None, "127.0.0.1:1883", 42)
+            target(None, "127.0.0.1:1883", Some(42))
         );
         assert_eq!(
             parse_target("old=[::1]:1883:7").unwrap(),
-            target(Some("old"), "[::1]:1883", 7)
+            target(Some("old"), "[::1]:1883", Some(7))
         );
-        for wrong in ["127.0.0.1:1883", "127.0.0.1", "a:b:c", ""] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let own = Some(std::process::id());
+        assert_eq!(
+            parse_target(&format!("new={address}")).unwrap(),
+            target(Some("new"), &address, own)
+        );
+        // Nobody listens on the port of the discard service.
+        assert_eq!(parse_target("[::1]:9").unwrap(), target(None, "[::1]:9", None));
+        for wrong in ["127.0.0.1", "a:b:c", "", "127.0.0.1:1883:x"] {
             assert!(parse_target(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_scenario_that_can_be_compared_gives_ratios_to_the_first_broker() {
+        use crate::fake_broker::{FakeBroker, Fault};
+        let brokers = [FakeBroker::start(Fault::None), FakeBroker::start(Fault::None)];
+        let settings = Settings {
+            against: brokers.iter().map(|broker| broker.address.clone()).collect(),
+            rounds: 2,
+        };
+        let figures = |what: &'static str, value: f64| Given { what, value };
+        let values = std::cell::Cell::new(0.0);
+        let comparison = run(&settings, |address, pid| {
+            assert_eq!(pid, Some(std::process::id()));
+            values.set(values.get() + 1.0);
+            Ok(figures(if address.is_empty() { "" } else { "x" }, values.get()))
+        })
+        .unwrap();
+        // Rounds 1, 2 forwards and 3, 4 backwards: the ratios are 2/1 and 3/4.
+        let cell = comparison.rows[0].cells[1].as_ref().unwrap();
+        let to_first = cell.ratio.unwrap();
+        assert_eq!((to_first.min, to_first.max), (0.75, 2.0));
+        assert!(
+            !comparison.is_good() && comparison.to_string().contains("FAILED self"),
+            "{comparison}"
+        );
+    }
+
+    #[derive(Serialize)]
+    struct Given {
+        what: &'static str,
+        value: f64,
+    }
+
+    impl Compared for Given {
+        fn broker(&self) -> Option<&str> {
+            Some("self")
+        }
+
+        fn settings(&self) -> String {
+            String::new()
+        }
+
+        fn figures(&self) -> Vec<Figure> {
+            vec![(self.what, Some(self.value))]
+        }
+
+        fn failure(&self) -> Option<String> {
+            (self.value == 4.0).then(|| "four".to_string())
         }
     }
 }

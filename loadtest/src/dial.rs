@@ -1,6 +1,6 @@
 //! A socket on its way to the broker, from a source of our choice.
 //!
-//! Called  by `idle` and `connect`, whose many clients are non-blocking from the first call on.
+//! Called  by `idle` and `connect`, whose many clients are non-blocking from the first call on, and by `client`.
 //! Holds   - a port that another process uses is passed over: at most all of them once.
 
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! A small broker for tests of `backlog`, `retained`, `idle`, `connect` and `telemetry`: sessions, retained messages, a
-//! QoS 2 without memory, one lock.
+//! A small broker for tests of the scenarios: sessions, retained messages, a QoS 2 without memory, one
+//! lock.
 //!
 //! Called  by their tests, which give it a rule to break. With a `Platform` it takes that account's clients alone, below its
 //!         token alone, and gives it their datapoints.
@@ -34,6 +34,10 @@ pub enum Fault {
     DamagesThird,
     /// No PINGREQ is answered.
     IgnoresPings,
+    /// The twentieth PUBLISH reaches nobody who is there.
+    LosesOne,
+    /// It reaches everybody twice.
+    DoublesOne,
 }
 
 #[derive(Default)]
@@ -45,9 +49,12 @@ struct State {
 
 #[derive(Default)]
 struct Session {
-    filter: Vec<u8>,
+    filters: Vec<Vec<u8>>,
     /// PUBLISH packets that wait; the socket of a client that is there takes them at once.
     queue: Vec<Vec<u8>>,
+    /// Sent and not acknowledged: by PUBACK, or by PUBREC.
+    unacked: Vec<(u16, Vec<u8>)>,
+    is_clean: bool,
     socket: Option<TcpStream>,
 }
 
@@ -83,18 +90,31 @@ impl FakeBroker {
         broker
     }
 
+    /// Of those that outlive their connection.
     pub fn session_count(&self) -> usize {
-        self.state.lock().unwrap().sessions.len()
+        let state = self.state.lock().unwrap();
+        state.sessions.values().filter(|session| !session.is_clean).count()
     }
 
     pub fn retained_count(&self) -> usize {
         self.state.lock().unwrap().retained.len()
     }
 
+    /// Closes the connection of one session that is there.
+    pub fn cut_one(&self) {
+        let state = self.state.lock().unwrap();
+        let socket = state.sessions.values().find_map(|session| session.socket.as_ref());
+        socket.unwrap().shutdown(std::net::Shutdown::Both).unwrap();
+    }
+
     /// A whole PUBLISH to the sessions that are there.
     pub fn deliver(&self, topic: &[u8], whole: &[u8]) {
         for session in self.state.lock().unwrap().sessions.values_mut() {
-            if let Some(socket) = session.socket.as_mut().filter(|_| session.filter == topic) {
+            if let Some(socket) = session
+                .socket
+                .as_mut()
+                .filter(|_| session.filters.iter().any(|filter| filter == topic))
+            {
                 socket.write_all(whole).unwrap();
             }
         }
@@ -105,8 +125,30 @@ impl FakeBroker {
         self.platform.is_none() || topic.starts_with(format!("{DEVICE_TOKEN}/").as_bytes())
     }
 
-    fn serve(&self, mut socket: TcpStream) -> Option<()> {
-        let (mut bytes, mut buffer, mut id) = (Vec::new(), [0; 65_536], String::new());
+    fn serve(&self, socket: TcpStream) {
+        let mut id = String::new();
+        let client = socket.peer_addr().ok();
+        self.talk(socket, &mut id);
+        let mut state = self.state.lock().unwrap();
+        let Some(session) = state.sessions.get_mut(&id) else {
+            return;
+        };
+        // Another connection may have taken it over.
+        if session
+            .socket
+            .as_ref()
+            .is_some_and(|socket| socket.peer_addr().ok() == client)
+            || session.socket.is_none()
+        {
+            session.socket = None;
+            if session.is_clean {
+                state.sessions.remove(&id);
+            }
+        }
+    }
+
+    fn talk(&self, mut socket: TcpStream, id: &mut String) -> Option<()> {
+        let (mut bytes, mut buffer) = (Vec::new(), [0; 65_536]);
         while let Ok(n @ 1..) = socket.read(&mut buffer) {
             bytes.extend_from_slice(&buffer[..n]);
             let mut at = 0;
@@ -117,12 +159,12 @@ impl FakeBroker {
                 match frame.kind() {
                     1 => {
                         let mut words = strings(&frame.body[10..]).into_iter();
-                        id = words.next()?;
+                        *id = words.next()?;
                         if self.platform.is_some() && (id.len() > 23 || !words.eq([USER, DEVICE_TOKEN])) {
                             socket.write_all(&[0x20, 2, 0, 4]).ok()?;
                             return None;
                         }
-                        self.connect(&mut state, &id, frame.body[7] & 2 == 2, &socket)?;
+                        self.connect(&mut state, id, frame.body[7] & 2 == 2, &socket)?;
                     }
                     8 => {
                         let filter = &frame.body[4..frame.body.len() - 1];
@@ -132,12 +174,12 @@ impl FakeBroker {
                             0x80
                         };
                         socket.write_all(&[0x90, 3, 0, 1, code]).ok()?;
-                        if let Some(levels) = filter.strip_suffix(b"#") {
-                            let retained = state.retained.iter().filter(|(topic, _)| topic.starts_with(levels));
-                            let packets: Vec<_> = retained.map(|(_, packet)| packet.clone()).collect();
-                            socket.write_all(&self.spoil(packets).concat()).ok()?;
-                        }
-                        state.sessions.get_mut(&id)?.filter = filter.to_vec();
+                        let retained = state.retained.iter().filter(|(topic, _)| matches(filter, topic));
+                        let packets: Vec<_> = retained.map(|(_, packet)| packet.clone()).collect();
+                        socket.write_all(&self.spoil(packets).concat()).ok()?;
+                        let filters = &mut state.sessions.get_mut(id)?.filters;
+                        filters.retain(|other| other != filter);
+                        filters.push(filter.to_vec());
                     }
                     packet::PUBLISH => {
                         let publish = packet::publish(frame).unwrap();
@@ -153,23 +195,33 @@ impl FakeBroker {
                             self.retain(&mut state, publish, whole);
                         }
                         let fault = match state.published {
-                            3 => self.fault,
+                            3 | 20 => self.fault,
                             _ => Fault::None,
                         };
-                        let mut delivered = match fault {
-                            Fault::LosesThird => Vec::new(),
-                            Fault::DoublesThird => whole.repeat(2),
-                            _ => whole.to_vec(),
-                        };
-                        if let (Fault::DamagesThird, Some(last)) = (fault, delivered.last_mut()) {
-                            *last ^= 1;
+                        let mut live = whole.to_vec();
+                        live[0] &= !1;
+                        let queued = live.clone();
+                        match (fault, state.published) {
+                            (Fault::LosesThird, 3) | (Fault::LosesOne, 20) => live.clear(),
+                            (Fault::DoublesThird, 3) | (Fault::DoublesOne, 20) => live = live.repeat(2),
+                            (Fault::DamagesThird, 3) => *live.last_mut().expect("a whole packet") ^= 1,
+                            _ => {}
                         }
-                        let is_spread = |filter: &[u8]| fault == Fault::SpreadsThird && !filter.is_empty();
-                        let sessions = state.sessions.values_mut();
-                        for session in sessions.filter(|s| is_spread(&s.filter) || s.filter == publish.topic) {
+                        let is_spread = fault == Fault::SpreadsThird && state.published == 3;
+                        let is_for = |session: &Session| match is_spread {
+                            true => !session.filters.is_empty(),
+                            false => session.filters.iter().any(|f| matches(f, publish.topic)),
+                        };
+                        for session in state.sessions.values_mut().filter(|session| is_for(session)) {
                             match &mut session.socket {
-                                Some(socket) => socket.write_all(&delivered).ok()?,
-                                None => session.queue.push(delivered.clone()),
+                                // One that has gone without a word is none of the publisher's business.
+                                Some(socket) => {
+                                    drop(socket.write_all(&live));
+                                    if publish.qos > 0 && !live.is_empty() {
+                                        session.unacked.push((publish.packet_id, live.clone()));
+                                    }
+                                }
+                                None => session.queue.push(queued.clone()),
                             }
                         }
                         let mut ack = Vec::new();
@@ -180,6 +232,17 @@ impl FakeBroker {
                         }
                         socket.write_all(&ack).ok()?;
                     }
+                    packet::PUBACK | packet::PUBREC => {
+                        let packet_id = frame.packet_id().unwrap();
+                        if let Some(session) = state.sessions.get_mut(id) {
+                            session.unacked.retain(|(id, _)| *id != packet_id);
+                        }
+                        if frame.kind() == packet::PUBREC {
+                            let mut answer = Vec::new();
+                            packet::acknowledgement(&mut answer, packet::PUBREL, packet_id);
+                            socket.write_all(&answer).ok()?;
+                        }
+                    }
                     packet::PUBREL => {
                         let mut ack = Vec::new();
                         packet::acknowledgement(&mut ack, packet::PUBCOMP, frame.packet_id().unwrap());
@@ -187,10 +250,7 @@ impl FakeBroker {
                     }
                     12 if self.fault == Fault::IgnoresPings => {}
                     12 => socket.write_all(&[0xD0, 0]).ok()?,
-                    14 => {
-                        state.sessions.get_mut(&id)?.socket = None;
-                        return None;
-                    }
+                    14 => return None,
                     _ => {}
                 }
             }
@@ -211,8 +271,19 @@ impl FakeBroker {
             return Some(());
         }
         let session = state.sessions.entry(id.to_string()).or_default();
+        session.is_clean = is_clean;
+        for (_, packet) in &mut session.unacked {
+            packet[0] |= 8;
+            socket.write_all(packet).ok()?;
+        }
         let queue = self.spoil(std::mem::take(&mut session.queue));
         socket.write_all(&queue.concat()).ok()?;
+        for packet in queue {
+            let publish = packet::publish(packet::next_frame(&packet).unwrap().unwrap()).unwrap();
+            if publish.qos > 0 {
+                session.unacked.push((publish.packet_id, packet.clone()));
+            }
+        }
         session.socket = Some(socket);
         Some(())
     }
@@ -236,6 +307,19 @@ impl FakeBroker {
         }
         packets
     }
+}
+
+fn matches(filter: &[u8], topic: &[u8]) -> bool {
+    let mut levels = topic.split(|byte| *byte == b'/');
+    for wanted in filter.split(|byte| *byte == b'/') {
+        match (wanted, levels.next()) {
+            (b"#", _) => return true,
+            (b"+", Some(_)) => {}
+            (wanted, Some(level)) if wanted == level => {}
+            _ => return false,
+        }
+    }
+    levels.next().is_none()
 }
 
 /// Those of a CONNECT behind its flags: client id, user name, password.

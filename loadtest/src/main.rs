@@ -1,6 +1,7 @@
 //! `skein-load`: a load generator for any MQTT 3.1.1 broker. Flags in, a scenario run, figures and an exit code out.
 //!
-//! `throughput` sends messages through a broker, `compare` does so against several brokers in turn, `idle` holds
+//! `throughput` sends messages through a broker, `latency` does so at a fixed rate, `soak` for hours and of all kinds, `compare`
+//! against several brokers in turn, `idle` holds
 //! connections that do nothing, `backlog` queues messages for sessions that are away, `retained` sets retained messages and
 //! reads them back, `connect` opens connections by the thousand, `telemetry` sends datapoints to a device platform and looks
 //! for them in its streams; `relay` is the floor to compare with. What they share: `client` (one connection), `transport`
@@ -14,6 +15,7 @@ mod acknowledgement;
 mod api;
 mod backlog;
 mod broker_process;
+mod bystanders;
 mod client;
 mod compare;
 mod connect;
@@ -26,6 +28,7 @@ mod fake_broker;
 mod fake_front;
 mod idle;
 mod kernel_memory;
+mod latency;
 mod memory_watch;
 mod meter;
 mod pace;
@@ -39,6 +42,9 @@ mod report;
 mod retained;
 mod senders;
 mod sequence;
+mod sizes;
+mod slow_reader;
+mod soak;
 mod source_ports;
 mod stats;
 mod telemetry;
@@ -91,8 +97,53 @@ enum Scenario {
         #[arg(long)]
         json: Option<PathBuf>,
     },
-    /// Run one throughput scenario against several brokers in turn; print medians and ratios
+    /// Send at a fixed rate; tell how long a message, and its acknowledgement, take from the time it was to leave
+    Latency {
+        /// The broker, HOST:PORT
+        #[arg(long, default_value = "127.0.0.1:1883")]
+        addr: String,
+        /// Its process, to read CPU time, memory and what it writes of
+        #[arg(long)]
+        broker_pid: Option<u32>,
+        #[command(flatten)]
+        settings: latency::Settings,
+        /// Write the figures here as well
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Mixed load for minutes or hours, with clients that come and go: nothing may be lost, no memory grow
+    Soak {
+        /// The broker, HOST:PORT
+        #[arg(long, default_value = "127.0.0.1:1883")]
+        addr: String,
+        /// Its process, to read CPU time and memory of
+        #[arg(long)]
+        broker_pid: Option<u32>,
+        #[command(flatten)]
+        settings: soak::Settings,
+        /// Write the figures here as well
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Let subscribers read slowly or not at all: what becomes of them, of the broker's memory, and of the others
+    SlowReader {
+        /// The broker, HOST:PORT
+        #[arg(long, default_value = "127.0.0.1:1883")]
+        addr: String,
+        /// Its process, to read CPU time and memory of
+        #[arg(long)]
+        broker_pid: Option<u32>,
+        #[command(flatten)]
+        settings: slow_reader::Settings,
+        /// Write the figures here as well
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Run one scenario against several brokers in turn; print medians and ratios. Without its name: throughput
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Compare {
+        #[command(subcommand)]
+        scenario: Option<CompareScenario>,
         #[command(flatten)]
         settings: compare::Settings,
         #[command(flatten)]
@@ -171,6 +222,42 @@ enum Scenario {
     },
 }
 
+/// What `compare` can run, each with the flags it has by itself.
+#[derive(Debug, Subcommand)]
+enum CompareScenario {
+    /// Messages as fast as they go, or at a rate
+    Throughput(Comparing<throughput::Settings>),
+    /// Messages at a fixed rate
+    Latency(Comparing<latency::Settings>),
+    /// Storms, rates and churn of connects
+    Connect(Comparing<connect::Settings>),
+    /// Connections that do nothing. Heap freed in one round is used again in the next: with --rounds 1, and brokers started
+    /// afresh, it is what a connection costs
+    Idle(Comparing<idle::Settings>),
+}
+
+#[derive(Debug, clap::Args)]
+struct Comparing<S: clap::Args> {
+    #[command(flatten)]
+    settings: compare::Settings,
+    #[command(flatten)]
+    scenario: S,
+    /// Write the figures of all rounds here as well
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+impl<S: clap::Args> Comparing<S> {
+    fn run<F: compare::Compared>(&self, run: fn(&str, Option<u32>, &S) -> Result<F>) -> Result<bool> {
+        let comparison = compare::run(&self.settings, |address, pid| run(address, pid, &self.scenario))?;
+        print!("{comparison}");
+        if let Some(path) = &self.json {
+            report::write_json(path, &comparison)?;
+        }
+        Ok(comparison.is_good())
+    }
+}
+
 fn main() -> ExitCode {
     match run(Arguments::parse().scenario) {
         Ok(verdict) => verdict,
@@ -209,18 +296,62 @@ fn run(scenario: Scenario) -> Result<ExitCode> {
             }
             figures.verdict == report::Verdict::Good
         }
+        Scenario::Latency {
+            addr,
+            broker_pid,
+            settings,
+            json,
+        } => {
+            let figures = latency::run(&addr, broker_pid, &settings)?;
+            print!("{figures}");
+            if let Some(path) = json {
+                report::write_json(&path, &figures)?;
+            }
+            figures.verdict == report::Verdict::Good
+        }
+        Scenario::Soak {
+            addr,
+            broker_pid,
+            settings,
+            json,
+        } => {
+            let figures = soak::run(&addr, broker_pid, &settings)?;
+            print!("{figures}");
+            if let Some(path) = json {
+                report::write_json(&path, &figures)?;
+            }
+            figures.verdict == report::Verdict::Good
+        }
+        Scenario::SlowReader {
+            addr,
+            broker_pid,
+            settings,
+            json,
+        } => {
+            let figures = slow_reader::run(&addr, broker_pid, &settings)?;
+            print!("{figures}");
+            if let Some(path) = json {
+                report::write_json(&path, &figures)?;
+            }
+            figures.verdict == report::Verdict::Good
+        }
         Scenario::Compare {
+            scenario,
             settings,
             throughput,
             json,
-        } => {
-            let comparison = compare::run(&settings, &throughput)?;
-            print!("{comparison}");
-            if let Some(path) = json {
-                report::write_json(&path, &comparison)?;
+        } => match scenario {
+            None => Comparing {
+                settings,
+                scenario: throughput,
+                json,
             }
-            comparison.is_good()
-        }
+            .run(throughput::run)?,
+            Some(CompareScenario::Throughput(comparing)) => comparing.run(throughput::run)?,
+            Some(CompareScenario::Latency(comparing)) => comparing.run(latency::run)?,
+            Some(CompareScenario::Connect(comparing)) => comparing.run(connect::run)?,
+            Some(CompareScenario::Idle(comparing)) => comparing.run(idle::run)?,
+        },
         Scenario::Backlog {
             addr,
             broker_pid,
@@ -292,6 +423,24 @@ mod tests {
     #[test]
     fn the_flags_of_every_scenario_fit_together() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_comparison_is_of_the_scenario_named_and_of_throughput_when_none_is() {
+        let brokers = [FakeBroker::start(Fault::None), FakeBroker::start(Fault::None)];
+        let against = format!("old={},new={}", brokers[0].address, brokers[1].address);
+        for scenario in [
+            "--publishers 1 --warmup 0 --seconds 0.1",
+            "throughput --publishers 1 --warmup 0 --seconds 0.1",
+            "latency --pairs 1 --rate 100 --warmup 0 --seconds 0.1",
+            "connect --connections 10",
+        ] {
+            let flags = ["--rounds", "1", "--against", &against];
+            let words = ["skein-load", "compare"].into_iter().chain(scenario.split(' '));
+            let verdict = run(Arguments::parse_from(words.chain(flags)).scenario).unwrap();
+            assert_eq!(format!("{verdict:?}"), format!("{:?}", ExitCode::SUCCESS), "{scenario}");
+        }
+        assert!(Arguments::try_parse_from(["skein-load", "compare"]).is_err());
     }
 
     #[test]

@@ -57,8 +57,10 @@ impl Stamp {
     }
 }
 
-/// Longest client id: what every broker takes [MQTT-3.1.3-5], and some take no longer one.
+/// Longest client id a scenario gives: what every broker takes [MQTT-3.1.3-5], and some take no longer one.
 pub const CLIENT_ID_CHARS_MAX: usize = 23;
+/// Longest topic, filter or client id there can be [MQTT-1.5.3].
+pub const TOPIC_BYTES_MAX: usize = 65_535;
 
 /// User name and password of every client.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -93,8 +95,8 @@ pub enum SessionKind {
 
 pub fn connect(out: &mut Vec<u8>, client_id: &str, session: SessionKind, keep_alive_s: u16, credentials: &Credentials) {
     assert!(
-        client_id.len() <= CLIENT_ID_CHARS_MAX,
-        "the scenarios name their clients"
+        client_id.len() <= TOPIC_BYTES_MAX,
+        "a name given by a flag is checked before"
     );
     let mut flags = match session {
         SessionKind::Clean => 0b10,
@@ -145,14 +147,22 @@ pub struct PublishTemplate {
 
 impl PublishTemplate {
     pub fn new(topic: &str, qos: u8, payload_bytes: usize) -> PublishTemplate {
-        let id_bytes = if qos > 0 { 2 } else { 0 };
-        let mut bytes = vec![0x30 | qos << 1];
-        push_remaining_length(&mut bytes, 2 + topic.len() + id_bytes + payload_bytes);
-        push_string(&mut bytes, topic);
-        let stamp_at = bytes.len() + id_bytes;
-        bytes.resize(stamp_at + payload_bytes, b'.');
+        let mut bytes = Vec::new();
+        let stamp_at = publish_packet(&mut bytes, topic, qos, payload_bytes);
         PublishTemplate { bytes, stamp_at }
     }
+}
+
+/// Puts a PUBLISH behind what is in `out`, Packet Identifier and [`Stamp`] still to be written. Gives where the stamp stands.
+#[inline]
+pub fn publish_packet(out: &mut Vec<u8>, topic: &str, qos: u8, payload_bytes: usize) -> usize {
+    let id_bytes = if qos > 0 { 2 } else { 0 };
+    out.push(0x30 | qos << 1);
+    push_remaining_length(out, 2 + topic.len() + id_bytes + payload_bytes);
+    push_string(out, topic);
+    let stamp_at = out.len() + id_bytes;
+    out.resize(stamp_at + payload_bytes, b'.');
+    stamp_at
 }
 
 /// One control packet in a read buffer.

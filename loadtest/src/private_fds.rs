@@ -1,6 +1,7 @@
 //! A descriptor table of its own for a thread, so that the limit of open files counts per thread and not per process.
 //!
-//! Called  by `idle` first thing in each of its threads, when it has more connections than one table may hold.
+//! Called  by `idle`, `connect` and `throughput` first thing in each of their threads, when they have more connections than one
+//!         table may hold.
 
 use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -23,12 +24,13 @@ pub fn raise_limit() -> u64 {
 }
 
 /// From here on what the calling thread opens and closes is its own. It must not have been given a descriptor to use, and
-/// must not give one away.
+/// must not give one away; what was open before it is in its table too, under the same number.
 #[allow(unsafe_code)]
 pub fn unshare() -> Result<()> {
-    // SAFETY: the danger is a descriptor number used by a thread whose table does not hold it. The threads of `idle` call
-    // this before they open anything, and no owner of a descriptor crosses a thread boundary: they are handed plain numbers,
-    // strings and atomics, and give those back. Descriptors open at this moment (standard streams) are in both tables.
+    // SAFETY: the danger is a descriptor number used by a thread whose table does not hold it. The threads of the scenarios
+    // call this before they open anything, and no owner of a descriptor opened after it crosses a thread boundary: they are
+    // handed plain numbers, strings and atomics, and give those back. Descriptors open at this moment (standard streams, the
+    // mailboxes of `throughput`, which stay open until its threads have ended) are in both tables.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }.context("unshare(CLONE_FILES)")
 }
 

@@ -24,6 +24,8 @@ pub struct Throughput {
     pub broker: Option<String>,
     pub settings: String,
     pub host: Host,
+    /// Of the generator.
+    pub threads: usize,
     /// The measured time, after the warm-up.
     pub seconds: f64,
     pub sent_in_time: u64,
@@ -35,6 +37,8 @@ pub struct Throughput {
     pub acknowledged_per_s: Option<f64>,
     /// From PUBLISH (open loop: its intended time) to PUBACK or PUBREC.
     pub acknowledgement_us: Option<Latency>,
+    /// Open loop: from the intended time of each message to the generator's write. It is part of both latencies.
+    pub lateness_us: Option<Latency>,
     pub broker_cpu_us: Option<f64>,
     pub broker_user_us: Option<f64>,
     pub broker_system_us: Option<f64>,
@@ -168,6 +172,9 @@ impl Display for Throughput {
         writeln!(f, "latency µs   {}", self.latency_us)?;
         if let Some(latency) = &self.acknowledgement_us {
             writeln!(f, "ack µs       {latency}")?;
+        }
+        if let Some(latency) = &self.lateness_us {
+            writeln!(f, "own late µs  {latency}")?;
         }
         if let (Some(total), Some(user), Some(system), Some(cpus)) = (
             self.broker_cpu_us,

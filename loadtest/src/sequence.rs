@@ -35,6 +35,14 @@ struct Gaps {
     forgotten_below: u64,
 }
 
+impl Faults {
+    pub fn add(&mut self, other: Faults) {
+        self.missing += other.missing;
+        self.doubled += other.doubled;
+        self.out_of_order += other.out_of_order;
+    }
+}
+
 impl Streams {
     pub fn new(count: usize) -> Streams {
         Streams {

@@ -1,6 +1,6 @@
 //! Source addresses and ports for more connections than one address has ports.
 //!
-//! Called  by `dial`, for each connection of a thread of `idle` or `connect`.
+//! Called  by `dial`, for each connection of a thread of `idle`, `connect` or `throughput`.
 //! Holds   - a source belongs to one thread only; ports are those the kernel would choose from;
 //!         - ports are bound by number: the kernel's own search through a nearly full range costs far more than the
 //!           connection, and IP_BIND_ADDRESS_NO_PORT has no safe binding.

@@ -1,4 +1,4 @@
-//! Median, spread and paired ratios of the rounds of a comparison.
+//! Median, spread and paired ratios of the rounds of a comparison; the slope of readings over time.
 
 use serde::Serialize;
 
@@ -34,6 +34,16 @@ pub fn paired_ratios(values: &[f64], base: &[f64]) -> Vec<f64> {
         .collect()
 }
 
+/// How fast y grows with x, by least squares; `None` where the points do not tell.
+pub fn slope(points: &[(f64, f64)]) -> Option<f64> {
+    let count = points.len() as f64;
+    let mean_x = points.iter().map(|point| point.0).sum::<f64>() / count;
+    let mean_y = points.iter().map(|point| point.1).sum::<f64>() / count;
+    let spread_x: f64 = points.iter().map(|point| (point.0 - mean_x).powi(2)).sum();
+    let both: f64 = points.iter().map(|point| (point.0 - mean_x) * (point.1 - mean_y)).sum();
+    (points.len() > 1 && spread_x > 0.0).then(|| both / spread_x)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,5 +75,18 @@ mod tests {
             })
         );
         assert_eq!(paired_ratios(&[1.0, 2.0], &[0.0, 4.0]), [0.5]);
+    }
+
+    #[test]
+    fn the_slope_is_that_of_the_line_through_the_noise() {
+        let points: Vec<(f64, f64)> = (0..100)
+            .map(|i| (f64::from(i), 3.0 * f64::from(i) + if i % 2 == 0 { 1.0 } else { -1.0 }))
+            .collect();
+        assert!((slope(&points).unwrap() - 3.0).abs() < 0.01);
+        assert_eq!(slope(&[(0.0, 5.0), (1.0, 5.0)]), Some(0.0));
+        assert_eq!(
+            [slope(&[]), slope(&[(1.0, 2.0)]), slope(&[(1.0, 2.0), (1.0, 3.0)])],
+            [None; 3]
+        );
     }
 }

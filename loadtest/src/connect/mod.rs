@@ -7,7 +7,6 @@
 //!         - a connection of the storm that fails is counted with its cause; it ends no run;
 //!         - the threads of the storm step back before the broker and the bystanders (`--storm-nice`).
 
-mod bystanders;
 mod report;
 mod storm;
 #[cfg(test)]
@@ -21,9 +20,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use self::bystanders::Bystanders;
-use self::report::{Connect, Phases, Storm};
+pub use self::report::Connect;
+use self::report::{Phases, Storm};
 use crate::broker_process::{BrokerProcess, CpuTime};
+use crate::bystanders::{self, Bystanders};
 use crate::client::Connection;
 use crate::packet::{Credentials, SessionKind, run_tag};
 use crate::private_fds;
@@ -38,10 +38,19 @@ const OTHER_FDS: u64 = 64;
 /// The bystanders alone, before and after the storm.
 const BASELINE: Duration = Duration::from_secs(2);
 const AFTERMATH: Duration = Duration::from_secs(1);
+/// Cycles of a churn without --rate.
+const CHURN_PER_S: u64 = 100;
 
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub struct Settings {
+    /// Steady cycles instead of a storm: connect, subscribe, publish one message, get it back, disconnect; --rate of them a
+    /// second (100 unless it is given) for --seconds
+    #[arg(long, conflicts_with_all = ["keep", "connections"])]
+    pub churn: bool,
+    /// With --churn: for how long
+    #[arg(long, default_value_t = 10.0, requires = "churn")]
+    pub seconds: f64,
     /// Connections of the storm
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub connections: u32,
@@ -95,6 +104,22 @@ pub struct Settings {
     pub transport: transport::Settings,
 }
 
+impl Settings {
+    /// A churn is so many cycles at its rate.
+    fn with_cycles(&self) -> Result<Settings> {
+        let mut settings = self.clone();
+        if self.churn {
+            let rate = self.rate.unwrap_or(CHURN_PER_S);
+            let cycles = self.seconds * rate as f64;
+            if !(1.0..=1e9).contains(&cycles) {
+                bail!("--seconds {} at {rate} cycles a second makes no churn", self.seconds);
+            }
+            (settings.rate, settings.connections) = (Some(rate), cycles as u32);
+        }
+        Ok(settings)
+    }
+}
+
 /// What the threads need to know.
 #[derive(Clone, Debug)]
 struct Plan {
@@ -107,6 +132,7 @@ struct Plan {
 }
 
 pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Result<Connect> {
+    let settings = &settings.with_cycles()?;
     let transport = settings.transport.transport;
     if settings.resume && !transport.is_tls() {
         bail!("--resume is for --transport tls and wss, not {}", transport.name());
@@ -156,7 +182,14 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
         pairs => {
             let layers = &settings.transport.layers;
             let target = Target::with_tickets(bystander_address, settings.bystander_transport, layers, None)?;
-            Some(Bystanders::start(target, pairs, settings, plan.run)?)
+            let settings = bystanders::Settings {
+                pairs,
+                rate: settings.bystander_rate,
+                transport: settings.bystander_transport.name(),
+                topic_prefix: settings.topic_prefix.clone(),
+                credentials: settings.credentials.clone(),
+            };
+            Some(Bystanders::start(target, settings, plan.run)?)
         }
     };
     let result = measure(broker.as_ref(), &plan, settings, bystanders.as_ref());
@@ -173,7 +206,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
         seconds,
         connects_per_s: storm.connected as f64 / seconds,
         latency_us: Latency::of(&storm.total),
-        phases_us: Phases::of(&storm, transport),
+        phases_us: Phases::of(&storm, transport, settings.churn),
         broker_cpu_us_per_connect: during.filter(|_| storm.connected > 0).map(|(during, alone)| {
             ((during.total.as_secs_f64() - alone * seconds) * 1e6 / storm.connected as f64).max(0.0)
         }),
@@ -213,7 +246,9 @@ fn describe(settings: &Settings, plan: &Plan) -> String {
         settings.storm_nice,
         plan.sources,
         if settings.resume { ", resuming" } else { "" },
-        if settings.keep {
+        if settings.churn {
+            ", each subscribes, publishes and disconnects"
+        } else if settings.keep {
             ", kept until all are up"
         } else {
             ", closed after CONNACK"

@@ -9,7 +9,7 @@ use std::fmt::{self, Display};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::bystanders;
+use crate::bystanders;
 use crate::report::{Host, Latency, figure, grouped};
 use crate::transport::Transport;
 
@@ -28,6 +28,8 @@ pub struct Storm {
     pub tls: Histogram<u64>,
     pub websocket: Histogram<u64>,
     pub mqtt: Histogram<u64>,
+    pub subscribe: Histogram<u64>,
+    pub message: Histogram<u64>,
 }
 
 /// What a connect run measured.
@@ -41,7 +43,7 @@ pub struct Connect {
     pub seconds: f64,
     pub connected: u64,
     pub connects_per_s: f64,
-    /// From the intended start of each to its CONNACK.
+    /// From the intended start of each to its CONNACK; of a cycle to its message.
     pub latency_us: Latency,
     pub phases_us: Phases,
     /// Until the storm's threads had ended, less what the bystanders alone cost before.
@@ -65,15 +67,20 @@ pub struct Phases {
     pub websocket: Option<Latency>,
     /// From CONNECT to CONNACK.
     pub mqtt: Latency,
+    /// Of a cycle: to SUBACK, and from the PUBLISH until it is back.
+    pub subscribe: Option<Latency>,
+    pub message: Option<Latency>,
 }
 
 impl Phases {
-    pub fn of(storm: &Storm, transport: Transport) -> Phases {
+    pub fn of(storm: &Storm, transport: Transport, is_churn: bool) -> Phases {
         Phases {
             tcp: Latency::of(&storm.tcp),
             tls: transport.is_tls().then(|| Latency::of(&storm.tls)),
             websocket: transport.is_websocket().then(|| Latency::of(&storm.websocket)),
             mqtt: Latency::of(&storm.mqtt),
+            subscribe: is_churn.then(|| Latency::of(&storm.subscribe)),
+            message: is_churn.then(|| Latency::of(&storm.message)),
         }
     }
 }
@@ -102,6 +109,8 @@ impl Display for Connect {
             ("tls", self.phases_us.tls.as_ref()),
             ("ws", self.phases_us.websocket.as_ref()),
             ("mqtt", Some(&self.phases_us.mqtt)),
+            ("subscribe", self.phases_us.subscribe.as_ref()),
+            ("message", self.phases_us.message.as_ref()),
         ] {
             if let Some(latency) = latency {
                 writeln!(f, "  {name:<10} {latency}")?;
@@ -110,7 +119,16 @@ impl Display for Connect {
         if let Some(cpus) = self.broker_cpus {
             write!(f, "broker       ")?;
             if let Some(us) = self.broker_cpu_us_per_connect {
-                write!(f, "{} µs CPU per connect, ", figure(us))?;
+                write!(
+                    f,
+                    "{} µs CPU per {}, ",
+                    figure(us),
+                    if self.phases_us.message.is_some() {
+                        "cycle"
+                    } else {
+                        "connect"
+                    }
+                )?;
             }
             write!(f, "{cpus:.2} CPUs")?;
             match self.broker_cpus_before {
@@ -138,28 +156,6 @@ impl Display for Connect {
         }
         for (cause, count) in &self.failures {
             writeln!(f, "FAILED       {} times: {cause}", grouped(*count))?;
-        }
-        Ok(())
-    }
-}
-
-impl Display for bystanders::Figures {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "bystanders   {} pairs over {}, {}/s: sent {}, received {}",
-            self.pairs,
-            self.transport,
-            grouped(self.rate),
-            grouped(self.sent),
-            grouped(self.received)
-        )?;
-        for (name, latency) in [
-            ("before", &self.before_us),
-            ("during", &self.during_us),
-            ("after", &self.after_us),
-        ] {
-            write!(f, "\n  {name:<10} {latency}")?;
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use rustix::process::setpriority_process;
 
 use super::report::Storm;
 use super::{Plan, Settings};
-use crate::client::{HANDSHAKE_MAX, check_connack};
+use crate::client::{HANDSHAKE_MAX, check_connack, check_suback};
 use crate::dial::dial;
 use crate::pace::Pace;
 use crate::packet::{self, DISCONNECT_BYTES, SessionKind};
@@ -32,6 +32,7 @@ use crate::transport::{self, Layers};
 
 const READ_BYTES: usize = 64 * 1024;
 const EVENTS_MAX: usize = 256;
+const CYCLE_PAYLOAD_BYTES: usize = 64;
 const TIMER: u64 = u64::MAX;
 /// How often those that wait for too long are looked for, and how long an idle turn lasts.
 const SWEEP: Duration = Duration::from_millis(200);
@@ -58,6 +59,9 @@ enum Stage {
     Tls,
     WebSocket,
     Mqtt,
+    /// Of a cycle: SUBACK is to come, then its own message.
+    Subscribes,
+    Publishes,
     /// Up, and open until all are.
     Kept,
 }
@@ -353,6 +357,8 @@ impl Thread<'_> {
         let wanted = match &handshake.layers {
             _ if handshake.stage == Stage::Kept => "it was told to",
             Some(layers) if !layers.is_open() => layers.stage().wanted(),
+            _ if handshake.stage == Stage::Subscribes => "SUBACK",
+            _ if handshake.stage == Stage::Publishes => "its own message",
             _ => "CONNACK",
         };
         let n = match rustix::net::recv(&handshake.socket, &mut *buffer, RecvFlags::empty()) {
@@ -407,17 +413,67 @@ impl Thread<'_> {
         }
         let target = self.plan.target.address;
         handshake.leftover.extend_from_slice(bytes);
-        let Some(frame) = packet::next_frame(&handshake.leftover).with_context(|| format!("{target} sent"))? else {
-            return Ok(false);
-        };
-        check_connack(target, frame)?;
-        handshake.leftover = Vec::new();
-        let now = self.now_ns();
-        self.storm.mqtt.saturating_record(now - handshake.stage_ns);
-        self.storm.total.saturating_record(now - handshake.intended_ns);
-        self.storm.connected += 1;
-        self.storm.last_ns = now;
-        Ok(true)
+        let mut at = 0;
+        let mut is_up = false;
+        while !is_up
+            && let Some(frame) =
+                packet::next_frame(&handshake.leftover[at..]).with_context(|| format!("{target} sent"))?
+        {
+            at += frame.len;
+            let now = self.now_ns();
+            let taken = now - handshake.stage_ns;
+            match handshake.stage {
+                Stage::Subscribes => {
+                    check_suback(target, frame, 0)?;
+                    self.storm.subscribe.saturating_record(taken);
+                    handshake.stage = Stage::Publishes;
+                    self.mqtt.clear();
+                    let topic = self.topic(handshake.number);
+                    packet::publish_packet(&mut self.mqtt, &topic, 0, CYCLE_PAYLOAD_BYTES);
+                }
+                Stage::Publishes => {
+                    if frame.kind() != packet::PUBLISH {
+                        bail!(
+                            "{target} sent a packet of type {} where a message was due",
+                            frame.kind()
+                        );
+                    }
+                    self.storm.message.saturating_record(taken);
+                    is_up = true;
+                }
+                _ => {
+                    check_connack(target, frame)?;
+                    self.storm.mqtt.saturating_record(taken);
+                    is_up = !self.settings.churn;
+                    if !is_up {
+                        handshake.stage = Stage::Subscribes;
+                        self.mqtt.clear();
+                        let topic = self.topic(handshake.number);
+                        packet::subscribe(&mut self.mqtt, &topic, 0);
+                    }
+                }
+            }
+            handshake.stage_ns = now;
+            if is_up {
+                self.storm.total.saturating_record(now - handshake.intended_ns);
+                self.storm.connected += 1;
+                self.storm.last_ns = now;
+            } else {
+                self.wire.clear();
+                match &mut handshake.layers {
+                    None => self.wire.extend_from_slice(&self.mqtt),
+                    Some(layers) => layers.put(&[], &self.mqtt, &mut self.wire)?,
+                }
+                self.send(handshake)?;
+            }
+        }
+        handshake.leftover.drain(..at);
+        Ok(is_up)
+    }
+
+    /// Of the cycle of one connection.
+    fn topic(&self, number: u32) -> String {
+        format!("{}/{:08x}/{number}", self.settings.topic_prefix, self.plan.run)
     }
 
     /// Those that have waited for too long fail.
@@ -434,6 +490,8 @@ impl Thread<'_> {
                     Stage::Tls => transport::Stage::Tls.wanted(),
                     Stage::WebSocket => transport::Stage::WebSocket.wanted(),
                     Stage::Mqtt | Stage::Kept => "CONNACK",
+                    Stage::Subscribes => "SUBACK",
+                    Stage::Publishes => "its own message",
                 };
                 let seconds = HANDSHAKE_MAX.as_secs();
                 self.step(slot, |_, _| {
@@ -493,6 +551,8 @@ impl Storm {
             tls: histogram()?,
             websocket: histogram()?,
             mqtt: histogram()?,
+            subscribe: histogram()?,
+            message: histogram()?,
         })
     }
 
@@ -508,6 +568,8 @@ impl Storm {
         self.tls.add(part.tls)?;
         self.websocket.add(part.websocket)?;
         self.mqtt.add(part.mqtt)?;
+        self.subscribe.add(part.subscribe)?;
+        self.message.add(part.message)?;
         Ok(())
     }
 }

@@ -12,6 +12,8 @@ const ALL: [Transport; 4] = [Transport::Tcp, Transport::Tls, Transport::Ws, Tran
 
 fn settings(transport: transport::Settings) -> Settings {
     Settings {
+        churn: false,
+        seconds: 10.0,
         connections: 60,
         rate: None,
         in_flight: 5,
@@ -154,4 +156,24 @@ fn a_broker_that_is_not_there_is_told_before_the_storm() {
         .unwrap_err()
         .to_string();
     assert!(error.starts_with(&format!("cannot connect to {address}: ")), "{error}");
+}
+
+#[test]
+fn a_churn_goes_through_whole_cycles_over_each_transport() {
+    let identity = Identity::new();
+    let broker = FakeBroker::start(Fault::None);
+    for transport in ALL {
+        let address = front(transport, &identity, &broker.address, 7);
+        let mut settings = settings(identity.settings(transport));
+        (settings.churn, settings.seconds, settings.rate) = (true, 0.4, Some(100));
+        let figures = run(&address, Some(std::process::id()), &settings).unwrap();
+        assert!(figures.is_good() && figures.connected == 40, "{figures}");
+        let counts = [&figures.phases_us.subscribe, &figures.phases_us.message].map(|l| l.as_ref().unwrap().count);
+        assert_eq!(counts, [40, 40], "{figures}");
+        assert!(figures.to_string().contains("CPU per cycle"), "{figures}");
+    }
+    let mut settings = settings(Default::default());
+    (settings.churn, settings.seconds) = (true, 0.0);
+    let error = run(&broker.address, None, &settings).unwrap_err().to_string();
+    assert!(error.contains("--seconds 0"), "{error}");
 }

@@ -1,21 +1,27 @@
-//! The one thread that drives all publishers and subscribers by epoll.
+//! One thread that drives its share of the publishers and subscribers by epoll.
 //!
-//! Owns    the connections, what each publisher may send, and all counts.
-//! Called  by `throughput::run`.
+//! Owns    their connections, what each publisher may send, and all counts of the share.
+//! Called  by `throughput::run`, in as many threads as there are shares; `shared` is what lies between them.
 //! Holds   - closed loop: a publisher never has more than `window` messages sent and not yet received by all its
 //!           subscribers; open loop: messages leave when `pace` says so and latency counts from then;
 //!         - every message is checked (`sequence`), every acknowledgement too (`acknowledgement`);
-//!         - no allocation, hash or clock read per message: packets are patched copies in a reused buffer, the clock is read
-//!           once per read and once per write, equal latencies (of deliveries, of acknowledgements) are recorded together.
+//!         - no allocation, hash or clock read per message: packets are patched copies in a reused buffer (built one by one
+//!           where they differ in size or topic), the clock is read once per read and once per write, equal latencies (of
+//!           deliveries, of acknowledgements) are recorded together;
+//!         - open loop: how late each message was handed to its socket is recorded, to tell the generator from the broker.
 
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use hdrhistogram::Histogram;
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 
+use super::names::{Names, Role};
+use super::shared::{Credit, Share, Shared};
 use super::{Plan, Settings, Topics};
 use crate::acknowledgement::{AcknowledgementFaults, Answer, Unacknowledged};
 use crate::broker_process::BrokerProcess;
@@ -24,8 +30,11 @@ use crate::meter::Reading;
 use crate::pace::Pace;
 use crate::packet::{self, PublishTemplate, SessionKind, Stamp};
 use crate::progress::Progress;
-use crate::report::{Host, Latency, Throughput, Verdict, grouped};
+use crate::report::grouped;
 use crate::sequence::Streams;
+use crate::sizes::Sizes;
+use crate::source_ports::SourcePorts;
+use crate::timer::Timer;
 use crate::transport::Target;
 
 const READ_BYTES: usize = 256 * 1024;
@@ -40,15 +49,20 @@ const SILENCE_WRITE_OFF: Duration = Duration::from_secs(1);
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// After the last message, how long a doubled one may still turn up.
 const LINGER: Duration = Duration::from_millis(100);
-/// Open loop: a message that leaves this late was not held up by a busy CPU alone.
-const BEHIND_NS: u64 = 100_000_000;
 const TIMER: u64 = u64::MAX;
+const MAILBOX: u64 = u64::MAX - 1;
+
+/// Where a publisher's packets come from.
+enum Packets {
+    /// Copies of one packet, one after the other, patched and sent again and again.
+    Copies { batch: Vec<u8>, count: usize },
+    /// Built for each message: sizes differ, or topics do, which take turns.
+    Built { topics: Rc<[String]> },
+}
 
 struct Publisher {
     connection: Connection,
-    /// Copies of the packet, one after the other, patched and sent again and again.
-    batch: Vec<u8>,
-    batch_messages: usize,
+    packets: Packets,
     sent: u64,
     /// Deliveries seen, gaps included: how far all streams of this publisher have come.
     credited: u64,
@@ -76,11 +90,28 @@ enum Phase {
 /// All counters at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Snapshot {
-    now_ns: u64,
-    sent: u64,
-    received: u64,
-    acknowledged: u64,
-    reading: Reading,
+    pub now_ns: u64,
+    pub sent: u64,
+    pub received: u64,
+    pub acknowledged: u64,
+    pub reading: Reading,
+}
+
+/// What a thread gives back: plain values, no descriptor.
+pub struct Part {
+    pub subscribers: Range<usize>,
+    /// Of each of its publishers.
+    pub sent: Vec<u64>,
+    pub streams: Streams,
+    pub histogram: Histogram<u64>,
+    pub acknowledgement_histogram: Histogram<u64>,
+    pub lateness_histogram: Histogram<u64>,
+    pub acknowledgements: AcknowledgementFaults,
+    pub received: u64,
+    pub foreign: u64,
+    pub stalls: u64,
+    pub begin: Snapshot,
+    pub end: Snapshot,
 }
 
 /// Consecutive messages of one publisher with one time stamp: they are accounted for together.
@@ -95,9 +126,13 @@ struct RunOfMessages {
 pub struct Generator<'a> {
     plan: &'a Plan,
     settings: &'a Settings,
+    share: Share,
+    shared: &'a Shared,
     run: u32,
     epoll: OwnedFd,
-    timer: OwnedFd,
+    timer: Timer,
+    /// The turn of the schedule the timer is set for.
+    timer_turn: Option<u64>,
     start: Instant,
     publishers: Vec<Publisher>,
     subscribers: Vec<Subscriber>,
@@ -106,15 +141,20 @@ pub struct Generator<'a> {
     queue: Vec<u32>,
     /// What a subscriber sends back after a read.
     answers: Vec<u8>,
+    /// The packets of [`Packets::Built`], of whoever sends.
+    built: Vec<u8>,
     pace: Option<Pace>,
+    /// Turns of this thread's publishers that have begun.
     paced: u64,
     /// What is due by then is sent, however late; nothing after it.
     paced_until_ns: u64,
     /// Latencies count for messages stamped in this span.
-    measured_ns: std::ops::Range<u64>,
+    measured_ns: Range<u64>,
     histogram: Histogram<u64>,
     /// From PUBLISH to its PUBACK or PUBREC.
     acknowledgement_histogram: Histogram<u64>,
+    /// Open loop: from the intended time to the write.
+    lateness_histogram: Histogram<u64>,
     sent: u64,
     /// PUBACKs or PUBRECs that were waited for.
     acknowledged: u64,
@@ -122,75 +162,82 @@ pub struct Generator<'a> {
     /// Deliveries sent for, less those credited.
     outstanding: u64,
     unacknowledged: u64,
+    /// Deliveries to the subscribers of others, by their mailbox.
+    credited_by_others: u64,
+    /// For the publishers of other threads, by thread; posted at the end of a turn.
+    credits: Vec<Vec<Credit>>,
     foreign: u64,
     stalls: u64,
 }
 
 impl<'a> Generator<'a> {
-    pub fn connect(target: &Target, plan: &'a Plan, settings: &'a Settings, run: u32) -> Result<Generator<'a>> {
-        let prefix = &settings.topic_prefix;
+    pub fn connect(
+        target: &Target,
+        plan: &'a Plan,
+        settings: &'a Settings,
+        names: &Names,
+        share: Share,
+        shared: &'a Shared,
+    ) -> Result<Generator<'a>> {
+        let run = names.run;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let timer = rustix::time::timerfd_create(
-            TimerfdClockId::Monotonic,
-            TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+        let timer = Timer::new(&epoll, TIMER)?;
+        let mailbox = &shared.mailboxes[share.thread].wake;
+        epoll::add(
+            &epoll,
+            mailbox,
+            epoll::EventData::new_u64(MAILBOX),
+            epoll::EventFlags::IN,
         )?;
-        epoll::add(&epoll, &timer, epoll::EventData::new_u64(TIMER), epoll::EventFlags::IN)?;
+        let mut ports = SourcePorts::new(share.thread as u32, shared.threads() as u32, plan.sources, run)?;
+        let mut open = |role: Role, number: usize, session: SessionKind| {
+            let id = names.client_id(role, number);
+            let own = match role {
+                Role::Publisher => number,
+                Role::Subscriber => plan.publishers + number,
+            };
+            Connection::open_from(&mut ports, own as u32, target, &id, session, &settings.credentials)
+        };
 
-        let mut subscribers = Vec::with_capacity(plan.subscribers);
-        for i in 0..plan.subscribers {
+        let mut subscribers = Vec::with_capacity(share.subscribers.len());
+        for (token, i) in (share.publishers.len()..).zip(share.subscribers.clone()) {
             let context = || format!("subscriber {i} of {}", plan.subscribers);
             let session = if settings.durable {
                 SessionKind::Durable
             } else {
                 SessionKind::Clean
             };
-            let mut connection = Connection::open(target, &subscriber_id(run, i), session, &settings.credentials)
-                .with_context(context)?;
-            connection
-                .subscribe(&plan.filter(prefix, i), settings.qos)
-                .with_context(context)?;
+            let mut connection = open(Role::Subscriber, i, session).with_context(context)?;
+            for filter in names.filters(i) {
+                connection.subscribe(&filter, settings.qos).with_context(context)?;
+            }
             connection.set_nonblocking()?;
-            let token = epoll::EventData::new_u64((plan.publishers + i) as u64);
+            let token = epoll::EventData::new_u64(token as u64);
             epoll::add(&epoll, connection.socket(), token, epoll::EventFlags::IN)?;
             subscribers.push(Subscriber {
                 connection,
                 waits_writable: false,
             });
         }
-        let mut publishers = Vec::with_capacity(plan.publishers);
-        for i in 0..plan.publishers {
+        let mut publishers = Vec::with_capacity(share.publishers.len());
+        let shared_topics: Rc<[String]> = names.topics(0).into();
+        for (token, i) in share.publishers.clone().enumerate() {
             let context = || format!("publisher {i} of {}", plan.publishers);
-            let id = format!("sl{run:08x}p{i}");
-            let mut connection =
-                Connection::open(target, &id, SessionKind::Clean, &settings.credentials).with_context(context)?;
+            let mut connection = open(Role::Publisher, i, SessionKind::Clean).with_context(context)?;
             connection.set_nonblocking()?;
             epoll::add(
                 &epoll,
                 connection.socket(),
-                epoll::EventData::new_u64(i as u64),
+                epoll::EventData::new_u64(token as u64),
                 epoll::EventFlags::IN,
             )?;
-            let mut template = PublishTemplate::new(&plan.topic(prefix, i), settings.qos, settings.size);
-            Stamp {
-                run,
-                publisher: i as u32,
-                sequence: 0,
-                time_ns: 0,
-            }
-            .write(&mut template.bytes[template.stamp_at..]);
-            let in_window = if settings.rate.is_some() {
-                BATCH_MESSAGES_MAX
-            } else {
-                plan.window as usize
+            let topics = match plan.topics {
+                Topics::Shared => shared_topics.clone(),
+                _ => names.topics(i).into(),
             };
-            let batch_messages = (BATCH_BYTES_MAX / template.bytes.len())
-                .min(BATCH_MESSAGES_MAX)
-                .min(in_window)
-                .max(1);
             publishers.push(Publisher {
                 connection,
-                batch: template.bytes.repeat(batch_messages),
-                batch_messages,
+                packets: Packets::new(plan, settings, run, i, topics),
                 sent: 0,
                 credited: 0,
                 written_off: 0,
@@ -200,39 +247,40 @@ impl<'a> Generator<'a> {
                 waits_writable: false,
             });
         }
+        let histogram = || Histogram::new_with_bounds(100, 3_600_000_000_000, 3);
         Ok(Generator {
             plan,
             settings,
             run,
             epoll,
             timer,
+            timer_turn: None,
             start: Instant::now(),
             publishers,
             subscribers,
-            streams: Streams::new(plan.streams()),
-            queue: Vec::with_capacity(plan.publishers),
+            streams: Streams::new(plan.streams(&share)),
+            queue: Vec::with_capacity(share.publishers.len()),
             answers: Vec::new(),
+            built: Vec::new(),
             pace: settings.rate.map(|rate| Pace::new(rate, plan.publishers as u64)),
             paced: 0,
             paced_until_ns: u64::MAX,
             measured_ns: 0..0,
-            histogram: Histogram::new_with_bounds(100, 3_600_000_000_000, 3)?,
-            acknowledgement_histogram: Histogram::new_with_bounds(100, 3_600_000_000_000, 3)?,
+            histogram: histogram()?,
+            acknowledgement_histogram: histogram()?,
+            lateness_histogram: histogram()?,
             sent: 0,
             acknowledged: 0,
             received: 0,
             outstanding: 0,
             unacknowledged: 0,
+            credited_by_others: 0,
+            credits: vec![Vec::new(); shared.threads()],
             foreign: 0,
             stalls: 0,
+            share,
+            shared,
         })
-    }
-
-    /// DISCONNECT for everybody.
-    pub fn close(self) {
-        let publishers = self.publishers.into_iter().map(|publisher| publisher.connection);
-        let subscribers = self.subscribers.into_iter().map(|subscriber| subscriber.connection);
-        publishers.chain(subscribers).for_each(Connection::close);
     }
 
     fn now_ns(&self) -> u64 {
@@ -249,15 +297,21 @@ impl<'a> Generator<'a> {
         })
     }
 
-    /// Warm-up, measured time, drain. Gives the counters at the start and the end of the measured time.
-    pub fn drive(&mut self, broker: Option<&BrokerProcess>) -> Result<(Snapshot, Snapshot)> {
-        let read_bytes = READ_BYTES.max(self.settings.size * 2 + 65_536 * 2);
+    /// Warm-up, measured time, drain. Gives the counters at the start and the end of the measured time; `None` when another
+    /// thread has failed.
+    pub fn drive(&mut self, broker: Option<&BrokerProcess>) -> Result<Option<(Snapshot, Snapshot)>> {
+        let read_bytes = READ_BYTES.max(self.settings.size.max() * 2 + 65_536 * 2);
         let mut buffer = vec![0; read_bytes];
         let mut events = Vec::with_capacity(EVENTS_MAX);
         let seconds = |s: f64| (s * 1e9) as u64;
-        let mut progress = Progress::new();
+        let mut progress = (self.share.thread == 0).then(Progress::new);
+        let shared = self.shared;
+        let cell = &shared.cells[self.share.thread];
 
-        self.start = Instant::now();
+        let Some(start) = shared.start_together() else {
+            return Ok(None);
+        };
+        self.start = start;
         let warm_until = seconds(self.settings.warmup);
         let mut measure_until = warm_until + seconds(self.settings.seconds);
         let mut drain_until = u64::MAX;
@@ -265,14 +319,18 @@ impl<'a> Generator<'a> {
         let mut begin = self.snapshot(broker)?;
         let mut end = begin;
         let mut phase = Phase::WarmUp;
-        let mut heard_ns = 0;
-        let mut heard_count = 0;
+        // Deliveries to own subscribers and of own publishers.
+        let (mut heard_ns, mut heard_count) = (0, 0);
+        let mut is_done = false;
         if self.pace.is_none() {
             for i in 0..self.publishers.len() {
                 self.enqueue(i);
             }
         }
         loop {
+            if shared.is_stopped() {
+                return Ok(None);
+            }
             let now = self.now_ns();
             match phase {
                 Phase::WarmUp if now >= warm_until => {
@@ -287,7 +345,7 @@ impl<'a> Generator<'a> {
                     end = self.snapshot(broker)?;
                     self.measured_ns.end = end.now_ns;
                     drain_until = end.now_ns + seconds(self.settings.drain);
-                    heard_ns = now;
+                    cell.heard_ns.store(now, Ordering::Relaxed);
                     phase = Phase::Drain;
                     if self.pace.is_some() {
                         // A thread woken late still owes what the schedule asked for.
@@ -297,25 +355,32 @@ impl<'a> Generator<'a> {
                 }
                 _ => {}
             }
-            if self.received != heard_count {
-                (heard_count, heard_ns) = (self.received, now);
+            if self.received + self.credited_by_others != heard_count {
+                (heard_count, heard_ns) = (self.received + self.credited_by_others, now);
+                cell.received.store(self.received, Ordering::Relaxed);
+                cell.heard_ns.store(now, Ordering::Relaxed);
             }
-            let silence = Duration::from_nanos(now - heard_ns);
+            let mut wait = TURN_MAX;
             if phase == Phase::Drain {
-                let done = self.outstanding == 0 && self.unacknowledged == 0;
-                if (done && silence >= LINGER)
+                let silence = Duration::from_nanos(now.saturating_sub(shared.heard_ns()));
+                if !is_done && self.outstanding == 0 && self.unacknowledged == 0 {
+                    is_done = true;
+                    shared.undone.fetch_sub(1, Ordering::AcqRel);
+                }
+                if (shared.undone.load(Ordering::Acquire) == 0 && silence >= LINGER)
                     || now >= drain_until
                     || (self.settings.qos == 0 && silence >= SILENCE_WRITE_OFF * 2)
                     || silence >= SILENCE_MAX
                 {
-                    return Ok((begin, end));
+                    return Ok(Some((begin, end)));
                 }
             } else {
-                self.pace(now)?;
+                wait = wait.min(self.pace(now)?);
                 self.send_queued()?;
+                let silence = Duration::from_nanos(now - heard_ns);
                 if self.outstanding > 0 && silence >= SILENCE_WRITE_OFF {
                     if self.settings.qos > 0 && silence >= SILENCE_MAX {
-                        let address = self.subscribers[0].connection.address;
+                        let address = self.publishers[0].connection.address;
                         bail!(
                             "{address} delivered nothing for {} s; {} deliveries and {} acknowledgements are outstanding",
                             SILENCE_MAX.as_secs(),
@@ -329,18 +394,23 @@ impl<'a> Generator<'a> {
                     }
                 }
             }
-            if let Some((then, before)) = progress.is_due(now, self.received) {
-                let rate = (self.received - before) as f64 * 1e9 / (now - then) as f64;
-                progress.show(&format!(
-                    "{phase:?} {:.0} s, {}/s",
-                    now as f64 / 1e9,
-                    grouped(rate as u64)
-                ));
+            if let Some(progress) = &mut progress
+                && progress.is_shown()
+            {
+                let received = shared.received();
+                if let Some((then, before)) = progress.is_due(now, received) {
+                    let rate = (received - before) as f64 * 1e9 / (now - then) as f64;
+                    progress.show(&format!(
+                        "{phase:?} {:.0} s, {}/s",
+                        now as f64 / 1e9,
+                        grouped(rate as u64)
+                    ));
+                }
             }
 
             let timeout = Timespec {
                 tv_sec: 0,
-                tv_nsec: TURN_MAX.subsec_nanos() as _,
+                tv_nsec: wait.subsec_nanos() as _,
             };
             events.clear();
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
@@ -349,12 +419,21 @@ impl<'a> Generator<'a> {
             }
             for event in &events {
                 let (token, flags) = (event.data.u64(), event.flags);
-                if token == TIMER {
-                    let _ = rustix::io::read(&self.timer, &mut [0; 8]);
-                } else if (token as usize) < self.publishers.len() {
-                    self.publisher_ready(token as usize, flags, &mut buffer)?;
-                } else {
-                    self.subscriber_ready(token as usize - self.publishers.len(), flags, &mut buffer)?;
+                match token {
+                    TIMER => {
+                        self.timer.clear();
+                        self.timer_turn = None;
+                    }
+                    MAILBOX => self.take_credits(),
+                    token if (token as usize) < self.publishers.len() => {
+                        self.publisher_ready(token as usize, flags, &mut buffer)?;
+                    }
+                    token => self.subscriber_ready(token as usize - self.publishers.len(), flags, &mut buffer)?,
+                }
+            }
+            for (mailbox, credits) in shared.mailboxes.iter().zip(&mut self.credits) {
+                if !credits.is_empty() {
+                    mailbox.post(credits);
                 }
             }
             if phase == Phase::Drain {
@@ -364,6 +443,21 @@ impl<'a> Generator<'a> {
         }
     }
 
+    /// What the subscribers of other threads got.
+    fn take_credits(&mut self) {
+        let own = self.share.thread;
+        let mut credits = std::mem::take(&mut self.credits[own]);
+        self.shared.mailboxes[own].collect(&mut credits);
+        for credit in credits.drain(..) {
+            self.credited_by_others += credit.deliveries;
+            self.credit(
+                credit.publisher as usize - self.share.publishers.start,
+                credit.deliveries,
+            );
+        }
+        self.credits[own] = credits;
+    }
+
     fn enqueue(&mut self, publisher: usize) {
         if !self.publishers[publisher].is_queued {
             self.publishers[publisher].is_queued = true;
@@ -371,30 +465,32 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// Open loop: queues the publishers of the messages that have become due, and sets the timer for the next one.
-    fn pace(&mut self, now: u64) -> Result<()> {
-        let Some(pace) = self.pace else { return Ok(()) };
-        let due = pace.total_due_count(now.min(self.paced_until_ns));
-        let publishers = self.publishers.len() as u64;
-        for message in self.paced..due.min(self.paced + publishers) {
-            self.enqueue((message % publishers) as usize);
+    /// Open loop: queues the publishers of the messages that have become due, and sets the timer for the next one. Gives how
+    /// long the thread may sleep: not at all when the next is close and `--spin` asks for it.
+    fn pace(&mut self, now: u64) -> Result<Duration> {
+        let Some(pace) = self.pace.filter(|_| !self.publishers.is_empty()) else {
+            return Ok(TURN_MAX);
+        };
+        // Turns go round all publishers; those of this thread are a span of each round.
+        let (own, all) = (self.publishers.len() as u64, self.plan.publishers as u64);
+        let first = self.share.publishers.start as u64;
+        let begun = pace.turns_due(now.min(self.paced_until_ns));
+        let due = begun / all * own + (begun % all).saturating_sub(first).min(own);
+        for turn in self.paced..due.min(self.paced + own) {
+            self.enqueue((turn % own) as usize);
         }
         self.paced = due;
-        let wait = Duration::from_nanos(pace.turn_due_ns(due).saturating_sub(self.now_ns()).max(1));
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let at = Timespec {
-            tv_sec: wait.as_secs() as _,
-            tv_nsec: wait.subsec_nanos() as _,
-        };
-        rustix::time::timerfd_settime(
-            &self.timer,
-            TimerfdTimerFlags::empty(),
-            &Itimerspec {
-                it_interval: zero,
-                it_value: at,
-            },
-        )?;
-        Ok(())
+        let next_ns = pace.turn_due_ns(due / own * all + first + due % own);
+        let wait = Duration::from_nanos(next_ns.saturating_sub(self.now_ns()));
+        let spin = Duration::from_micros(self.settings.spin);
+        if wait <= spin && self.now_ns() < self.paced_until_ns {
+            return Ok(Duration::ZERO);
+        }
+        if self.timer_turn != Some(due) {
+            self.timer.set(wait.saturating_sub(spin))?;
+            self.timer_turn = Some(due);
+        }
+        Ok(TURN_MAX)
     }
 
     fn send_queued(&mut self) -> Result<()> {
@@ -420,40 +516,86 @@ impl<'a> Generator<'a> {
     /// Sends what `publisher` may send, in writes of up to a batch, until its window or the socket is full.
     fn send(&mut self, publisher: usize, may_publish: bool) -> Result<()> {
         let (plan, pace, paced_until_ns) = (self.plan, self.pace, self.paced_until_ns);
+        let number = self.share.publishers.start + publisher;
         let now = self.now_ns();
+        let mut built = std::mem::take(&mut self.built);
         let p = &mut self.publishers[publisher];
-        let stride = p.batch.len() / p.batch_messages;
-        let stamp_at = stride - self.settings.size;
         while !p.connection.wants_write() {
             let room = match pace {
                 _ if !may_publish => 0,
                 Some(pace) => pace
-                    .due_count(publisher as u64, now.min(paced_until_ns))
+                    .due_count(number as u64, now.min(paced_until_ns))
                     .saturating_sub(p.sent),
                 None => {
                     let outstanding = (p.sent * plan.fan).saturating_sub(p.credited + p.written_off);
                     plan.window.saturating_sub(outstanding.div_ceil(plan.fan))
                 }
             };
-            let mut count = room.min(p.batch_messages as u64) as usize;
+            let mut count = room.min(BATCH_MESSAGES_MAX as u64) as usize;
             if let Some(unacknowledged) = &p.unacknowledged {
                 count = count.min(plan.unacked.saturating_sub(unacknowledged.in_flight()));
             }
-            let mut filled = 0;
-            while filled < count {
-                let message = &mut p.batch[filled * stride..(filled + 1) * stride];
-                let sequence = p.sent + filled as u64;
-                let time_ns = pace.map_or(now, |pace| pace.due_ns(publisher as u64, sequence));
-                if let Some(unacknowledged) = &mut p.unacknowledged {
-                    let Some(id) = unacknowledged.take(time_ns) else { break };
-                    message[stamp_at - 2..stamp_at].copy_from_slice(&id.to_be_bytes());
+            let due_ns = |sequence: u64| pace.map_or(now, |pace| pace.due_ns(number as u64, sequence));
+            let (filled, bytes) = match &mut p.packets {
+                Packets::Copies { batch, count: copies } => {
+                    let stride = batch.len() / *copies;
+                    let stamp_at = stride - self.settings.size.max();
+                    let mut filled = 0;
+                    while filled < count.min(*copies) {
+                        let message = &mut batch[filled * stride..(filled + 1) * stride];
+                        let sequence = p.sent + filled as u64;
+                        let time_ns = due_ns(sequence);
+                        if let Some(unacknowledged) = &mut p.unacknowledged {
+                            let Some(id) = unacknowledged.take(time_ns) else { break };
+                            message[stamp_at - 2..stamp_at].copy_from_slice(&id.to_be_bytes());
+                        }
+                        message[stamp_at + 8..stamp_at + 16].copy_from_slice(&sequence.to_le_bytes());
+                        message[stamp_at + 16..stamp_at + 24].copy_from_slice(&time_ns.to_le_bytes());
+                        filled += 1;
+                    }
+                    (filled, &batch[..filled * stride])
                 }
-                message[stamp_at + 8..stamp_at + 16].copy_from_slice(&sequence.to_le_bytes());
-                message[stamp_at + 16..stamp_at + 24].copy_from_slice(&time_ns.to_le_bytes());
-                filled += 1;
-            }
+                Packets::Built { topics } => {
+                    built.clear();
+                    let mut filled = 0;
+                    while filled < count && built.len() < BATCH_BYTES_MAX {
+                        let sequence = p.sent + filled as u64;
+                        let time_ns = due_ns(sequence);
+                        let id = match &mut p.unacknowledged {
+                            None => 0,
+                            Some(unacknowledged) => match unacknowledged.take(time_ns) {
+                                None => break,
+                                Some(id) => id,
+                            },
+                        };
+                        let topic = &topics[(sequence % topics.len() as u64) as usize];
+                        let size = self.settings.size.of(plan.seed, number as u32, sequence);
+                        let stamp_at = packet::publish_packet(&mut built, topic, self.settings.qos, size);
+                        if self.settings.qos > 0 {
+                            built[stamp_at - 2..stamp_at].copy_from_slice(&id.to_be_bytes());
+                        }
+                        let stamp = Stamp {
+                            run: self.run,
+                            publisher: number as u32,
+                            sequence,
+                            time_ns,
+                        };
+                        stamp.write(&mut built[stamp_at..]);
+                        filled += 1;
+                    }
+                    (filled, &built[..])
+                }
+            };
             if filled == 0 && p.control.is_empty() {
                 break;
+            }
+            if pace.is_some() {
+                for sequence in p.sent..p.sent + filled as u64 {
+                    let time_ns = due_ns(sequence);
+                    if self.measured_ns.contains(&time_ns) {
+                        self.lateness_histogram.saturating_record(now.saturating_sub(time_ns));
+                    }
+                }
             }
             p.sent += filled as u64;
             self.sent += filled as u64;
@@ -461,16 +603,15 @@ impl<'a> Generator<'a> {
             if p.unacknowledged.is_some() {
                 self.unacknowledged += filled as u64;
             }
-            let context = || format!("publisher {publisher}");
-            p.connection
-                .send(&p.control, &p.batch[..filled * stride])
-                .with_context(context)?;
+            let context = || format!("publisher {number}");
+            p.connection.send(&p.control, bytes).with_context(context)?;
             p.control.clear();
         }
         if p.connection.wants_write() != p.waits_writable {
             p.waits_writable = p.connection.wants_write();
             p.connection.watch(&self.epoll, publisher as u64, p.waits_writable)?;
         }
+        self.built = built;
         Ok(())
     }
 
@@ -487,7 +628,8 @@ impl<'a> Generator<'a> {
     }
 
     fn publisher_ready(&mut self, index: usize, flags: epoll::EventFlags, buffer: &mut [u8]) -> Result<()> {
-        let context = || format!("publisher {index}");
+        let number = self.share.publishers.start + index;
+        let context = || format!("publisher {number}");
         let p = &mut self.publishers[index];
         if flags.contains(epoll::EventFlags::OUT) {
             p.connection.flush().with_context(context)?;
@@ -503,7 +645,7 @@ impl<'a> Generator<'a> {
                 {
                     at += frame.len;
                     let Some(unacknowledged) = &mut p.unacknowledged else {
-                        bail!("{address} sent publisher {index} a packet of type {}", frame.kind());
+                        bail!("{address} sent publisher {number} a packet of type {}", frame.kind());
                     };
                     let answer = match (frame.kind(), self.settings.qos) {
                         (packet::PUBACK, 1) | (packet::PUBREC, 2) => {
@@ -524,7 +666,7 @@ impl<'a> Generator<'a> {
                             answer
                         }
                         (packet::PUBCOMP, 2) => unacknowledged.complete(frame.packet_id()?),
-                        (kind, _) => bail!("{address} sent publisher {index} a packet of type {kind}"),
+                        (kind, _) => bail!("{address} sent publisher {number} a packet of type {kind}"),
                     };
                     match answer {
                         Answer::Ended => self.unacknowledged -= 1,
@@ -546,7 +688,8 @@ impl<'a> Generator<'a> {
     }
 
     fn subscriber_ready(&mut self, index: usize, flags: epoll::EventFlags, buffer: &mut [u8]) -> Result<()> {
-        let context = || format!("subscriber {index}");
+        let number = self.share.subscribers.start + index;
+        let context = || format!("subscriber {number}");
         if flags.contains(epoll::EventFlags::OUT) {
             self.subscribers[index].connection.flush().with_context(context)?;
         }
@@ -558,9 +701,9 @@ impl<'a> Generator<'a> {
                     .receive(buffer)
                     .with_context(context)?;
                 let Received::Bytes { len, full } = received else { break };
-                let used = self
-                    .take_frames(index, &buffer[..len])
-                    .with_context(|| format!("{} to subscriber {index}", self.subscribers[index].connection.address))?;
+                let used = self.take_frames(index, &buffer[..len]).with_context(|| {
+                    format!("{} to subscriber {number}", self.subscribers[index].connection.address)
+                })?;
                 self.subscribers[index].connection.keep(&buffer[used..len]);
                 if !full {
                     break;
@@ -588,11 +731,8 @@ impl<'a> Generator<'a> {
     fn take_frames(&mut self, subscriber: usize, bytes: &[u8]) -> Result<usize> {
         let now = self.now_ns();
         let is_paired = self.plan.topics == Topics::Pairs;
-        let first_stream = if is_paired {
-            0
-        } else {
-            subscriber * self.publishers.len()
-        };
+        let paired = self.share.subscribers.start + subscriber;
+        let topics = self.plan.shared_topics as u64;
         let mut run = RunOfMessages::default();
         let mut at = 0;
         while let Some(frame) = packet::next_frame(&bytes[at..])? {
@@ -606,10 +746,11 @@ impl<'a> Generator<'a> {
                         continue;
                     };
                     let publisher = stamp.publisher as usize;
-                    if publisher >= self.publishers.len()
-                        || (is_paired && publisher != subscriber)
+                    let size = self.settings.size.of(self.plan.seed, stamp.publisher, stamp.sequence);
+                    if publisher >= self.plan.publishers
+                        || (is_paired && publisher != paired)
                         || publish.qos != self.settings.qos
-                        || publish.payload.len() != self.settings.size
+                        || publish.payload.len() != size
                     {
                         bail!(
                             "message {} of publisher {publisher} came at QoS {} with {} bytes, which nobody sent that way",
@@ -618,7 +759,19 @@ impl<'a> Generator<'a> {
                             publish.payload.len()
                         );
                     }
-                    let moved = self.streams.receive(first_stream + publisher, stamp.sequence);
+                    let stream = if is_paired {
+                        subscriber
+                    } else {
+                        subscriber * self.plan.publishers + publisher
+                    };
+                    let moved = if topics == 1 {
+                        self.streams.receive(stream, stamp.sequence)
+                    } else {
+                        // Order holds within a topic [MQTT-4.6.0-6]; a publisher's topics take turns.
+                        let topic = (stamp.sequence % topics) as usize;
+                        self.streams
+                            .receive(stream * topics as usize + topic, stamp.sequence / topics)
+                    };
                     if stamp.time_ns != run.time_ns || stamp.publisher != run.publisher {
                         self.account(run, now);
                         run = RunOfMessages {
@@ -660,86 +813,87 @@ impl<'a> Generator<'a> {
                 .saturating_record_n(now.saturating_sub(run.time_ns), run.count);
         }
         if run.moved > 0 {
-            self.outstanding -= run.moved;
-            let p = &mut self.publishers[run.publisher as usize];
-            p.credited += run.moved;
-            p.written_off = p.written_off.saturating_sub(run.moved);
-            if self.pace.is_none() {
-                self.enqueue(run.publisher as usize);
+            let publisher = run.publisher as usize;
+            if self.share.publishers.contains(&publisher) {
+                self.credit(publisher - self.share.publishers.start, run.moved);
+                return;
+            }
+            let credits = &mut self.credits[self.shared.owner(publisher)];
+            match credits.last_mut().filter(|credit| credit.publisher == run.publisher) {
+                Some(credit) => credit.deliveries += run.moved,
+                None => credits.push(Credit {
+                    publisher: run.publisher,
+                    deliveries: run.moved,
+                }),
             }
         }
     }
 
-    pub fn report(
-        &mut self,
-        address: &str,
-        broker: Option<&BrokerProcess>,
-        begin: Snapshot,
-        end: Snapshot,
-    ) -> Result<Throughput> {
-        for stream in 0..self.plan.streams() {
-            self.streams
-                .finish(stream, self.publishers[stream % self.publishers.len()].sent);
+    /// Messages of one of this thread's publishers have come, or will not come any more.
+    #[inline]
+    fn credit(&mut self, publisher: usize, deliveries: u64) {
+        self.outstanding -= deliveries;
+        let p = &mut self.publishers[publisher];
+        p.credited += deliveries;
+        p.written_off = p.written_off.saturating_sub(deliveries);
+        if self.pace.is_none() {
+            self.enqueue(publisher);
         }
-        let faults = self.streams.faults();
+    }
+
+    /// DISCONNECT for everybody; gives what was counted.
+    pub fn finish(self, begin: Snapshot, end: Snapshot) -> Part {
         let mut acknowledgements = AcknowledgementFaults::default();
         for unacknowledged in self.publishers.iter().filter_map(|p| p.unacknowledged.as_ref()) {
             acknowledgements.add(unacknowledged.faults());
         }
-        let seconds = (end.now_ns - begin.now_ns) as f64 / 1e9;
-        let delivered = end.received - begin.received;
-        let per_message_us = |time: Duration| {
-            if delivered > 0 {
-                time.as_secs_f64() * 1e6 / delivered as f64
-            } else {
-                f64::NAN
-            }
-        };
-        let span = end.reading.since(&begin.reading);
-        let (own_cpu, broker_cpu) = (span.own_cpu, span.broker_cpu);
-        let acknowledged = end.acknowledged - begin.acknowledged;
-        let is_acknowledged = self.settings.qos > 0;
-        // Loss is a fault above QoS 0 only [MQTT-4.3.1]; order and single delivery hold at QoS 0 as well.
-        let is_broken = faults.doubled > 0
-            || faults.out_of_order > 0
-            || (self.settings.qos > 0 && faults.missing > 0)
-            || acknowledgements.is_broken();
-        Ok(Throughput {
-            address: address.to_string(),
-            broker: broker.map(|b| b.name.clone()),
-            settings: self.settings.describe(self.plan),
-            host: Host::this(),
-            seconds,
-            sent_in_time: end.sent - begin.sent,
-            delivered_in_time: delivered,
-            delivered_per_s: delivered as f64 / seconds,
-            latency_us: Latency::of(&self.histogram),
-            acknowledged_in_time: is_acknowledged.then_some(acknowledged),
-            acknowledged_per_s: is_acknowledged.then_some(acknowledged as f64 / seconds),
-            acknowledgement_us: is_acknowledged.then(|| Latency::of(&self.acknowledgement_histogram)),
-            broker_written: span.written(acknowledged),
-            broker_cpu_us: broker_cpu.map(|cpu| per_message_us(cpu.total)),
-            broker_user_us: broker_cpu.map(|cpu| per_message_us(cpu.user)),
-            broker_system_us: broker_cpu.map(|cpu| per_message_us(cpu.system)),
-            broker_cpus: broker_cpu.map(|cpu| cpu.total.as_secs_f64() / seconds),
-            generator_cpu_us: per_message_us(own_cpu),
-            generator_cpus: own_cpu.as_secs_f64() / seconds,
-            broker_memory_bytes: broker.and_then(|b| b.memory_bytes().ok()),
-            sent: self.sent,
-            received: self.received,
-            faults,
+        let part = Part {
+            subscribers: self.share.subscribers,
+            sent: self.publishers.iter().map(|p| p.sent).collect(),
+            streams: self.streams,
+            histogram: self.histogram,
+            acknowledgement_histogram: self.acknowledgement_histogram,
+            lateness_histogram: self.lateness_histogram,
             acknowledgements,
+            received: self.received,
             foreign: self.foreign,
-            behind_schedule: self.pace.map_or(0, |pace| {
-                pace.total_due_count(end.now_ns.saturating_sub(BEHIND_NS))
-                    .saturating_sub(self.sent)
-            }),
             stalls: self.stalls,
-            verdict: if is_broken { Verdict::RulesBroken } else { Verdict::Good },
-        })
+            begin,
+            end,
+        };
+        let publishers = self.publishers.into_iter().map(|publisher| publisher.connection);
+        let subscribers = self.subscribers.into_iter().map(|subscriber| subscriber.connection);
+        publishers.chain(subscribers).for_each(Connection::close);
+        part
     }
 }
 
-pub fn subscriber_id(run: u32, subscriber: usize) -> String {
-    format!("sl{run:08x}s{subscriber}")
+impl Packets {
+    fn new(plan: &Plan, settings: &Settings, run: u32, publisher: usize, topics: Rc<[String]>) -> Packets {
+        let size = match settings.size {
+            Sizes::Fixed(size) if topics.len() == 1 => size,
+            _ => return Packets::Built { topics },
+        };
+        let mut template = PublishTemplate::new(&topics[0], settings.qos, size);
+        let stamp = Stamp {
+            run,
+            publisher: publisher as u32,
+            sequence: 0,
+            time_ns: 0,
+        };
+        stamp.write(&mut template.bytes[template.stamp_at..]);
+        let in_window = if settings.rate.is_some() {
+            BATCH_MESSAGES_MAX
+        } else {
+            plan.window as usize
+        };
+        let count = (BATCH_BYTES_MAX / template.bytes.len())
+            .min(BATCH_MESSAGES_MAX)
+            .min(in_window)
+            .max(1);
+        Packets::Copies {
+            batch: template.bytes.repeat(count),
+            count,
+        }
+    }
 }

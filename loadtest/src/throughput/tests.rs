@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::fake_broker::{FakeBroker, Fault};
 use crate::fake_front::{Identity, front};
 use crate::packet;
 use crate::report::Verdict;
@@ -114,7 +115,9 @@ fn settings(qos: u8) -> Settings {
         topics: Topics::Pairs,
         publishers: Some(1),
         subscribers: None,
-        size: 64,
+        shared_topics: 10,
+        size: Sizes::Fixed(64),
+        seed: None,
         qos,
         window: Some(10),
         unacked: None,
@@ -123,8 +126,13 @@ fn settings(qos: u8) -> Settings {
         warmup: 0.05,
         seconds: 0.2,
         drain: 0.4,
+        threads: 1,
+        source_addresses: None,
         cpu: None,
+        spin: 0,
         topic_prefix: "t".into(),
+        topic: None,
+        client_id: None,
         credentials: Credentials::default(),
         transport: transport::Settings::default(),
     }
@@ -345,7 +353,8 @@ fn settings_that_cannot_be_measured_are_refused_with_a_sentence() {
         change(&mut settings);
         settings.plan().unwrap_err().to_string()
     };
-    assert!(refused(|s| s.size = 23).contains("--size 23"));
+    assert!(refused(|s| s.threads = 2).contains("--threads 2"));
+    assert!(refused(|s| s.spin = 50).contains("--rate"));
     assert!(refused(|s| s.subscribers = Some(2)).contains("pairs"));
     assert!(refused(|s| s.seconds = f64::NAN).contains("--seconds"));
     assert!(refused(|s| s.unacked = Some(0)).contains("--unacked"));
@@ -370,4 +379,154 @@ fn an_honest_broker_passes_over_every_transport() {
             );
         }
     }
+}
+
+/// More than a pair, for the small broker that knows sessions and filters.
+fn many(topics: Topics, publishers: u32, subscribers: u32, threads: u32) -> Settings {
+    Settings {
+        topics,
+        publishers: Some(publishers),
+        subscribers: Some(subscribers),
+        threads,
+        drain: 10.0,
+        ..settings(1)
+    }
+}
+
+#[test]
+fn threads_serve_the_publishers_of_each_other_in_every_topology() {
+    for (topics, publishers, subscribers) in [
+        (Topics::Pairs, 5, 5),
+        (Topics::FanOut, 1, 7),
+        (Topics::FanIn, 7, 1),
+        (Topics::Shared, 3, 4),
+    ] {
+        for (threads, rate, qos) in [
+            (1, None, 1),
+            (3, None, 0),
+            (3, None, 1),
+            (3, None, 2),
+            (3, Some(400), 1),
+        ] {
+            let broker = FakeBroker::start(Fault::None);
+            let settings = Settings {
+                qos,
+                rate,
+                shared_topics: 3,
+                ..many(topics, publishers, subscribers, threads)
+            };
+            let figures = run(&broker.address, None, &settings).unwrap();
+            let fan = if topics == Topics::Pairs {
+                1
+            } else {
+                u64::from(subscribers)
+            };
+            assert_eq!(
+                (figures.verdict, figures.threads),
+                (Verdict::Good, threads as usize),
+                "{figures}"
+            );
+            assert!(
+                figures.received == figures.sent * fan && figures.sent > 20 && figures.faults == Default::default(),
+                "{figures}"
+            );
+            if rate.is_some() {
+                assert!((100..=220).contains(&figures.sent), "{figures}");
+                assert!(figures.lateness_us.as_ref().unwrap().count >= 60, "{figures}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_message_lost_or_doubled_between_two_threads_is_found() {
+    for (topics, publishers, subscribers) in [(Topics::FanOut, 1, 4), (Topics::FanIn, 4, 1), (Topics::Shared, 4, 4)] {
+        let settings = many(topics, publishers, subscribers, 4);
+        let faults = |fault: Fault| {
+            let settings = Settings {
+                drain: 0.3,
+                ..settings.clone()
+            };
+            let figures = run(&FakeBroker::start(fault).address, None, &settings).unwrap();
+            assert_eq!(figures.verdict, Verdict::RulesBroken, "{figures}");
+            figures.faults
+        };
+        let of_each = u64::from(subscribers);
+        assert_eq!(faults(Fault::LosesOne).missing, of_each, "{topics:?}");
+        assert_eq!(faults(Fault::DoublesOne).doubled, of_each, "{topics:?}");
+    }
+}
+
+#[test]
+fn sizes_are_those_the_seed_gives_at_both_ends() {
+    for size in ["24-2000", "64:0.5,100000:0.5"] {
+        let broker = FakeBroker::start(Fault::None);
+        let settings = Settings {
+            size: size.parse().unwrap(),
+            seed: Some(5),
+            ..many(Topics::Pairs, 3, 3, 2)
+        };
+        let figures = run(&broker.address, None, &settings).unwrap();
+        assert!(
+            figures.verdict == Verdict::Good && figures.received == figures.sent && figures.sent > 20,
+            "{figures}"
+        );
+        assert!(
+            figures.settings.contains(size) && figures.settings.contains("seed 5"),
+            "{figures}"
+        );
+    }
+}
+
+#[test]
+fn clients_and_topics_are_called_as_the_templates_say_and_a_password_is_not_shown() {
+    let (address, came) = broker_with_visitors(honest);
+    let settings = Settings {
+        client_id: Some("{run}/{role}/{number}".into()),
+        topic: Some("secret/{client}/up".into()),
+        credentials: Credentials {
+            username: Some("U".into()),
+            password: Some("secret".into()),
+        },
+        ..settings(0)
+    };
+    let figures = run(&address, None, &settings).unwrap();
+    assert!(figures.settings.contains("topics PASSWORD/{client}/up"), "{figures}");
+    assert!(!figures.settings.contains("secret"), "{figures}");
+    let ids: Vec<String> = came
+        .try_iter()
+        .map(|connect| String::from_utf8_lossy(&connect[14..14 + connect[13] as usize]).into_owned())
+        .collect();
+    assert!(
+        ids.len() == 2 && ids[0].ends_with("/s/0") && ids[1].ends_with("/p/0"),
+        "{ids:?}"
+    );
+}
+
+#[test]
+fn connections_leave_from_the_source_addresses() {
+    let settings = Settings {
+        source_addresses: Some(3),
+        ..settings(0)
+    };
+    let figures = run(&broker(honest), None, &settings).unwrap();
+    assert!(
+        figures.settings.contains("3 source addresses") && figures.received > 10,
+        "{figures}"
+    );
+}
+
+#[test]
+fn a_thread_that_fails_ends_the_others() {
+    let broker = FakeBroker::start(Fault::None);
+    let mut settings = many(Topics::Pairs, 4, 4, 4);
+    settings.seconds = 1000.0;
+    let ended = thread::spawn({
+        let (address, settings) = (broker.address.clone(), settings);
+        move || run(&address, None, &settings)
+    });
+    thread::sleep(Duration::from_millis(300));
+    broker.cut_one();
+    let error = format!("{:#}", ended.join().unwrap().unwrap_err());
+    assert!(error.contains("connection"), "{error}");
 }

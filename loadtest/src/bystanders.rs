@@ -1,12 +1,13 @@
 //! Pairs that talk while others connect: what a storm does to those who were there before it.
 //!
 //! Owns    a thread, the connections of the pairs, and the latency of their messages before, during and after the storm.
-//! Called  by `connect`, which tells when the storm begins and ends.
+//! Called  by `connect` and `slow_reader`, which tell when what they do to the broker begins and ends.
 //! Holds   - message k leaves when `pace` says so, latency counts from then: a storm that holds this thread up, or the broker,
 //!           is in the figures;
 //!         - a message belongs to the phase it was to leave in, whenever it comes;
 //!         - QoS 0: what does not come is counted, it is no fault.
 
+use std::fmt::{self, Display};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -17,12 +18,11 @@ use hdrhistogram::Histogram;
 use rustix::event::epoll;
 use serde::Serialize;
 
-use super::Settings;
 use crate::client::{Connection, Received};
 use crate::pace::Pace;
-use crate::packet::{self, PublishTemplate, STAMP_BYTES, SessionKind, Stamp};
+use crate::packet::{self, Credentials, PublishTemplate, STAMP_BYTES, SessionKind, Stamp};
 use crate::poller::Poller;
-use crate::report::Latency;
+use crate::report::{Latency, grouped};
 use crate::timer::Timer;
 use crate::transport::Target;
 
@@ -42,6 +42,17 @@ struct Shared {
     /// When the storm began and ended; u64::MAX before that.
     begin_ns: AtomicU64,
     end_ns: AtomicU64,
+}
+
+/// Who they are.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub pairs: u32,
+    /// Messages a second over all pairs.
+    pub rate: u64,
+    pub transport: &'static str,
+    pub topic_prefix: String,
+    pub credentials: Credentials,
 }
 
 pub struct Bystanders {
@@ -64,7 +75,7 @@ pub struct Figures {
 
 impl Bystanders {
     /// They are connected and talk when this returns.
-    pub fn start(target: Target, pairs: u32, settings: &Settings, run: u32) -> Result<Bystanders> {
+    pub fn start(target: Target, settings: Settings, run: u32) -> Result<Bystanders> {
         let shared = Arc::new(Shared {
             start: Instant::now(),
             is_ready: AtomicBool::new(false),
@@ -72,10 +83,10 @@ impl Bystanders {
             begin_ns: AtomicU64::new(u64::MAX),
             end_ns: AtomicU64::new(u64::MAX),
         });
-        let (of_thread, settings) = (shared.clone(), settings.clone());
+        let of_thread = shared.clone();
         let thread = thread::Builder::new()
             .name("bystanders".into())
-            .spawn(move || Pairs::connect(&target, pairs, &settings, run, &of_thread)?.drive())
+            .spawn(move || Pairs::connect(&target, &settings, run, &of_thread)?.drive())
             .context("cannot start the thread of the bystanders")?;
         let bystanders = Bystanders { shared, thread };
         while !bystanders.shared.is_ready.load(Ordering::Acquire) {
@@ -138,9 +149,10 @@ struct Pairs<'a> {
 }
 
 impl<'a> Pairs<'a> {
-    fn connect(target: &Target, pairs: u32, settings: &Settings, run: u32, shared: &'a Shared) -> Result<Pairs<'a>> {
+    fn connect(target: &Target, settings: &Settings, run: u32, shared: &'a Shared) -> Result<Pairs<'a>> {
         let poller = Poller::new()?;
         let (mut publishers, mut subscribers) = (Vec::new(), Vec::new());
+        let pairs = settings.pairs;
         for i in 0..u64::from(pairs) {
             let topic = format!("{}/{run:08x}/{i}", settings.topic_prefix);
             let context = || format!("pair {i} of {pairs}");
@@ -160,8 +172,8 @@ impl<'a> Pairs<'a> {
             timer: Timer::new(poller.fd(), TIMER)?,
             shared,
             run,
-            rate: settings.bystander_rate,
-            transport: settings.bystander_transport.name(),
+            rate: settings.rate,
+            transport: settings.transport,
             poller,
             is_waiting: vec![false; publishers.len() + subscribers.len()],
             publishers,
@@ -298,5 +310,27 @@ impl<'a> Pairs<'a> {
             connection.keep(&buffer[at..len]);
         }
         self.watch(token)
+    }
+}
+
+impl Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "bystanders   {} pairs over {}, {}/s: sent {}, received {}",
+            self.pairs,
+            self.transport,
+            grouped(self.rate),
+            grouped(self.sent),
+            grouped(self.received)
+        )?;
+        for (name, latency) in [
+            ("before", &self.before_us),
+            ("during", &self.during_us),
+            ("after", &self.after_us),
+        ] {
+            write!(f, "\n  {name:<10} {latency}")?;
+        }
+        Ok(())
     }
 }
