@@ -12,7 +12,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::broker_process::BrokerProcess;
-use crate::report::{Throughput, Verdict, figure, ratio};
+use crate::report::{Figures, Throughput, Verdict, figure, ratio};
 use crate::stats::{Spread, paired_ratios, spread};
 use crate::throughput;
 
@@ -154,9 +154,9 @@ fn row(what: &'static str, pick: Pick, runs: &[Vec<Throughput>]) -> Row {
     }
 }
 
-impl Comparison {
-    pub fn is_good(&self) -> bool {
-        self.runs.iter().flatten().all(|run| run.verdict == Verdict::Good)
+impl Figures for Comparison {
+    fn is_good(&self) -> bool {
+        self.runs.iter().flatten().all(Figures::is_good)
     }
 }
 

@@ -661,6 +661,7 @@ mod tests {
     use super::*;
     use crate::fake_broker::{FakeBroker, Fault};
     use crate::fake_front::{Identity, front};
+    use crate::report::Figures;
     use crate::transport::Transport;
 
     #[test]

@@ -50,7 +50,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+
+use crate::report::Figures;
 
 #[derive(Debug, Parser)]
 #[command(name = "skein-load", version, about = "A load generator for any MQTT 3.1.1 broker")]
@@ -59,36 +61,56 @@ struct Arguments {
     scenario: Scenario,
 }
 
+/// The broker under test.
+#[derive(Debug, Args)]
+struct Broker {
+    /// The broker, HOST:PORT
+    #[arg(long, default_value = "127.0.0.1:1883")]
+    addr: String,
+    /// Its process, to read CPU time, memory and what it writes of. Start it afresh to measure memory: heap freed by an earlier
+    /// run is used again and makes what is held look cheaper than it is
+    #[arg(long)]
+    broker_pid: Option<u32>,
+}
+
+/// Where the figures of a run go, beside the terminal.
+#[derive(Debug, Args)]
+struct Outputs {
+    /// Write the figures here as well, those of every round where there are several
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl Outputs {
+    /// Prints the figures and writes them to the files asked for. Gives the verdict.
+    fn give(&self, figures: &impl Figures) -> Result<bool> {
+        print!("{figures}");
+        if let Some(path) = &self.json {
+            report::write_json(path, figures)?;
+        }
+        Ok(figures.is_good())
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Scenario {
     /// Hold many connections that do nothing; measure what each costs the broker in user memory
     Idle {
-        /// The broker, HOST:PORT
-        #[arg(long, default_value = "127.0.0.1:1883")]
-        addr: String,
-        /// Its process, to read CPU time and memory of. Start it afresh: heap freed by an earlier run is used again and makes
-        /// a connection look cheaper than it is
-        #[arg(long)]
-        broker_pid: Option<u32>,
+        #[command(flatten)]
+        broker: Broker,
         #[command(flatten)]
         settings: idle::Settings,
-        /// Write the figures here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Send messages through a broker; check, count and time every one
     Throughput {
-        /// The broker, HOST:PORT
-        #[arg(long, default_value = "127.0.0.1:1883")]
-        addr: String,
-        /// Its process, to read CPU time, memory and what it writes of
-        #[arg(long)]
-        broker_pid: Option<u32>,
+        #[command(flatten)]
+        broker: Broker,
         #[command(flatten)]
         settings: throughput::Settings,
-        /// Write the figures here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Run one throughput scenario against several brokers in turn; print medians and ratios
     Compare {
@@ -96,53 +118,35 @@ enum Scenario {
         settings: compare::Settings,
         #[command(flatten)]
         throughput: throughput::Settings,
-        /// Write the figures of all rounds here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Queue messages for sessions that are away; let them come back; check, count and time what they get
     Backlog {
-        /// The broker, HOST:PORT
-        #[arg(long, default_value = "127.0.0.1:1883")]
-        addr: String,
-        /// Its process, to read CPU time, memory and what it writes of. Start it afresh: heap freed by an earlier run is used
-        /// again and makes messages look cheaper than they are
-        #[arg(long)]
-        broker_pid: Option<u32>,
+        #[command(flatten)]
+        broker: Broker,
         #[command(flatten)]
         settings: backlog::Settings,
-        /// Write the figures here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Set retained messages; let subscribers read all of them; check, count and time what they get
     Retained {
-        /// The broker, HOST:PORT
-        #[arg(long, default_value = "127.0.0.1:1883")]
-        addr: String,
-        /// Its process, to read CPU time, memory and what it writes of. Start it afresh: heap freed by an earlier run is used
-        /// again and makes messages look cheaper than they are
-        #[arg(long)]
-        broker_pid: Option<u32>,
+        #[command(flatten)]
+        broker: Broker,
         #[command(flatten)]
         settings: retained::Settings,
-        /// Write the figures here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Connect again and again: how many a second the broker takes, and what those who were there before notice of it
     Connect {
-        /// The broker, HOST:PORT
-        #[arg(long, default_value = "127.0.0.1:1883")]
-        addr: String,
-        /// Its process, to read CPU time of
-        #[arg(long)]
-        broker_pid: Option<u32>,
+        #[command(flatten)]
+        broker: Broker,
         #[command(flatten)]
         settings: connect::Settings,
-        /// Write the figures here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Send datapoints from the devices of a platform; read every one back from its stream; check, count and time them
     ///
@@ -151,17 +155,12 @@ enum Scenario {
     /// for the next run to use again: take an account for it alone. The broker must let the account have as many devices
     /// (the platform's limit is 1,000 unless it is raised). Latencies and rates are those of the whole run.
     Telemetry {
-        /// The broker, HOST:PORT
-        #[arg(long, default_value = "127.0.0.1:1883")]
-        addr: String,
-        /// Its process, to read CPU time, memory and what it writes of
-        #[arg(long)]
-        broker_pid: Option<u32>,
+        #[command(flatten)]
+        broker: Broker,
         #[command(flatten)]
         settings: telemetry::Settings,
-        /// Write the figures here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Be a relay for QoS 0 without broker semantics: the floor a broker's cost is compared with
     Relay {
@@ -183,95 +182,40 @@ fn main() -> ExitCode {
 fn run(scenario: Scenario) -> Result<ExitCode> {
     let is_good = match scenario {
         Scenario::Idle {
-            addr,
-            broker_pid,
+            broker: Broker { addr, broker_pid },
             settings,
-            json,
-        } => {
-            let figures = idle::run(&addr, broker_pid, &settings)?;
-            print!("{figures}");
-            if let Some(path) = json {
-                report::write_json(&path, &figures)?;
-            }
-            figures.is_good()
-        }
+            outputs,
+        } => outputs.give(&idle::run(&addr, broker_pid, &settings)?)?,
         Scenario::Throughput {
-            addr,
-            broker_pid,
+            broker: Broker { addr, broker_pid },
             settings,
-            json,
-        } => {
-            let figures = throughput::run(&addr, broker_pid, &settings)?;
-            print!("{figures}");
-            if let Some(path) = json {
-                report::write_json(&path, &figures)?;
-            }
-            figures.verdict == report::Verdict::Good
-        }
+            outputs,
+        } => outputs.give(&throughput::run(&addr, broker_pid, &settings)?)?,
         Scenario::Compare {
             settings,
             throughput,
-            json,
-        } => {
-            let comparison = compare::run(&settings, &throughput)?;
-            print!("{comparison}");
-            if let Some(path) = json {
-                report::write_json(&path, &comparison)?;
-            }
-            comparison.is_good()
-        }
+            outputs,
+        } => outputs.give(&compare::run(&settings, &throughput)?)?,
         Scenario::Backlog {
-            addr,
-            broker_pid,
+            broker: Broker { addr, broker_pid },
             settings,
-            json,
-        } => {
-            let figures = backlog::run(&addr, broker_pid, &settings)?;
-            print!("{figures}");
-            if let Some(path) = json {
-                report::write_json(&path, &figures)?;
-            }
-            figures.verdict == report::Verdict::Good
-        }
+            outputs,
+        } => outputs.give(&backlog::run(&addr, broker_pid, &settings)?)?,
         Scenario::Retained {
-            addr,
-            broker_pid,
+            broker: Broker { addr, broker_pid },
             settings,
-            json,
-        } => {
-            let figures = retained::run(&addr, broker_pid, &settings)?;
-            print!("{figures}");
-            if let Some(path) = json {
-                report::write_json(&path, &figures)?;
-            }
-            figures.verdict == report::Verdict::Good
-        }
+            outputs,
+        } => outputs.give(&retained::run(&addr, broker_pid, &settings)?)?,
         Scenario::Connect {
-            addr,
-            broker_pid,
+            broker: Broker { addr, broker_pid },
             settings,
-            json,
-        } => {
-            let figures = connect::run(&addr, broker_pid, &settings)?;
-            print!("{figures}");
-            if let Some(path) = json {
-                report::write_json(&path, &figures)?;
-            }
-            figures.is_good()
-        }
+            outputs,
+        } => outputs.give(&connect::run(&addr, broker_pid, &settings)?)?,
         Scenario::Telemetry {
-            addr,
-            broker_pid,
+            broker: Broker { addr, broker_pid },
             settings,
-            json,
-        } => {
-            let figures = telemetry::run(&addr, broker_pid, &settings)?;
-            print!("{figures}");
-            if let Some(path) = json {
-                report::write_json(&path, &figures)?;
-            }
-            figures.verdict == report::Verdict::Good
-        }
+            outputs,
+        } => outputs.give(&telemetry::run(&addr, broker_pid, &settings)?)?,
         Scenario::Relay { settings } => {
             relay::run(&settings)?;
             true

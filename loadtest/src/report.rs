@@ -15,6 +15,11 @@ use crate::acknowledgement::AcknowledgementFaults;
 use crate::meter::Written;
 use crate::sequence::Faults;
 
+/// What a scenario gives back: for a reader, for a program, and a verdict.
+pub trait Figures: Display + Serialize {
+    fn is_good(&self) -> bool;
+}
+
 /// What a throughput run measured.
 #[derive(Clone, Debug, Serialize)]
 pub struct Throughput {
@@ -144,6 +149,12 @@ impl Display for Latency {
     }
 }
 
+impl Figures for Throughput {
+    fn is_good(&self) -> bool {
+        self.verdict == Verdict::Good
+    }
+}
+
 impl Display for Throughput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let broker = self.broker.as_deref().unwrap_or("broker");
@@ -254,8 +265,8 @@ pub struct Idle {
     pub pings_unanswered: u64,
 }
 
-impl Idle {
-    pub fn is_good(&self) -> bool {
+impl Figures for Idle {
+    fn is_good(&self) -> bool {
         self.lost == 0 && self.pings_unanswered == 0
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::acknowledgement::AcknowledgementFaults;
 use crate::memory_watch::Memory;
 use crate::meter::Costs;
-use crate::report::{Host, Latency, Verdict, figure, grouped};
+use crate::report::{Figures, Host, Latency, Verdict, figure, grouped};
 use crate::sequence::Faults;
 
 #[derive(Clone, Debug, Serialize)]
@@ -132,6 +132,12 @@ impl Display for Draining {
             writeln!(f, "note         {} messages of another run were ignored", self.foreign)?;
         }
         Ok(())
+    }
+}
+
+impl Figures for Backlog {
+    fn is_good(&self) -> bool {
+        self.verdict == Verdict::Good
     }
 }
 

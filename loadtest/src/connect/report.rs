@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::bystanders;
-use crate::report::{Host, Latency, figure, grouped};
+use crate::report::{Figures, Host, Latency, figure, grouped};
 use crate::transport::Transport;
 
 /// What threads of a storm counted. Times are nanoseconds.
@@ -78,8 +78,8 @@ impl Phases {
     }
 }
 
-impl Connect {
-    pub fn is_good(&self) -> bool {
+impl Figures for Connect {
+    fn is_good(&self) -> bool {
         self.failures.is_empty()
     }
 }

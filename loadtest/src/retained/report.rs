@@ -11,7 +11,7 @@ use super::board::Faults;
 use crate::acknowledgement::AcknowledgementFaults;
 use crate::memory_watch::Memory;
 use crate::meter::Costs;
-use crate::report::{Host, Latency, Verdict, figure, grouped};
+use crate::report::{Figures, Host, Latency, Verdict, figure, grouped};
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Retained {
@@ -105,6 +105,12 @@ impl Display for Reading {
             writeln!(f, "note         {} messages of another run were ignored", self.foreign)?;
         }
         Ok(())
+    }
+}
+
+impl Figures for Retained {
+    fn is_good(&self) -> bool {
+        self.verdict == Verdict::Good
     }
 }
 

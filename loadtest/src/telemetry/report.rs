@@ -13,7 +13,7 @@ use super::readers::Reading;
 use crate::acknowledgement::AcknowledgementFaults;
 use crate::memory_watch::Memory;
 use crate::meter::Costs;
-use crate::report::{Host, Latency, Verdict, figure, grouped};
+use crate::report::{Figures, Host, Latency, Verdict, figure, grouped};
 use crate::sequence::Faults;
 
 #[derive(Clone, Debug, Serialize)]
@@ -95,6 +95,12 @@ impl Telemetry {
             || self.acknowledgements.is_broken()
             || commands != Faults::default();
         self.verdict = if is_broken { Verdict::RulesBroken } else { Verdict::Good };
+    }
+}
+
+impl Figures for Telemetry {
+    fn is_good(&self) -> bool {
+        self.verdict == Verdict::Good
     }
 }
 
