@@ -27,9 +27,10 @@ use crate::dial::dial;
 use crate::pace::Pace;
 use crate::packet::{self, Credentials, SessionKind, run_tag};
 use crate::private_fds;
-use crate::progress::Progress;
-use crate::report::{Host, Idle, grouped};
+use crate::progress::{End, Progress};
+use crate::report::{Host, Idle};
 use crate::source_ports::{SourcePorts, source_count};
+use crate::timeline::Watch;
 use crate::transport::{self, Layers, Target};
 
 /// Descriptors of a table that are not connections.
@@ -153,6 +154,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
 
     let (bytes_before, own_before) = (memory(broker.as_ref())?, own.memory_bytes()?);
     let cpu_before = broker.as_ref().map(BrokerProcess::cpu_time).transpose()?;
+    let timeline = Watch::start(broker.as_ref(), &["connected"], "set-up")?;
     let start = Instant::now();
     let shared = Shared::default();
     let run = run_tag();
@@ -189,12 +191,13 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
                 return Err(error).with_context(|| format!("cannot start thread {thread} of {threads}"));
             }
         }
-        let outcome = watch(settings, &shared, start, broker.as_ref(), &own);
+        let outcome = watch(settings, &shared, start, broker.as_ref(), &own, &timeline);
         // Whatever happened, the threads end, and with them the scope.
         shared.is_closing.store(true, Ordering::Release);
         let (set_up_seconds, held) = outcome?;
         let mut bytes_after = None;
         if settings.measure_close {
+            timeline.phase("closing");
             let closing = Instant::now();
             while shared.closed.load(Ordering::Acquire) < threads as u64 && closing.elapsed() < STANDSTILL_MAX {
                 thread::sleep(Duration::from_millis(10));
@@ -232,6 +235,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
             lost: shared.lost.load(Ordering::Acquire),
             pings: shared.pings.load(Ordering::Acquire),
             pings_unanswered: shared.unanswered.load(Ordering::Acquire),
+            timeline: timeline.stop(),
         })
     })
 }
@@ -254,8 +258,9 @@ fn watch(
     start: Instant,
     broker: Option<&BrokerProcess>,
     own: &BrokerProcess,
+    timeline: &Watch,
 ) -> Result<(f64, Held)> {
-    let progress = Progress::new();
+    let mut progress = Progress::new(End::At(settings.connections.into()));
     let (mut ready, mut moved) = (0, Instant::now());
     while ready < settings.connections as u64 {
         thread::sleep(Duration::from_millis(20));
@@ -269,18 +274,17 @@ fn watch(
                 settings.connections
             );
         }
-        progress.show(&format!(
-            "{} of {} connections",
-            grouped(ready),
-            grouped(settings.connections as u64)
-        ));
+        progress.count(start.elapsed().as_nanos() as u64, ready, "connected");
+        timeline.store([ready, 0], 0);
     }
     let set_up_seconds = start.elapsed().as_secs_f64();
+    drop(progress);
+    timeline.phase("held");
     let cpu = broker.map(BrokerProcess::cpu_time).transpose()?;
     let hold_start = Instant::now();
-    wait(SETTLE, shared, &progress)?;
+    wait(SETTLE, shared, timeline)?;
     let (bytes, own_bytes) = (memory(broker)?, own.memory_bytes()?);
-    wait(Duration::from_secs_f64(settings.hold), shared, &progress)?;
+    wait(Duration::from_secs_f64(settings.hold), shared, timeline)?;
     let cpus = match (broker, cpu) {
         (Some(broker), Some(cpu)) => {
             Some(broker.cpu_time()?.since(cpu).total.as_secs_f64() / hold_start.elapsed().as_secs_f64())
@@ -298,13 +302,16 @@ fn watch(
     ))
 }
 
-fn wait(time: Duration, shared: &Shared, progress: &Progress) -> Result<()> {
+fn wait(time: Duration, shared: &Shared, timeline: &Watch) -> Result<()> {
+    let progress = Progress::new(End::After(time));
     let end = Instant::now() + time;
     while let Some(left) = end.checked_duration_since(Instant::now()) {
         thread::sleep(left.min(Duration::from_millis(100)));
         fail_with_thread(shared)?;
         let lost = shared.lost.load(Ordering::Acquire);
-        progress.show(&format!("held, {} s to go, {lost} lost", left.as_secs()));
+        let ready = shared.ready.load(Ordering::Acquire);
+        timeline.store([ready, 0], lost);
+        progress.show(time - left, format!("held, {lost} lost"));
     }
     Ok(())
 }

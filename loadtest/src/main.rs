@@ -6,7 +6,7 @@
 //! for them in its streams; `relay` is the floor to compare with. What they share: `client` (one connection), `transport`
 //! (what MQTT runs over), `packet` (bytes), `sequence` and `acknowledgement` (was every rule kept), `pace` (open loop),
 //! `senders`, `receivers` and `visits` (clients with finite work), `api` (the platform's HTTP API), `broker_process` (/proc),
-//! `meter` and `memory_watch` (what a phase cost), `stats` and `report`.
+//! `meter` and `timeline` (what a phase cost, and when), `stats` and `report`.
 //!
 //! Exit codes: 0 done, 1 the broker broke a delivery rule or failed a client, 2 it could not be measured (the sentence is on stderr).
 
@@ -25,7 +25,6 @@ mod fake_broker;
 #[cfg(test)]
 mod fake_front;
 mod idle;
-mod memory_watch;
 mod meter;
 mod pace;
 mod packet;
@@ -42,6 +41,7 @@ mod source_ports;
 mod stats;
 mod telemetry;
 mod throughput;
+mod timeline;
 mod timer;
 mod transport;
 mod visits;

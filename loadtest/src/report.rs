@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::acknowledgement::AcknowledgementFaults;
 use crate::meter::Written;
 use crate::sequence::Faults;
+use crate::timeline::Timeline;
 
 /// What a scenario gives back: for a reader, for a program, and a verdict.
 pub trait Figures: Display + Serialize {
@@ -60,6 +61,7 @@ pub struct Throughput {
     pub behind_schedule: u64,
     /// Closed loop at QoS 0: times the window was written off because nothing came any more.
     pub stalls: u64,
+    pub timeline: Timeline,
     pub verdict: Verdict,
 }
 
@@ -263,6 +265,7 @@ pub struct Idle {
     pub lost: u64,
     pub pings: u64,
     pub pings_unanswered: u64,
+    pub timeline: Timeline,
 }
 
 impl Figures for Idle {

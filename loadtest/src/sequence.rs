@@ -88,6 +88,12 @@ impl Streams {
     }
 }
 
+impl Faults {
+    pub fn total(self) -> u64 {
+        self.missing + self.doubled + self.out_of_order
+    }
+}
+
 impl Gaps {
     fn open(&mut self, start: u64, end: u64) {
         if self.ranges.len() == GAPS_MAX {

@@ -8,10 +8,10 @@ use std::fmt::{self, Display};
 use serde::Serialize;
 
 use crate::acknowledgement::AcknowledgementFaults;
-use crate::memory_watch::Memory;
 use crate::meter::Costs;
 use crate::report::{Figures, Host, Latency, Verdict, figure, grouped};
 use crate::sequence::Faults;
+use crate::timeline::{Memory, Timeline};
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Backlog {
@@ -25,6 +25,7 @@ pub struct Backlog {
     pub queueing: Option<Queueing>,
     pub draining: Option<Draining>,
     pub acknowledgements: AcknowledgementFaults,
+    pub timeline: Timeline,
     pub verdict: Verdict,
 }
 

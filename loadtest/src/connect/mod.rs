@@ -27,9 +27,10 @@ use crate::broker_process::{BrokerProcess, CpuTime};
 use crate::client::Connection;
 use crate::packet::{Credentials, SessionKind, run_tag};
 use crate::private_fds;
-use crate::progress::Progress;
+use crate::progress::{End, Progress};
 use crate::report::{Host, Latency, grouped};
 use crate::source_ports::source_count;
+use crate::timeline::{Timeline, Watch};
 use crate::transport::tls::Tickets;
 use crate::transport::{self, Target, Transport};
 
@@ -184,6 +185,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
         resumed: transport.is_tls().then_some(storm.resumed),
         failures: storm.failures,
         bystanders: bystanders.transpose()?,
+        timeline: span.timeline,
         nice_without_effect: broker_pid.is_some_and(is_in_another_autogroup) && settings.storm_nice > 0,
     })
 }
@@ -252,6 +254,7 @@ struct Span {
     /// CPUs of the broker while the bystanders were alone.
     broker_alone: Option<f64>,
     own: CpuTime,
+    timeline: Timeline,
 }
 
 fn measure(
@@ -262,10 +265,13 @@ fn measure(
 ) -> Result<(Storm, Span)> {
     let own = BrokerProcess::new(std::process::id())?;
     let cpu = || broker.map(BrokerProcess::cpu_time).transpose();
-    let progress = Progress::new();
+    let watch = Watch::start(
+        broker,
+        &["connected"],
+        if bystanders.is_some() { "before" } else { "storm" },
+    )?;
     let mut broker_alone = broker.map(|_| 0.0);
     if let Some(bystanders) = bystanders {
-        progress.show("bystanders alone");
         bystanders.wait(bystanders::WARM_UP)?;
         let (before, start) = (cpu()?, Instant::now());
         bystanders.wait(BASELINE)?;
@@ -273,10 +279,12 @@ fn measure(
             .zip(before)
             .map(|(now, before)| now.since(before).total.as_secs_f64() / start.elapsed().as_secs_f64());
         bystanders.storm_begins();
+        watch.phase("storm");
     }
     let (cpu_before, own_before) = (cpu()?, own.cpu_time()?);
     let start = Instant::now();
     let shared = storm::Shared::default();
+    let mut progress = Progress::new(End::At(settings.connections.into()));
     let outcome = thread::scope(|scope| {
         let mut threads = Vec::new();
         let mut first = 0;
@@ -299,13 +307,9 @@ fn measure(
         while threads.iter().any(|thread| !thread.is_finished()) {
             thread::sleep(Duration::from_millis(if progress.is_shown() { 100 } else { 5 }));
             let settled = shared.settled.load(Ordering::Acquire);
-            let rate = settled as f64 / start.elapsed().as_secs_f64();
-            progress.show(&format!(
-                "{} of {} connects, {}/s",
-                grouped(settled),
-                grouped(settings.connections.into()),
-                grouped(rate as u64)
-            ));
+            let failed = shared.failed.load(Ordering::Acquire);
+            progress.count(start.elapsed().as_nanos() as u64, settled, "connects");
+            watch.store([settled.saturating_sub(failed), 0], failed);
         }
         let mut whole = Storm::new()?;
         for thread in threads {
@@ -319,16 +323,20 @@ fn measure(
     let ended = (cpu()?, own.cpu_time()?);
     if let Some(bystanders) = bystanders {
         bystanders.storm_ended();
+        watch.phase("after");
         if outcome.is_ok() {
             bystanders.wait(AFTERMATH)?;
         }
     }
+    drop(progress);
     let storm = outcome?;
+    watch.store([storm.connected, 0], storm.failures.values().sum());
     let span = Span {
         seconds: (storm.last_ns.max(1)) as f64 / 1e9,
         broker_during: ended.0.zip(cpu_before).map(|(now, before)| now.since(before)),
         broker_alone,
         own: ended.1.since(own_before),
+        timeline: watch.stop(),
     };
     Ok((storm, span))
 }

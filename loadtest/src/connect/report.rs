@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::bystanders;
 use crate::report::{Figures, Host, Latency, figure, grouped};
+use crate::timeline::Timeline;
 use crate::transport::Transport;
 
 /// What threads of a storm counted. Times are nanoseconds.
@@ -54,6 +55,7 @@ pub struct Connect {
     /// By cause.
     pub failures: BTreeMap<String, u64>,
     pub bystanders: Option<bystanders::Figures>,
+    pub timeline: Timeline,
     pub nice_without_effect: bool,
 }
 

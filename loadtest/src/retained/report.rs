@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use super::board::Faults;
 use crate::acknowledgement::AcknowledgementFaults;
-use crate::memory_watch::Memory;
 use crate::meter::Costs;
 use crate::report::{Figures, Host, Latency, Verdict, figure, grouped};
+use crate::timeline::{Memory, Timeline};
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Retained {
@@ -25,6 +25,7 @@ pub struct Retained {
     pub setting: Option<Setting>,
     pub reading: Reading,
     pub acknowledgements: AcknowledgementFaults,
+    pub timeline: Timeline,
     pub cleared_seconds: Option<f64>,
     pub broker_bytes_cleared: Option<u64>,
     pub verdict: Verdict,

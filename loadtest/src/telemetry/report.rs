@@ -11,10 +11,10 @@ use super::commands::Commands;
 use super::read_back::ReadBack;
 use super::readers::Reading;
 use crate::acknowledgement::AcknowledgementFaults;
-use crate::memory_watch::Memory;
 use crate::meter::Costs;
 use crate::report::{Figures, Host, Latency, Verdict, figure, grouped};
 use crate::sequence::Faults;
+use crate::timeline::{Memory, Timeline};
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Telemetry {
@@ -45,6 +45,7 @@ pub struct Telemetry {
     pub reading: Option<Reading>,
     pub read_back: ReadBack,
     pub acknowledgements: AcknowledgementFaults,
+    pub timeline: Timeline,
     /// Open loop: messages that were due and could not be sent in time.
     pub behind_schedule: u64,
     /// Calls of the API that met its rate limit.

@@ -23,9 +23,10 @@ use crate::client::{Connection, Received};
 use crate::meter::Reading;
 use crate::pace::Pace;
 use crate::packet::{self, PublishTemplate, SessionKind, Stamp};
-use crate::progress::Progress;
-use crate::report::{Host, Latency, Throughput, Verdict, grouped};
+use crate::progress::{End, Progress};
+use crate::report::{Host, Latency, Throughput, Verdict};
 use crate::sequence::Streams;
+use crate::timeline::{Timeline, Watch};
 use crate::transport::Target;
 
 const READ_BYTES: usize = 256 * 1024;
@@ -71,6 +72,16 @@ enum Phase {
     WarmUp,
     Measured,
     Drain,
+}
+
+impl Phase {
+    fn name(self) -> &'static str {
+        match self {
+            Phase::WarmUp => "warm-up, delivered",
+            Phase::Measured => "delivered",
+            Phase::Drain => "drain, delivered",
+        }
+    }
 }
 
 /// All counters at one moment.
@@ -250,12 +261,16 @@ impl<'a> Generator<'a> {
     }
 
     /// Warm-up, measured time, drain. Gives the counters at the start and the end of the measured time.
-    pub fn drive(&mut self, broker: Option<&BrokerProcess>) -> Result<(Snapshot, Snapshot)> {
+    pub fn drive(&mut self, broker: Option<&BrokerProcess>) -> Result<(Snapshot, Snapshot, Timeline)> {
         let read_bytes = READ_BYTES.max(self.settings.size * 2 + 65_536 * 2);
         let mut buffer = vec![0; read_bytes];
         let mut events = Vec::with_capacity(EVENTS_MAX);
         let seconds = |s: f64| (s * 1e9) as u64;
-        let mut progress = Progress::new();
+        let length = Duration::from_secs_f64(self.settings.warmup + self.settings.seconds);
+        let mut progress = Progress::new(End::After(length));
+        let counted = ["delivered", "acknowledged"];
+        let counted = &counted[..if self.settings.qos > 0 { 2 } else { 1 }];
+        let watch = Watch::start(broker, counted, "warm-up")?;
 
         self.start = Instant::now();
         let warm_until = seconds(self.settings.warmup);
@@ -282,6 +297,7 @@ impl<'a> Generator<'a> {
                     self.measured_ns = begin.now_ns..measure_until;
                     self.paced_until_ns = measure_until;
                     phase = Phase::Measured;
+                    watch.phase("measured");
                 }
                 Phase::Measured if now >= measure_until => {
                     end = self.snapshot(broker)?;
@@ -289,6 +305,7 @@ impl<'a> Generator<'a> {
                     drain_until = end.now_ns + seconds(self.settings.drain);
                     heard_ns = now;
                     phase = Phase::Drain;
+                    watch.phase("drain");
                     if self.pace.is_some() {
                         // A thread woken late still owes what the schedule asked for.
                         self.pace(now)?;
@@ -308,7 +325,7 @@ impl<'a> Generator<'a> {
                     || (self.settings.qos == 0 && silence >= SILENCE_WRITE_OFF * 2)
                     || silence >= SILENCE_MAX
                 {
-                    return Ok((begin, end));
+                    return Ok((begin, end, watch.stop()));
                 }
             } else {
                 self.pace(now)?;
@@ -329,14 +346,8 @@ impl<'a> Generator<'a> {
                     }
                 }
             }
-            if let Some((then, before)) = progress.is_due(now, self.received) {
-                let rate = (self.received - before) as f64 * 1e9 / (now - then) as f64;
-                progress.show(&format!(
-                    "{phase:?} {:.0} s, {}/s",
-                    now as f64 / 1e9,
-                    grouped(rate as u64)
-                ));
-            }
+            progress.count(now, self.received, phase.name());
+            watch.store([self.received, self.acknowledged], self.streams.faults().total());
 
             let timeout = Timespec {
                 tv_sec: 0,
@@ -676,6 +687,7 @@ impl<'a> Generator<'a> {
         broker: Option<&BrokerProcess>,
         begin: Snapshot,
         end: Snapshot,
+        timeline: Timeline,
     ) -> Result<Throughput> {
         for stream in 0..self.plan.streams() {
             self.streams
@@ -735,6 +747,7 @@ impl<'a> Generator<'a> {
                     .saturating_sub(self.sent)
             }),
             stalls: self.stalls,
+            timeline,
             verdict: if is_broken { Verdict::RulesBroken } else { Verdict::Good },
         })
     }

@@ -249,8 +249,8 @@ fn measure(
     run: u32,
 ) -> Result<Throughput> {
     let mut generator = Generator::connect(target, plan, settings, run)?;
-    let (begin, end) = generator.drive(broker)?;
-    let report = generator.report(address, broker, begin, end)?;
+    let (begin, end, timeline) = generator.drive(broker)?;
+    let report = generator.report(address, broker, begin, end, timeline)?;
     generator.close();
     Ok(report)
 }
