@@ -12,7 +12,8 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::broker_process::BrokerProcess;
-use crate::report::{Figures, Throughput, Verdict, figure, ratio};
+use crate::html::{Curves, Page, Run};
+use crate::report::{Figures, Throughput, figure, ratio};
 use crate::stats::{Spread, paired_ratios, spread};
 use crate::throughput;
 
@@ -158,6 +159,87 @@ impl Figures for Comparison {
     fn is_good(&self) -> bool {
         self.runs.iter().flatten().all(Figures::is_good)
     }
+
+    fn page(&self) -> Page {
+        let first = &self.runs[0][0];
+        let settings = format!("{}; {} rounds", self.settings, self.rounds);
+        let mut page = Page::new("compare", None, "", &settings, &first.host);
+        page.brokers = self.brokers.join(" and ");
+        page.verdict = match self.failures().next() {
+            None => "Every broker kept every rule in every round.".to_string(),
+            Some(_) => format!(
+                "A broker broke a delivery rule: {}.",
+                self.failures().collect::<Vec<_>>().join("; ")
+            ),
+        };
+        page.columns = self.brokers.clone();
+        for row in self.rows() {
+            let cells = row
+                .cells
+                .iter()
+                .enumerate()
+                .map(|(broker, cell)| cell_text(broker, cell.as_ref()));
+            page.rows.push((row.what.to_string(), cells.collect()));
+            let ratios = |cell: &Option<Cell>| cell.as_ref().and_then(|cell| cell.ratio);
+            page.ratios
+                .push((row.what, row.cells.iter().skip(1).map(ratios).collect()));
+        }
+        page.ratios.retain(|(_, ratios)| ratios.iter().any(Option::is_some));
+        let named = || self.brokers.iter().zip(&self.runs).enumerate();
+        let mut delivered = Curves::new("Delivered, from PUBLISH");
+        let mut acknowledged = Curves::new("Acknowledged, from PUBLISH");
+        for (broker, (name, runs)) in named() {
+            delivered = delivered.with_merged(name, broker, runs.iter().map(|run| &run.latency_us));
+            let acknowledgements = runs.iter().filter_map(|run| run.acknowledgement_us.as_ref());
+            acknowledged = acknowledged.with_merged(name, broker, acknowledgements);
+        }
+        page.latencies = vec![delivered, acknowledged];
+        page.runs = named().filter_map(|(_, (name, runs))| median_run(name, runs)).collect();
+        page
+    }
+}
+
+/// Over time a broker is shown by its round in the middle, by what was delivered.
+fn median_run(name: &str, runs: &[Throughput]) -> Option<Run> {
+    let mut sorted: Vec<&Throughput> = runs.iter().collect();
+    sorted.sort_by(|a, b| a.delivered_per_s.total_cmp(&b.delivered_per_s));
+    Some(Run {
+        name: name.to_string(),
+        timeline: sorted.get(sorted.len() / 2)?.timeline.clone(),
+    })
+}
+
+fn cell_text(broker: usize, cell: Option<&Cell>) -> String {
+    let Some(Cell {
+        values: v,
+        ratio: to_first,
+    }) = cell
+    else {
+        return "-".to_string();
+    };
+    let values = format!("{} [{}..{}]", figure(v.median), figure(v.min), figure(v.max));
+    match to_first {
+        Some(r) if broker > 0 => format!("{values} {} [{}..{}]", ratio(r.median), ratio(r.min), ratio(r.max)),
+        _ => values,
+    }
+}
+
+impl Comparison {
+    /// What no broker has (acknowledgements at QoS 0, say) is no line.
+    fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(|row| row.cells.iter().any(Option::is_some))
+    }
+
+    /// A broker, its round, and what it did wrong there.
+    fn failures(&self) -> impl Iterator<Item = String> {
+        self.brokers.iter().zip(&self.runs).flat_map(|(name, runs)| {
+            let failed = runs.iter().enumerate().filter(|(_, run)| !run.is_good());
+            failed.map(move |(round, run)| {
+                let counts = format!("{}{}", run.faults, run.acknowledgements.told());
+                format!("{name}, round {}: {counts}", round + 1)
+            })
+        })
+    }
 }
 
 impl Display for Comparison {
@@ -172,41 +254,14 @@ impl Display for Comparison {
             write!(f, " {name:<56}")?;
         }
         writeln!(f)?;
-        // What no broker has (acknowledgements at QoS 0, say) is no line.
-        for row in self.rows.iter().filter(|row| row.cells.iter().any(Option::is_some)) {
+        for row in self.rows() {
             write!(f, "{:26}", row.what)?;
             for (broker, cell) in row.cells.iter().enumerate() {
-                let text = match cell {
-                    None => "-".to_string(),
-                    Some(Cell {
-                        values: v,
-                        ratio: to_first,
-                    }) => {
-                        let values = format!("{} [{}..{}]", figure(v.median), figure(v.min), figure(v.max));
-                        match to_first {
-                            Some(r) if broker > 0 => {
-                                format!("{values} {} [{}..{}]", ratio(r.median), ratio(r.min), ratio(r.max))
-                            }
-                            _ => values,
-                        }
-                    }
-                };
-                write!(f, " {text:<56}")?;
+                write!(f, " {:<56}", cell_text(broker, cell.as_ref()))?;
             }
             writeln!(f)?;
         }
-        for (name, runs) in self.brokers.iter().zip(&self.runs) {
-            for (round, run) in runs.iter().enumerate().filter(|(_, run)| run.verdict != Verdict::Good) {
-                writeln!(
-                    f,
-                    "FAILED {name}, round {}: {:?}, {:?}",
-                    round + 1,
-                    run.faults,
-                    run.acknowledgements
-                )?;
-            }
-        }
-        Ok(())
+        self.failures().try_for_each(|failure| writeln!(f, "FAILED {failure}"))
     }
 }
 

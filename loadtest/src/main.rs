@@ -6,7 +6,7 @@
 //! for them in its streams; `relay` is the floor to compare with. What they share: `client` (one connection), `transport`
 //! (what MQTT runs over), `packet` (bytes), `sequence` and `acknowledgement` (was every rule kept), `pace` (open loop),
 //! `senders`, `receivers` and `visits` (clients with finite work), `api` (the platform's HTTP API), `broker_process` (/proc),
-//! `meter` and `timeline` (what a phase cost, and when), `stats` and `report`.
+//! `meter` and `timeline` (what a phase cost, and when), `stats`, `report` and `html`.
 //!
 //! Exit codes: 0 done, 1 the broker broke a delivery rule or failed a client, 2 it could not be measured (the sentence is on stderr).
 
@@ -24,6 +24,7 @@ mod fake_api;
 mod fake_broker;
 #[cfg(test)]
 mod fake_front;
+mod html;
 mod idle;
 mod meter;
 mod pace;
@@ -79,6 +80,9 @@ struct Outputs {
     /// Write the figures here as well, those of every round where there are several
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write them as a page for a browser, with plots: one file that needs nothing else
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
 }
 
 impl Outputs {
@@ -87,6 +91,9 @@ impl Outputs {
         print!("{figures}");
         if let Some(path) = &self.json {
             report::write_json(path, figures)?;
+        }
+        if let Some(path) = &self.report {
+            html::write(path, figures)?;
         }
         Ok(figures.is_good())
     }

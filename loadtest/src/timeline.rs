@@ -18,6 +18,7 @@ use rustix::time::ClockId;
 use serde::Serialize;
 
 use crate::broker_process::{BrokerProcess, CpuTime};
+use crate::html::Page;
 use crate::report::grouped;
 
 const EVERY: Duration = Duration::from_millis(250);
@@ -114,6 +115,18 @@ impl Memory {
         self.max = self.max.max(bytes);
         self.last = bytes;
         self.readings += 1;
+    }
+}
+
+impl Memory {
+    /// A row of a page, of the phase `of`.
+    pub fn row(&self, page: &mut Page, of: &str) {
+        let kib = |bytes: u64| grouped(bytes / 1024);
+        page.figure(
+            &format!("Broker memory, {of}"),
+            kib(self.last),
+            &format!("KiB at the end, {} before, at most {}", kib(self.before), kib(self.max)),
+        );
     }
 }
 

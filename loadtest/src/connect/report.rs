@@ -10,6 +10,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::bystanders;
+use crate::html::{Curves, Page};
 use crate::report::{Figures, Host, Latency, figure, grouped};
 use crate::timeline::Timeline;
 use crate::transport::Transport;
@@ -83,6 +84,61 @@ impl Phases {
 impl Figures for Connect {
     fn is_good(&self) -> bool {
         self.failures.is_empty()
+    }
+
+    fn page(&self) -> Page {
+        let mut page = Page::new(
+            "connect",
+            self.broker.as_deref(),
+            &self.address,
+            &self.settings,
+            &self.host,
+        );
+        let causes = self
+            .failures
+            .iter()
+            .map(|(cause, count)| format!("; {} times: {cause}", grouped(*count)));
+        page.verdict = format!(
+            "{}: {} connected, {} failed{}.",
+            if self.is_good() {
+                "Good"
+            } else {
+                "The broker failed its clients"
+            },
+            grouped(self.connected),
+            grouped(self.failures.values().sum()),
+            causes.collect::<String>()
+        );
+        page.count("Connected", self.connects_per_s.round() as u64, "connections/s");
+        page.measured("Storm of", Some(self.seconds), "s");
+        page.measured("Broker CPU time", self.broker_cpu_us_per_connect, "µs per connect");
+        page.measured("Broker CPUs", self.broker_cpus, "kept busy");
+        page.measured("Broker CPUs, bystanders alone", self.broker_cpus_before, "kept busy");
+        page.measured("Generator CPUs", Some(self.generator_cpus), "kept busy");
+        if let Some(resumed) = self.resumed {
+            page.count("Resumed", resumed, "handshakes");
+        }
+        let phases = &self.phases_us;
+        page.latencies.push(
+            Curves::new("Connect")
+                .with("whole", Some(&self.latency_us))
+                .with("TCP", Some(&phases.tcp))
+                .with("TLS", phases.tls.as_ref())
+                .with("WebSocket", phases.websocket.as_ref())
+                .with("MQTT", Some(&phases.mqtt)),
+        );
+        if let Some(bystanders) = &self.bystanders {
+            page.count("Bystanders' messages sent", bystanders.sent, "");
+            page.count("Bystanders' messages received", bystanders.received, "");
+            page.latencies.push(
+                Curves::new("Messages of bystanders")
+                    .with("before the storm", Some(&bystanders.before_us))
+                    .with("during", Some(&bystanders.during_us))
+                    .with("after", Some(&bystanders.after_us)),
+            );
+        }
+        page.timeline(&self.timeline);
+        page
     }
 }
 
