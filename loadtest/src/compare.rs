@@ -172,19 +172,26 @@ impl Figures for Comparison {
                 self.failures().collect::<Vec<_>>().join("; ")
             ),
         };
-        page.columns = self.brokers.clone();
+        for (broker, name) in self.brokers.iter().enumerate() {
+            page.columns.push(name.clone());
+            page.columns.extend((broker > 0).then(|| "ratio".to_string()));
+        }
         for row in self.rows() {
-            let cells = row
-                .cells
-                .iter()
-                .enumerate()
-                .map(|(broker, cell)| cell_text(broker, cell.as_ref()));
+            let cells = row.cells.iter().enumerate().flat_map(|(broker, cell)| {
+                let values = cell.as_ref().map_or("-".to_string(), Cell::values_text);
+                let ratio = cell
+                    .as_ref()
+                    .and_then(|cell| cell.ratio)
+                    .map_or(String::new(), ratio_text);
+                std::iter::once(values).chain((broker > 0).then_some(ratio))
+            });
             page.rows.push((row.what.to_string(), cells.collect()));
             let ratios = |cell: &Option<Cell>| cell.as_ref().and_then(|cell| cell.ratio);
             page.ratios
                 .push((row.what, row.cells.iter().skip(1).map(ratios).collect()));
         }
-        page.ratios.retain(|(_, ratios)| ratios.iter().any(Option::is_some));
+        page.ratios
+            .retain(|(_, ratios)| ratios.iter().flatten().any(|ratio| ratio.min > 0.0));
         let named = || self.brokers.iter().zip(&self.runs).enumerate();
         let mut delivered = Curves::new("Delivered, from PUBLISH");
         let mut acknowledged = Curves::new("Acknowledged, from PUBLISH");
@@ -209,18 +216,24 @@ fn median_run(name: &str, runs: &[Throughput]) -> Option<Run> {
     })
 }
 
+fn ratio_text(r: Spread) -> String {
+    format!("{} [{}..{}]", ratio(r.median), ratio(r.min), ratio(r.max))
+}
+
 fn cell_text(broker: usize, cell: Option<&Cell>) -> String {
-    let Some(Cell {
-        values: v,
-        ratio: to_first,
-    }) = cell
-    else {
+    let Some(cell) = cell else {
         return "-".to_string();
     };
-    let values = format!("{} [{}..{}]", figure(v.median), figure(v.min), figure(v.max));
-    match to_first {
-        Some(r) if broker > 0 => format!("{values} {} [{}..{}]", ratio(r.median), ratio(r.min), ratio(r.max)),
-        _ => values,
+    match cell.ratio.filter(|_| broker > 0) {
+        Some(ratio) => format!("{} {}", cell.values_text(), ratio_text(ratio)),
+        None => cell.values_text(),
+    }
+}
+
+impl Cell {
+    fn values_text(&self) -> String {
+        let v = self.values;
+        format!("{} [{}..{}]", figure(v.median), figure(v.min), figure(v.max))
     }
 }
 

@@ -248,6 +248,7 @@ mod tests {
     fn every_scenario_works_where_clients_need_credentials_short_ids_and_topics_below_a_token() {
         let platform = Arc::new(Mutex::new(Platform::default()));
         let broker = FakeBroker::with(Fault::None, Some(platform));
+        let report = std::env::temp_dir().join(format!("skein-load-{}.html", std::process::id()));
         for scenario in [
             "idle --connections 5",
             "throughput --qos 1 --publishers 1 --warmup 0 --seconds 0.2",
@@ -257,12 +258,20 @@ mod tests {
         ] {
             let run_with = |password: &str| {
                 let flags = ["--addr", &broker.address, "--username", USER, "--password", password];
-                let prefix = ["--topic-prefix", DEVICE_TOKEN];
+                let prefix = ["--topic-prefix", DEVICE_TOKEN, "--report", report.to_str().unwrap()];
                 let words = ["skein-load"].into_iter().chain(scenario.split(' '));
                 run(Arguments::parse_from(words.chain(flags).chain(prefix)).scenario)
             };
             let verdict = run_with(DEVICE_TOKEN).unwrap();
             assert_eq!(format!("{verdict:?}"), format!("{:?}", ExitCode::SUCCESS), "{scenario}");
+            let page = std::fs::read_to_string(&report).unwrap();
+            std::fs::remove_file(&report).unwrap();
+            let name = scenario.split(' ').next().unwrap();
+            assert!(
+                page.contains(&format!("<h1>{name}: ")) && page.ends_with("</html>"),
+                "{page}"
+            );
+            assert!(!page.contains(DEVICE_TOKEN), "{page}");
             let refusal = format!("{:#}", run_with("wrong").unwrap_err());
             assert!(refusal.contains("bad user name or password"), "{scenario}: {refusal}");
         }

@@ -202,8 +202,12 @@ impl Figures for Throughput {
         }
         page.figure("Measured", format!("{:.2}", self.seconds), "s");
         page.measured("Broker CPU time", self.broker_cpu_us, "µs per delivered message");
-        page.measured("of it user", self.broker_user_us, "µs");
-        page.measured("of it system", self.broker_system_us, "µs");
+        page.measured("Broker CPU time, user", self.broker_user_us, "µs per delivered message");
+        page.measured(
+            "Broker CPU time, system",
+            self.broker_system_us,
+            "µs per delivered message",
+        );
         page.measured("Broker CPUs", self.broker_cpus, "kept busy");
         if let Some(bytes) = self.broker_memory_bytes {
             page.count("Broker memory after the run", bytes / 1024, "KiB");
@@ -363,7 +367,7 @@ impl Figures for Idle {
         page.verdict = format!(
             "{}: {} connections lost, {} pings, {} unanswered.",
             if self.is_good() {
-                "Good"
+                "Every client was served"
             } else {
                 "The broker failed its clients"
             },

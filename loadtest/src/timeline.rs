@@ -24,8 +24,6 @@ use crate::report::grouped;
 const EVERY: Duration = Duration::from_millis(250);
 const REST: u32 = 20;
 const SAMPLES_MAX: usize = 1024;
-/// A rate over less time than this is noise.
-const RATE_SECONDS_MIN: f64 = 0.1;
 
 /// Samples of a whole run, in the order of time.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -69,8 +67,8 @@ impl Timeline {
         self.samples.last().map_or(0.0, |sample| sample.seconds)
     }
 
-    /// (Seconds, growth of a total in a second), in the middle of each span between two samples.
-    pub fn rates(&self, total: impl Fn(&Sample) -> Option<f64>) -> Vec<(f64, f64)> {
+    /// (Seconds, growth of a total in a second), in the middle of each span between samples at least `seconds_min` apart.
+    pub fn rates(&self, seconds_min: f64, total: impl Fn(&Sample) -> Option<f64>) -> Vec<(f64, f64)> {
         let mut rates = Vec::new();
         let mut before: Option<(f64, f64)> = None;
         for sample in &self.samples {
@@ -80,7 +78,7 @@ impl Timeline {
                 continue;
             };
             let span = sample.seconds - then_seconds;
-            if span >= RATE_SECONDS_MIN {
+            if span >= seconds_min {
                 rates.push((then_seconds + span / 2.0, (now - then) / span));
                 before = Some((sample.seconds, now));
             }
@@ -313,7 +311,7 @@ mod tests {
         assert!(samples.len() <= SAMPLES_MAX && samples.len() > SAMPLES_MAX / 4);
         assert!(halved > 100, "{halved}");
         assert!(samples.is_sorted_by(|a, b| a.seconds < b.seconds));
-        let rates = timeline.rates(|sample| Some(sample.counts[0] as f64));
+        let rates = timeline.rates(0.1, |sample| Some(sample.counts[0] as f64));
         assert!(rates.len() > SAMPLES_MAX / 4 && rates.iter().all(|&(_, rate)| (rate - 3.0).abs() < 1e-9));
     }
 
@@ -323,9 +321,9 @@ mod tests {
         for (seconds, count) in [(0.0, 0), (1.0, 10), (1.001, 1000), (2.0, 30)] {
             timeline.add(sample(seconds, count));
         }
-        let rates = timeline.rates(|sample| Some(sample.counts[0] as f64));
+        let rates = timeline.rates(0.1, |sample| Some(sample.counts[0] as f64));
         assert_eq!(rates, [(0.5, 10.0), (1.5, 20.0)]);
-        assert!(timeline.rates(|sample| sample.broker_cpu_seconds).is_empty());
+        assert!(timeline.rates(0.1, |sample| sample.broker_cpu_seconds).is_empty());
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Figures for Connect {
         page.verdict = format!(
             "{}: {} connected, {} failed{}.",
             if self.is_good() {
-                "Good"
+                "Every client was served"
             } else {
                 "The broker failed its clients"
             },
@@ -110,7 +110,7 @@ impl Figures for Connect {
             causes.collect::<String>()
         );
         page.count("Connected", self.connects_per_s.round() as u64, "connections/s");
-        page.measured("Storm of", Some(self.seconds), "s");
+        page.measured("Took", Some(self.seconds), "s");
         page.measured("Broker CPU time", self.broker_cpu_us_per_connect, "µs per connect");
         page.measured("Broker CPUs", self.broker_cpus, "kept busy");
         page.measured("Broker CPUs, bystanders alone", self.broker_cpus_before, "kept busy");

@@ -11,6 +11,10 @@ use crate::report::{Host, Latency, figure, grouped};
 use crate::stats::Spread;
 use crate::timeline::Timeline;
 
+/// A rate over less time than this is noise.
+const RATE_SECONDS_MIN: f64 = 0.1;
+/// What the kernel counts in ticks of 10 ms wants more.
+const SPLIT_SECONDS_MIN: f64 = 1.0;
 const QUANTILES: [(f64, &str); 6] = [
     (0.5, "p50"),
     (0.9, "p90"),
@@ -188,15 +192,15 @@ pub fn render(page: &Page, is_good: bool, summary: &str, command: &str, date: &s
                     div class="plots" { @for plot in &over_time { (plot) } }
                 }
                 @if ratios.is_some() {
-                    h2 { "Ratios to " (page.columns.first().map_or("", String::as_str)) }
-                    @let names = page.columns.iter().enumerate().skip(1).map(|(at, name)| (name.clone(), at));
+                    h2 { "Ratios to " (page.runs.first().map_or("", |run| run.name.as_str())) }
+                    @let names = page.runs.iter().enumerate().skip(1).map(|(at, run)| (run.name.clone(), at));
                     div class="plots" {
                         (plot_of("Median, least and greatest of the rounds", &names.collect::<Vec<_>>(), ratios))
                     }
                 }
                 h2 { "How it was measured" }
                 pre class="command" { (command) }
-                div class="wide" { table { tbody { @for (what, text) in host(&page.host) { tr { th { (what) } td { (text) } } } } } }
+                div class="wide" { table { tbody { @for (what, text) in host(&page.host) { tr { th { (what) } td class="text" { (text) } } } } } }
                 h2 { "Summary, as printed" }
                 pre { (summary) }
             }
@@ -217,7 +221,9 @@ fn figures(page: &Page) -> Markup {
                         tr {
                             th { (what.trim()) }
                             @for (at, cell) in cells.iter().enumerate() {
-                                td class=[(at == 0 && page.columns.is_empty()).then_some("number")] { (cell) }
+                                // Without columns it is a value and its unit.
+                                @let class = ["number", "text"].get(at).filter(|_| page.columns.is_empty());
+                                td class=[class] { (cell) }
                             }
                         }
                     }
@@ -309,10 +315,13 @@ fn over_time(runs: &[Run]) -> Result<Vec<Markup>> {
     let line = |name: &str, colour: usize, points: Vec<(f64, f64)>| (name.to_string(), Line { points, colour });
     let rates = |run: &Run, at: usize| {
         let total = |sample: &crate::timeline::Sample| sample.counts.get(at).map(|&count| count as f64);
-        run.timeline.rates(total)
+        run.timeline.rates(RATE_SECONDS_MIN, total)
     };
-    let cpu = |run: &Run| run.timeline.rates(|sample| sample.broker_cpu_seconds);
-    let own = |run: &Run| run.timeline.rates(|sample| Some(sample.generator_cpu_seconds));
+    let cpu = |run: &Run| run.timeline.rates(RATE_SECONDS_MIN, |sample| sample.broker_cpu_seconds);
+    let own = |run: &Run| {
+        run.timeline
+            .rates(RATE_SECONDS_MIN, |sample| Some(sample.generator_cpu_seconds))
+    };
     let each = |of: &dyn Fn(&Run) -> Vec<(f64, f64)>| -> Vec<(String, Line)> {
         let lines = runs.iter().enumerate();
         lines.map(|(broker, run)| line(&run.name, broker, of(run))).collect()
@@ -323,10 +332,14 @@ fn over_time(runs: &[Run]) -> Result<Vec<Markup>> {
             .iter()
             .enumerate()
             .map(|(at, what)| line(what, at, rates(run, at)));
-        add("Throughput", "a second", lines.collect())?;
+        add("Throughput", "per second", lines.collect())?;
     } else {
         for (at, what) in counted.iter().enumerate() {
-            add(&format!("Throughput, {what}"), "a second", each(&|run| rates(run, at)))?;
+            add(
+                &format!("Throughput, {what}"),
+                "per second",
+                each(&|run| rates(run, at)),
+            )?;
         }
     }
     let bytes = |run: &Run| {
@@ -336,14 +349,16 @@ fn over_time(runs: &[Run]) -> Result<Vec<Markup>> {
     };
     add("User memory of the broker", "MiB", each(&bytes))?;
     if let [run] = runs {
-        let user = run.timeline.rates(|sample| sample.broker_user_seconds);
-        let system = run
+        let user = run
             .timeline
-            .rates(|sample| Some(sample.broker_cpu_seconds? - sample.broker_user_seconds?));
+            .rates(SPLIT_SECONDS_MIN, |sample| sample.broker_user_seconds);
+        let system = run.timeline.rates(SPLIT_SECONDS_MIN, |sample| {
+            Some(sample.broker_cpu_seconds? - sample.broker_user_seconds?)
+        });
         let lines = [
             ("broker", cpu(run)),
-            ("of it user", user),
-            ("of it system", system),
+            ("of which user", user),
+            ("of which system", system),
             ("generator", own(run)),
         ];
         let lines = lines.into_iter().enumerate();

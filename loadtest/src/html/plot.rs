@@ -243,14 +243,7 @@ pub fn histogram(curves: &[(&Steps, usize)]) -> Result<Option<String>> {
         });
     }
     let name = "latency".to_string();
-    draw(
-        &Axis { name, ..x },
-        &y_axis(&lines, "% of the messages"),
-        &lines,
-        &[],
-        true,
-    )
-    .map(Some)
+    draw(&Axis { name, ..x }, &y_axis(&lines, "% of all"), &lines, &[], true).map(Some)
 }
 
 /// Lines over the time of a run, whose phases are marked. None where there are not two points.
@@ -356,7 +349,7 @@ fn draw(x: &Axis<'_>, y: &Axis<'_>, lines: &[Line], phases: &[Phase], is_area: b
                 chart.draw_series([Text::new(phase.name, at, text(FONT_PX - 1.0, &MUTED))])?;
             }
         }
-        for line in lines {
+        for (at, line) in lines.iter().enumerate() {
             let colour = series(line.colour);
             if is_area {
                 let (Some(first), Some(last)) = (line.points.first(), line.points.last()) else {
@@ -367,7 +360,13 @@ fn draw(x: &Axis<'_>, y: &Axis<'_>, lines: &[Line], phases: &[Phase], is_area: b
                 outline.push((last.0, 0.0));
                 chart.draw_series([Polygon::new(outline, colour.mix(0.25))])?;
             }
-            chart.draw_series([PathElement::new(line.points.clone(), colour.stroke_width(2 * SCALE))])?;
+            // Where two lines are one, the first shows on both sides of the second.
+            let width = if at == 0 && lines.len() > 1 {
+                11 * SCALE / 4
+            } else {
+                7 * SCALE / 4
+            };
+            chart.draw_series([PathElement::new(line.points.clone(), colour.stroke_width(width))])?;
         }
         root.present()?;
     }
@@ -420,6 +419,7 @@ pub fn ratios(rows: &[(&str, Vec<Option<Spread>>)]) -> Result<Option<String>> {
             .light_line_style(TRANSPARENT)
             .bold_line_style(GRID.stroke_width(SCALE))
             .axis_style(MUTED.stroke_width(SCALE))
+            .set_all_tick_mark_size(4 * SCALE)
             .label_style(text(FONT_PX, &INK))
             .axis_desc_style(text(FONT_PX, &MUTED))
             .x_desc(x.name.as_str())

@@ -44,8 +44,11 @@ p { margin: .25rem 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid var(--grid); padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; }
 th { font-weight: 500; }
-td.number, th.number { text-align: right; white-space: nowrap; }
-.plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); }
+td.number, th.number { text-align: right; }
+th { min-width: 6rem; }
+td { white-space: nowrap; }
+td.text { white-space: normal; }
+.plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); }
 figure { margin: 0; border: 1px solid var(--grid); border-radius: .5rem; padding: .75rem; background: var(--card); }
 figcaption b { color: var(--ink); font-weight: 600; }
 .legend { display: flex; flex-wrap: wrap; gap: 0 1rem; margin: .15rem 0 .35rem; font-size: .85rem; color: var(--ink); }

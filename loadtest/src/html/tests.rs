@@ -130,7 +130,7 @@ fn a_page_needs_nothing_but_itself_and_has_what_was_measured() {
         "20 µs",
         "Throughput",
         "MiB",
-        "of it system",
+        "of which system",
         "warm-up",
         "measured",
         "A & B <CPU>, 2 CPUs",
