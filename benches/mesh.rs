@@ -2,10 +2,16 @@
 //!
 //! `cargo bench --bench mesh`. The parcel is what the broker's is about: a boxed batch and its address, here 24 bytes.
 
+mod scenarios;
+mod timed;
+
+use std::hint::black_box;
+
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use rustix::event::{PollFd, PollFlags, poll};
-use skein::mesh::{Bell, Endpoint, Lane, Mesh, ring};
-use std::hint::black_box;
+use scenarios::mesh::{Parcel, pair};
+use skein::mesh::{Bell, Endpoint, Lane, Mesh};
+use timed::ThreadTime;
 
 fn one_thread(criterion: &mut Criterion<ThreadTime>) {
     scenarios::mesh::scenarios(criterion);

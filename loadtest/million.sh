@@ -16,7 +16,7 @@ closing_growth_max=1.10   # memory of the broker from the close on, against the 
 
 connections=1000000
 cores=
-keep_alive=600
+keep_alive=1200
 hold=60
 deliver=10000
 transport=tcp
@@ -30,7 +30,8 @@ Usage: loadtest/million.sh [options]
 
   --connections N   connections to hold [$connections]; a smaller host takes fewer: about 10 KB of memory each
   --cores N         threads of the broker [as many as there are CPUs, or as it takes for the limit of open files]
-  --keep-alive S    keep alive of the clients in seconds [$keep_alive]; each sends PINGREQ after two thirds of it
+  --keep-alive S    keep alive of the clients in seconds [$keep_alive]; each sends PINGREQ that often;
+                    20 minutes are the most that large public services allow
   --hold S          seconds to hold the connections [$hold]
   --deliver N       clients, chosen at random, that get one message each [$deliver, at most all]
   --transport T     tcp, tls, ws or wss [$transport]

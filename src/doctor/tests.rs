@@ -16,7 +16,7 @@ const GOOD: [(&str, &str); 27] = [
          Max locked memory         65536                65536                bytes     \n",
     ),
     ("proc/self/status", "Name:\tskein\nCpus_allowed_list:\t0-2,7\n"),
-    ("proc/self/cgroup", "4:memory:/work\n0::/\n"),
+    ("proc/self/cgroup", "4:memory:/unit\n0::/\n"),
     (
         "proc/self/mountinfo",
         "27 1 254:0 / / rw - ext4 /dev/vda rw\n30 27 0:44 / /mnt/far rw - nfs4 far:/ rw\n",
@@ -140,7 +140,7 @@ fn each_fault_is_one_thing_to_change_with_the_command_that_mends_it() {
             "skein --max-connections 876608",
         ),
         (
-            "sys/fs/cgroup/memory/work/memory.limit_in_bytes",
+            "sys/fs/cgroup/memory/unit/memory.limit_in_bytes",
             "2147483648",
             "memory",
             "skein --max-connections 452648",
@@ -197,7 +197,7 @@ fn each_fault_is_one_thing_to_change_with_the_command_that_mends_it() {
         let host = MadeUp::good();
         host.write(path, text);
         // A group that is made up has a use as well as a limit.
-        host.write("sys/fs/cgroup/memory/work/memory.usage_in_bytes", "0");
+        host.write("sys/fs/cgroup/memory/unit/memory.usage_in_bytes", "0");
         host.write("sys/fs/cgroup/memory.current", "0");
         let finding = only_finding(&host, &needs());
         assert_eq!((finding.check, finding.state), (check, State::Fix), "{finding:?}");

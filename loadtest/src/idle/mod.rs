@@ -75,8 +75,8 @@ pub struct Settings {
     /// Handshakes under way at a time, per thread
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub in_flight: u32,
-    /// Keep Alive in seconds; 0 sends no PINGREQ. One leaves after two thirds of it, the first of each client after a random
-    /// part of that, so that they come evenly spread
+    /// Keep Alive in seconds; 0 sends no PINGREQ. One leaves when it is over, as from the common client libraries, the first
+    /// of each client after a random part of that, so that they come evenly spread
     #[arg(long, default_value_t = 300)]
     pub keep_alive: u16,
     /// After the hold send one message each to so many clients, chosen at random, and check every delivery
@@ -864,7 +864,7 @@ impl Holder<'_> {
     }
 
     fn ping_interval_s(&self) -> u32 {
-        (self.settings.keep_alive as u32 * 2 / 3).max(1)
+        u32::from(self.settings.keep_alive).max(1)
     }
 
     /// PINGREQ for every client whose time for one has come.
