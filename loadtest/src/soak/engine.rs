@@ -247,8 +247,7 @@ impl<'a> Engine<'a> {
     }
 
     pub fn drive(&mut self, seconds: f64, broker: Option<&BrokerProcess>) -> Result<()> {
-        let mut buffer = vec![0; READ_BYTES.max(self.settings.size as usize * 2 + 65_536 * 2)];
-        self.wait_for_all(&mut buffer)?;
+        let mut buffer = self.buffer();
         self.watch.phase_with_memory(LOAD);
         let before = Reading::take(broker)?;
         let result = self.load(seconds, broker, before, &mut buffer);
@@ -356,7 +355,13 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    fn wait_for_all(&mut self, buffer: &mut [u8]) -> Result<()> {
+    fn buffer(&self) -> Vec<u8> {
+        vec![0; READ_BYTES.max(self.settings.size as usize * 2 + 65_536 * 2)]
+    }
+
+    /// Until all are subscribed.
+    pub fn wait_for_all(&mut self) -> Result<()> {
+        let mut buffer = self.buffer();
         let begin = Instant::now();
         let is_up = |pair: &Pair| pair.state == State::Here;
         while !self.pairs.iter().all(is_up) {
@@ -368,7 +373,7 @@ impl<'a> Engine<'a> {
                     PATIENCE.as_secs()
                 );
             }
-            self.turn(TURN_MAX, buffer)?;
+            self.turn(TURN_MAX, &mut buffer)?;
         }
         Ok(())
     }

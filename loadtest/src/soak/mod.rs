@@ -3,7 +3,7 @@
 //!
 //! Owns    the flags of the scenario.
 //! Called  by `main`.
-//! Holds   - a broker that fails ends the run, not the report: what was measured until then is told with the cause;
+//! Holds   - a broker that fails under load ends the run, not the report: what was measured until then is told with the cause;
 //!         - the Sessions and retained messages of the run are ended after it.
 
 mod clients;
@@ -132,7 +132,11 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
     let watch = Watch::start(broker.as_ref(), &["delivered"], "connect")?;
     let mut engine = Engine::connect(&targets, settings, run, watch)?;
     let text = settings.describe(&targets, engine.pairs(), seconds);
-    let failure = engine.drive(seconds, broker.as_ref()).err();
+    let set_up = engine.wait_for_all();
+    let failure = match set_up {
+        Ok(()) => engine.drive(seconds, broker.as_ref()).err(),
+        Err(_) => None,
+    };
     let durable = engine.durable_ids();
     let figures = engine.report(
         address,
@@ -149,9 +153,9 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
         }
         .end_sessions();
         // What made the run fail is in the figures, not what came of it.
-        if figures.failure.is_none() {
+        if set_up.is_ok() && figures.failure.is_none() {
             ended.context("the run is done, its Sessions could not be ended")?;
         }
     }
-    Ok(figures)
+    set_up.map(|()| figures)
 }
