@@ -34,7 +34,7 @@ pub enum Fault {
     DamagesThird,
     /// No PINGREQ is answered.
     IgnoresPings,
-    /// The twentieth PUBLISH reaches nobody who is there.
+    /// The tenth PUBLISH at QoS 1, where loss and doubling are faults, reaches nobody who is there.
     LosesOne,
     /// It reaches everybody twice.
     DoublesOne,
@@ -45,6 +45,7 @@ struct State {
     sessions: HashMap<String, Session>,
     retained: HashMap<Vec<u8>, Vec<u8>>,
     published: u64,
+    published_at_qos_1: u64,
 }
 
 #[derive(Default)]
@@ -184,6 +185,7 @@ impl FakeBroker {
                     packet::PUBLISH => {
                         let publish = packet::publish(frame).unwrap();
                         state.published += 1;
+                        state.published_at_qos_1 += u64::from(publish.qos == 1);
                         if (self.fault == Fault::FallsSilent && state.published > 5) || !self.is_allowed(publish.topic)
                         {
                             continue;
@@ -194,20 +196,20 @@ impl FakeBroker {
                         if publish.retain {
                             self.retain(&mut state, publish, whole);
                         }
-                        let fault = match state.published {
-                            3 | 20 => self.fault,
-                            _ => Fault::None,
-                        };
                         let mut live = whole.to_vec();
                         live[0] &= !1;
                         let queued = live.clone();
-                        match (fault, state.published) {
-                            (Fault::LosesThird, 3) | (Fault::LosesOne, 20) => live.clear(),
-                            (Fault::DoublesThird, 3) | (Fault::DoublesOne, 20) => live = live.repeat(2),
-                            (Fault::DamagesThird, 3) => *live.last_mut().expect("a whole packet") ^= 1,
+                        let is_third = state.published == 3;
+                        let is_tenth = publish.qos == 1 && state.published_at_qos_1 == 10;
+                        match self.fault {
+                            Fault::LosesThird if is_third => live.clear(),
+                            Fault::LosesOne if is_tenth => live.clear(),
+                            Fault::DoublesThird if is_third => live = live.repeat(2),
+                            Fault::DoublesOne if is_tenth => live = live.repeat(2),
+                            Fault::DamagesThird if is_third => *live.last_mut().expect("a whole packet") ^= 1,
                             _ => {}
                         }
-                        let is_spread = fault == Fault::SpreadsThird && state.published == 3;
+                        let is_spread = self.fault == Fault::SpreadsThird && is_third;
                         let is_for = |session: &Session| match is_spread {
                             true => !session.filters.is_empty(),
                             false => session.filters.iter().any(|f| matches(f, publish.topic)),

@@ -333,6 +333,7 @@ mod tests {
     use crate::fake_api::{DEVICE_TOKEN, Platform, USER};
     use crate::fake_broker::{FakeBroker, Fault};
     use clap::CommandFactory;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex};
 
     #[test]
@@ -340,20 +341,56 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
+    /// Runs it, and gives the page that came of it.
+    fn page_of(words: &[&str]) -> Result<String> {
+        static PAGES: AtomicUsize = AtomicUsize::new(0);
+        let number = PAGES.fetch_add(1, Ordering::Relaxed);
+        let report = std::env::temp_dir().join(format!("skein-load-{}-{number}.html", std::process::id()));
+        let flags = ["--report", report.to_str().unwrap()];
+        let verdict = run(Arguments::parse_from(words.iter().copied().chain(flags)).scenario)?;
+        assert_eq!(format!("{verdict:?}"), format!("{:?}", ExitCode::SUCCESS), "{words:?}");
+        let page = std::fs::read_to_string(&report).unwrap();
+        std::fs::remove_file(&report).unwrap();
+        assert!(page.ends_with("</html>"), "{page}");
+        assert!(!page.contains(DEVICE_TOKEN), "{page}");
+        Ok(page)
+    }
+
+    const CREDENTIALS: [&str; 6] = [
+        "--username",
+        USER,
+        "--password",
+        DEVICE_TOKEN,
+        "--topic-prefix",
+        DEVICE_TOKEN,
+    ];
+
     #[test]
     fn a_comparison_is_of_the_scenario_named_and_of_throughput_when_none_is() {
-        let brokers = [FakeBroker::start(Fault::None), FakeBroker::start(Fault::None)];
+        let broker = || FakeBroker::with(Fault::None, Some(Arc::default()));
+        let brokers = [broker(), broker()];
         let against = format!("old={},new={}", brokers[0].address, brokers[1].address);
-        for scenario in [
-            "--publishers 1 --warmup 0 --seconds 0.1",
-            "throughput --publishers 1 --warmup 0 --seconds 0.1",
-            "latency --pairs 1 --rate 100 --warmup 0 --seconds 0.1",
-            "connect --connections 10",
+        for (scenario, wanted) in [
+            ("--publishers 1 --warmup 0 --seconds 0.1", "delivered/s"),
+            ("throughput --publishers 1 --warmup 0 --seconds 0.1", "delivered/s"),
+            (
+                "latency --pairs 1 --rate 100 --warmup 0 --seconds 0.1",
+                "Lateness of the generator",
+            ),
+            ("connect --connections 10", "CONNECT to CONNACK"),
+            (
+                "connect --churn --seconds 0.5 --bystanders 1",
+                "PUBLISH to its delivery",
+            ),
+            ("idle --connections 5 --deliver 3", "One message each"),
         ] {
-            let flags = ["--rounds", "1", "--against", &against];
             let words = ["skein-load", "compare"].into_iter().chain(scenario.split(' '));
-            let verdict = run(Arguments::parse_from(words.chain(flags)).scenario).unwrap();
-            assert_eq!(format!("{verdict:?}"), format!("{:?}", ExitCode::SUCCESS), "{scenario}");
+            let flags = ["--rounds", "1", "--against", &against];
+            let words: Vec<&str> = words.chain(flags).chain(CREDENTIALS).collect();
+            let page = page_of(&words).unwrap();
+            for wanted in [wanted, "<h1>compare: old and new</h1>", "Ratios to old"] {
+                assert!(page.contains(wanted), "{scenario}, {wanted}: {page}");
+            }
         }
         assert!(Arguments::try_parse_from(["skein-load", "compare"]).is_err());
     }
@@ -362,31 +399,43 @@ mod tests {
     fn every_scenario_works_where_clients_need_credentials_short_ids_and_topics_below_a_token() {
         let platform = Arc::new(Mutex::new(Platform::default()));
         let broker = FakeBroker::with(Fault::None, Some(platform));
-        let report = std::env::temp_dir().join(format!("skein-load-{}.html", std::process::id()));
-        for scenario in [
-            "idle --connections 5",
-            "throughput --qos 1 --publishers 1 --warmup 0 --seconds 0.2",
-            "backlog --sessions 2 --messages 20",
-            "retained --topics 20",
-            "connect --connections 20 --bystanders 1",
+        let templates = format!(
+            "throughput --warmup 0 --seconds 0.2 --topic a/{DEVICE_TOKEN}/{{publisher}} --client-id tr{{run}}{{role}}{{number}}"
+        );
+        for (scenario, wanted) in [
+            ("idle --connections 5 --deliver 3 --broadcast", "One message to all"),
+            (
+                "throughput --qos 1 --publishers 1 --warmup 0 --seconds 0.2",
+                "acknowledged",
+            ),
+            (
+                &templates,
+                "topics a/PASSWORD/{publisher}, client ids tr{run}{role}{number}",
+            ),
+            ("latency --pairs 2 --rate 200 --warmup 0 --seconds 0.2", "own lateness"),
+            ("soak --seconds 1 --pairs 1 --churn 4 --away 0.1", "Comings back"),
+            (
+                "slow-reader --readers 2 --seconds 0.5 --pairs 1",
+                "before the slow ones",
+            ),
+            ("backlog --sessions 2 --messages 20", "messages"),
+            ("retained --topics 20", "messages"),
+            ("connect --connections 20 --bystanders 1", "before the storm"),
+            ("connect --churn --seconds 0.5", "cycles/s"),
         ] {
-            let run_with = |password: &str| {
-                let flags = ["--addr", &broker.address, "--username", USER, "--password", password];
-                let prefix = ["--topic-prefix", DEVICE_TOKEN, "--report", report.to_str().unwrap()];
+            let words_with = |credentials: &[&'static str]| {
                 let words = ["skein-load"].into_iter().chain(scenario.split(' '));
-                run(Arguments::parse_from(words.chain(flags).chain(prefix)).scenario)
+                let words = words.chain(["--addr", &broker.address]);
+                page_of(&words.chain(credentials.iter().copied()).collect::<Vec<_>>())
             };
-            let verdict = run_with(DEVICE_TOKEN).unwrap();
-            assert_eq!(format!("{verdict:?}"), format!("{:?}", ExitCode::SUCCESS), "{scenario}");
-            let page = std::fs::read_to_string(&report).unwrap();
-            std::fs::remove_file(&report).unwrap();
+            let page = words_with(&CREDENTIALS).unwrap();
             let name = scenario.split(' ').next().unwrap();
-            assert!(
-                page.contains(&format!("<h1>{name}: ")) && page.ends_with("</html>"),
-                "{page}"
-            );
-            assert!(!page.contains(DEVICE_TOKEN), "{page}");
-            let refusal = format!("{:#}", run_with("wrong").unwrap_err());
+            for wanted in [wanted, &format!("<h1>{name}: ")] {
+                assert!(page.contains(wanted), "{scenario}, {wanted}: {page}");
+            }
+            let mut wrong = CREDENTIALS;
+            wrong[3] = "wrong";
+            let refusal = format!("{:#}", words_with(&wrong).unwrap_err());
             assert!(refusal.contains("bad user name or password"), "{scenario}: {refusal}");
         }
     }

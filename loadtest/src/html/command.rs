@@ -84,6 +84,15 @@ mod tests {
         );
         let text = shown_of("idle --filter tok3n/{} --qos 1", Some(("SKEIN_LOAD_PASSWORD", "tok3n")));
         assert_eq!(text, "skein-load idle --filter 'PASSWORD/{}' --qos 1");
+        let text = shown_of(
+            "throughput --password tok3n --topic tok3n/{publisher} --client-id c-tok3n-{role}{number}",
+            None,
+        );
+        assert_eq!(
+            text,
+            "skein-load throughput --password PASSWORD --topic 'PASSWORD/{publisher}' --client-id \
+             'c-PASSWORD-{role}{number}'"
+        );
         let text = shown_of("telemetry --api-token=abc --api http://h/abc", None);
         assert_eq!(
             text,

@@ -55,11 +55,9 @@ fn a_patient_broker_loses_nothing_and_all_is_told() {
 #[test]
 fn what_is_dropped_or_doubled_is_told_and_only_the_second_is_a_fault() {
     for fault in [Fault::LosesOne, Fault::DoublesOne] {
-        // The fault meets one of the bystanders' messages, or one of the slow readers': it is theirs where they are sent all.
+        // The fault meets a message at QoS 1: the bystanders' have QoS 0.
         let broker = FakeBroker::start(fault);
-        let mut settings = settings("--rate 200");
-        settings.pair_rate = 1;
-        let figures = run(&broker.address, None, &settings).unwrap();
+        let figures = run(&broker.address, None, &settings("--rate 200 --qos 1")).unwrap();
         let is_lossy = fault == Fault::LosesOne;
         assert_eq!(figures.counts.dropped, if is_lossy { 2 } else { 0 }, "{figures}");
         assert_eq!(figures.verdict == Verdict::Good, is_lossy, "{figures}");
