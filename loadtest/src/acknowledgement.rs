@@ -81,6 +81,19 @@ impl AcknowledgementFaults {
         self.missing += other.missing;
     }
 
+    /// What a sentence that counts faults goes on with; nothing where there were none.
+    pub fn told(&self) -> String {
+        let AcknowledgementFaults {
+            unexpected,
+            out_of_order,
+            missing,
+        } = self;
+        match unexpected + out_of_order + missing {
+            0 => String::new(),
+            _ => format!("; acknowledgements unexpected {unexpected}, out of order {out_of_order}, missing {missing}"),
+        }
+    }
+
     /// An answer out of order is told, not held against the Server.
     pub fn is_broken(&self) -> bool {
         self.unexpected > 0 || self.missing > 0

@@ -19,6 +19,7 @@ use rustix::event::epoll;
 use serde::Serialize;
 
 use crate::client::{Connection, Received};
+use crate::html::{Curves, Page};
 use crate::pace::Pace;
 use crate::packet::{self, Credentials, PublishTemplate, STAMP_BYTES, SessionKind, Stamp};
 use crate::poller::Poller;
@@ -34,6 +35,8 @@ const TIMER: u64 = u64::MAX;
 pub const WARM_UP: Duration = Duration::from_millis(500);
 /// After the last message, how long one that is under way may take.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How old a count may be when it is sampled.
+const WAIT: Duration = Duration::from_millis(5);
 
 struct Shared {
     start: Instant,
@@ -42,6 +45,7 @@ struct Shared {
     /// When the storm began and ended; u64::MAX before that.
     begin_ns: AtomicU64,
     end_ns: AtomicU64,
+    received: AtomicU64,
 }
 
 /// Who they are.
@@ -82,6 +86,7 @@ impl Bystanders {
             is_stopping: AtomicBool::new(false),
             begin_ns: AtomicU64::new(u64::MAX),
             end_ns: AtomicU64::new(u64::MAX),
+            received: AtomicU64::new(0),
         });
         let of_thread = shared.clone();
         let thread = thread::Builder::new()
@@ -99,16 +104,22 @@ impl Bystanders {
         Ok(bystanders)
     }
 
-    /// Lets them talk for a while.
-    pub fn wait(&self, time: Duration) -> Result<()> {
+    /// Lets them talk for a while, and calls `meanwhile` again and again.
+    pub fn wait(&self, time: Duration, mut meanwhile: impl FnMut()) -> Result<()> {
         let end = Instant::now() + time;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
             if self.thread.is_finished() {
                 bail!("the bystanders fell silent");
             }
-            thread::sleep(left.min(Duration::from_millis(50)));
+            meanwhile();
+            thread::sleep(left.min(WAIT));
         }
         Ok(())
+    }
+
+    /// Messages so far.
+    pub fn received(&self) -> u64 {
+        self.shared.received.load(Ordering::Relaxed)
     }
 
     pub fn storm_begins(&self) {
@@ -307,9 +318,24 @@ impl<'a> Pairs<'a> {
                 let phase = usize::from(stamp.time_ns >= begin) + usize::from(stamp.time_ns >= end);
                 self.histograms[phase].saturating_record(now.saturating_sub(stamp.time_ns));
             }
+            self.shared.received.store(self.received, Ordering::Relaxed);
             connection.keep(&buffer[at..len]);
         }
         self.watch(token)
+    }
+}
+
+impl Figures {
+    /// On a page: what they noticed of the `storm`.
+    pub fn show(&self, page: &mut Page, who: &str, storm: &str) {
+        page.count(&format!("{who}: messages sent"), self.sent, "");
+        page.count(&format!("{who}: messages received"), self.received, "");
+        page.latencies.push(
+            Curves::new(&format!("Messages of {}", who.to_lowercase()))
+                .with(&format!("before {storm}"), Some(&self.before_us))
+                .with("during", Some(&self.during_us))
+                .with("after", Some(&self.after_us)),
+        );
     }
 }
 

@@ -15,8 +15,10 @@ use serde::Serialize;
 use crate::broker_process::{BrokerProcess, listening_on};
 use crate::client::resolve;
 use crate::connect::Connect;
-use crate::report::{Idle, Latency, Throughput, Verdict, figure, grouped, ratio};
+use crate::html::{Curves, Page, Run};
+use crate::report::{Figures, Host, Idle, Latency, Throughput, figure, grouped, ratio};
 use crate::stats::{Spread, paired_ratios, spread};
+use crate::timeline::Timeline;
 
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
@@ -37,8 +39,12 @@ type Figure = (&'static str, Option<f64>);
 pub trait Compared: Serialize {
     fn broker(&self) -> Option<&str>;
     fn settings(&self) -> String;
+    fn host(&self) -> &Host;
+    fn timeline(&self) -> &Timeline;
     /// The same names in the same order from every run.
     fn figures(&self) -> Vec<Figure>;
+    /// The same titles in the same order from every run.
+    fn latencies(&self) -> Vec<(&'static str, Option<&Latency>)>;
     /// What is wrong with the run, if anything is.
     fn failure(&self) -> Option<String>;
 }
@@ -95,6 +101,14 @@ impl Compared for Throughput {
         self.settings.clone()
     }
 
+    fn host(&self) -> &Host {
+        &self.host
+    }
+
+    fn timeline(&self) -> &Timeline {
+        &self.timeline
+    }
+
     fn figures(&self) -> Vec<Figure> {
         let written = self.broker_written;
         let mut figures = vec![
@@ -130,8 +144,16 @@ impl Compared for Throughput {
         figures
     }
 
+    fn latencies(&self) -> Vec<(&'static str, Option<&Latency>)> {
+        vec![
+            ("Delivered, from PUBLISH", Some(&self.latency_us)),
+            ("Acknowledged, from PUBLISH", self.acknowledgement_us.as_ref()),
+            ("Lateness of the generator", self.lateness_us.as_ref()),
+        ]
+    }
+
     fn failure(&self) -> Option<String> {
-        (self.verdict != Verdict::Good).then(|| format!("{:?}, {:?}", self.faults, self.acknowledgements))
+        (!self.is_good()).then(|| format!("{}{}", self.faults, self.acknowledgements.told()))
     }
 }
 
@@ -142,6 +164,14 @@ impl Compared for Connect {
 
     fn settings(&self) -> String {
         self.settings.clone()
+    }
+
+    fn host(&self) -> &Host {
+        &self.host
+    }
+
+    fn timeline(&self) -> &Timeline {
+        &self.timeline
     }
 
     fn figures(&self) -> Vec<Figure> {
@@ -169,8 +199,25 @@ impl Compared for Connect {
         figures
     }
 
+    fn latencies(&self) -> Vec<(&'static str, Option<&Latency>)> {
+        let phases = &self.phases_us;
+        let bystanders = self.bystanders.as_ref();
+        vec![
+            ("Connect", Some(&self.latency_us)),
+            ("CONNECT to CONNACK", Some(&phases.mqtt)),
+            ("CONNACK to SUBACK", phases.subscribe.as_ref()),
+            ("PUBLISH to its delivery", phases.message.as_ref()),
+            (
+                "Messages of bystanders, during the storm",
+                bystanders.map(|b| &b.during_us),
+            ),
+        ]
+    }
+
     fn failure(&self) -> Option<String> {
-        (!self.is_good()).then(|| format!("{:?}", self.failures))
+        let causes = self.failures.iter();
+        let causes = causes.map(|(cause, count)| format!("{} times: {cause}", grouped(*count)));
+        (!self.is_good()).then(|| causes.collect::<Vec<_>>().join("; "))
     }
 }
 
@@ -187,6 +234,14 @@ impl Compared for Idle {
         )
     }
 
+    fn host(&self) -> &Host {
+        &self.host
+    }
+
+    fn timeline(&self) -> &Timeline {
+        &self.timeline
+    }
+
     fn figures(&self) -> Vec<Figure> {
         vec![
             ("bytes/connection", self.broker_bytes_per_connection),
@@ -197,8 +252,17 @@ impl Compared for Idle {
         ]
     }
 
+    fn latencies(&self) -> Vec<(&'static str, Option<&Latency>)> {
+        vec![
+            ("One message each", self.chosen.as_ref().map(|of| &of.latency_us)),
+            ("One message to all", self.all.as_ref().map(|of| &of.latency_us)),
+        ]
+    }
+
     fn failure(&self) -> Option<String> {
-        (!self.is_good()).then(|| format!("lost {}, unanswered {}", self.lost, self.pings_unanswered))
+        let counts = format!("lost {}, unanswered {}", self.lost, self.pings_unanswered);
+        let faults = format!("; deliveries {}{}", self.delivery_faults, self.acknowledgements.told());
+        (!self.is_good()).then(|| counts + &faults)
     }
 }
 
@@ -303,9 +367,101 @@ fn row(what: &'static str, at: usize, figures: &[Vec<Vec<Figure>>]) -> Row {
     }
 }
 
+impl<F: Compared> Figures for Comparison<F> {
+    fn is_good(&self) -> bool {
+        self.failures().next().is_none()
+    }
+
+    fn page(&self) -> Page {
+        let first = &self.runs[0][0];
+        let settings = format!("{}; {} rounds", self.settings, self.rounds);
+        let mut page = Page::new("compare", None, "", &settings, first.host());
+        page.brokers = self.brokers.join(" and ");
+        page.verdict = match self.failures().next() {
+            None => "Every broker kept every rule in every round.".to_string(),
+            Some(_) => format!(
+                "A broker broke a rule or failed its clients: {}.",
+                self.failures().collect::<Vec<_>>().join("; ")
+            ),
+        };
+        for (broker, name) in self.brokers.iter().enumerate() {
+            page.columns.push(name.clone());
+            page.columns.extend((broker > 0).then(|| "ratio".to_string()));
+        }
+        for row in self.rows() {
+            let cells = row.cells.iter().enumerate().flat_map(|(broker, cell)| {
+                let values = cell.as_ref().map_or("-".to_string(), Cell::values_text);
+                let ratio = cell
+                    .as_ref()
+                    .and_then(|cell| cell.ratio)
+                    .map_or(String::new(), ratio_text);
+                std::iter::once(values).chain((broker > 0).then_some(ratio))
+            });
+            page.rows.push((row.what.to_string(), cells.collect()));
+            let ratios = |cell: &Option<Cell>| cell.as_ref().and_then(|cell| cell.ratio);
+            page.ratios
+                .push((row.what, row.cells.iter().skip(1).map(ratios).collect()));
+        }
+        page.ratios
+            .retain(|(_, ratios)| ratios.iter().flatten().any(|ratio| ratio.min > 0.0));
+        let named = || self.brokers.iter().zip(&self.runs).enumerate();
+        // By place: what no round of a broker has is no curve, and not the place of another.
+        for (at, (title, _)) in first.latencies().into_iter().enumerate() {
+            let mut curves = Curves::new(title);
+            for (broker, (name, runs)) in named() {
+                curves = curves.with_merged(name, broker, runs.iter().filter_map(|run| run.latencies()[at].1));
+            }
+            page.latencies.push(curves);
+        }
+        page.runs = named().filter_map(|(_, (name, runs))| median_run(name, runs)).collect();
+        page
+    }
+}
+
+/// Over time a broker is shown by its round in the middle, by the first of its figures.
+fn median_run<F: Compared>(name: &str, runs: &[F]) -> Option<Run> {
+    let of = |run: &F| run.figures()[0].1.unwrap_or(0.0);
+    let mut sorted: Vec<&F> = runs.iter().collect();
+    sorted.sort_by(|a, b| of(a).total_cmp(&of(b)));
+    Some(Run {
+        name: name.to_string(),
+        timeline: sorted.get(sorted.len() / 2)?.timeline().clone(),
+    })
+}
+
+fn ratio_text(r: Spread) -> String {
+    format!("{} [{}..{}]", ratio(r.median), ratio(r.min), ratio(r.max))
+}
+
+fn cell_text(broker: usize, cell: Option<&Cell>) -> String {
+    let Some(cell) = cell else {
+        return "-".to_string();
+    };
+    match cell.ratio.filter(|_| broker > 0) {
+        Some(ratio) => format!("{} {}", cell.values_text(), ratio_text(ratio)),
+        None => cell.values_text(),
+    }
+}
+
+impl Cell {
+    fn values_text(&self) -> String {
+        let v = self.values;
+        format!("{} [{}..{}]", figure(v.median), figure(v.min), figure(v.max))
+    }
+}
+
 impl<F: Compared> Comparison<F> {
-    pub fn is_good(&self) -> bool {
-        self.runs.iter().flatten().all(|run| run.failure().is_none())
+    /// What no broker has (acknowledgements at QoS 0, say) is no line.
+    fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(|row| row.cells.iter().any(Option::is_some))
+    }
+
+    /// A broker, its round, and what it did wrong there.
+    fn failures(&self) -> impl Iterator<Item = String> {
+        self.brokers.iter().zip(&self.runs).flat_map(|(name, runs)| {
+            let failed = runs.iter().enumerate();
+            failed.filter_map(move |(round, run)| Some(format!("{name}, round {}: {}", round + 1, run.failure()?)))
+        })
     }
 }
 
@@ -321,37 +477,14 @@ impl<F: Compared> Display for Comparison<F> {
             write!(f, " {name:<56}")?;
         }
         writeln!(f)?;
-        // What no broker has (acknowledgements at QoS 0, say) is no line.
-        for row in self.rows.iter().filter(|row| row.cells.iter().any(Option::is_some)) {
+        for row in self.rows() {
             write!(f, "{:26}", row.what)?;
             for (broker, cell) in row.cells.iter().enumerate() {
-                let text = match cell {
-                    None => "-".to_string(),
-                    Some(Cell {
-                        values: v,
-                        ratio: to_first,
-                    }) => {
-                        let values = format!("{} [{}..{}]", figure(v.median), figure(v.min), figure(v.max));
-                        match to_first {
-                            Some(r) if broker > 0 => {
-                                format!("{values} {} [{}..{}]", ratio(r.median), ratio(r.min), ratio(r.max))
-                            }
-                            _ => values,
-                        }
-                    }
-                };
-                write!(f, " {text:<56}")?;
+                write!(f, " {:<56}", cell_text(broker, cell.as_ref()))?;
             }
             writeln!(f)?;
         }
-        for (name, runs) in self.brokers.iter().zip(&self.runs) {
-            for (round, run) in runs.iter().enumerate() {
-                if let Some(failure) = run.failure() {
-                    writeln!(f, "FAILED {name}, round {}: {failure}", round + 1)?;
-                }
-            }
-        }
-        Ok(())
+        self.failures().try_for_each(|failure| writeln!(f, "FAILED {failure}"))
     }
 }
 
@@ -396,7 +529,12 @@ mod tests {
             against: brokers.iter().map(|broker| broker.address.clone()).collect(),
             rounds: 2,
         };
-        let figures = |what: &'static str, value: f64| Given { what, value };
+        let figures = |what: &'static str, value: f64| Given {
+            what,
+            value,
+            host: Host::this(),
+            timeline: Timeline::default(),
+        };
         let values = std::cell::Cell::new(0.0);
         let comparison = run(&settings, |address, pid| {
             assert_eq!(pid, Some(std::process::id()));
@@ -418,6 +556,8 @@ mod tests {
     struct Given {
         what: &'static str,
         value: f64,
+        host: Host,
+        timeline: Timeline,
     }
 
     impl Compared for Given {
@@ -427,6 +567,18 @@ mod tests {
 
         fn settings(&self) -> String {
             String::new()
+        }
+
+        fn host(&self) -> &Host {
+            &self.host
+        }
+
+        fn timeline(&self) -> &Timeline {
+            &self.timeline
+        }
+
+        fn latencies(&self) -> Vec<(&'static str, Option<&Latency>)> {
+            Vec::new()
         }
 
         fn figures(&self) -> Vec<Figure> {

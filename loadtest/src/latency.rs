@@ -102,7 +102,11 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
         credentials,
         transport,
     };
-    throughput::run(address, broker_pid, &settings)
+    let figures = throughput::run(address, broker_pid, &settings)?;
+    Ok(Throughput {
+        scenario: "latency",
+        ..figures
+    })
 }
 
 #[cfg(test)]

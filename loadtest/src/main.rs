@@ -1,13 +1,14 @@
 //! `skein-load`: a load generator for any MQTT 3.1.1 broker. Flags in, a scenario run, figures and an exit code out.
 //!
-//! `throughput` sends messages through a broker, `latency` does so at a fixed rate, `soak` for hours and of all kinds, `compare`
-//! against several brokers in turn, `idle` holds
-//! connections that do nothing, `backlog` queues messages for sessions that are away, `retained` sets retained messages and
-//! reads them back, `connect` opens connections by the thousand, `telemetry` sends datapoints to a device platform and looks
-//! for them in its streams; `relay` is the floor to compare with. What they share: `client` (one connection), `transport`
+//! `throughput` sends messages through a broker, `latency` does so at a fixed rate, `soak` for hours and of all kinds,
+//! `slow-reader` to subscribers that do not keep up; `idle` holds connections that do nothing, `connect` opens them by the
+//! thousand; `backlog` queues messages for sessions that are away, `retained` sets retained messages and reads them back;
+//! `telemetry` sends datapoints to a device platform and looks for them in its streams; `compare` runs a scenario against
+//! several brokers in turn; `relay` is the floor to compare with. What they share: `client` (one connection), `transport`
 //! (what MQTT runs over), `packet` (bytes), `sequence` and `acknowledgement` (was every rule kept), `pace` (open loop),
-//! `senders`, `receivers` and `visits` (clients with finite work), `api` (the platform's HTTP API), `broker_process` and
-//! `kernel_memory` (/proc), `meter` and `memory_watch` (what a phase cost), `stats` and `report`.
+//! `senders`, `receivers` and `visits` (clients with finite work), `bystanders` (clients to whom something is done), `api` (the
+//! platform's HTTP API), `broker_process` and `kernel_memory` (/proc), `meter` and `timeline` (what a phase cost, and when),
+//! `stats`, `report` and `html`.
 //!
 //! Exit codes: 0 done, 1 the broker broke a delivery rule or failed a client, 2 it could not be measured (the sentence is on stderr).
 
@@ -26,10 +27,10 @@ mod fake_api;
 mod fake_broker;
 #[cfg(test)]
 mod fake_front;
+mod html;
 mod idle;
 mod kernel_memory;
 mod latency;
-mod memory_watch;
 mod meter;
 mod pace;
 mod packet;
@@ -49,6 +50,7 @@ mod source_ports;
 mod stats;
 mod telemetry;
 mod throughput;
+mod timeline;
 mod timer;
 mod transport;
 mod visits;
@@ -57,7 +59,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+
+use crate::report::Figures;
 
 #[derive(Debug, Parser)]
 #[command(name = "skein-load", version, about = "A load generator for any MQTT 3.1.1 broker")]
@@ -66,78 +70,89 @@ struct Arguments {
     scenario: Scenario,
 }
 
+/// The broker under test.
+#[derive(Debug, Args)]
+struct Broker {
+    /// The broker, HOST:PORT
+    #[arg(long, default_value = "127.0.0.1:1883")]
+    addr: String,
+    /// Its process, to read CPU time, memory and what it writes of. Start it afresh to measure memory: heap freed by an earlier
+    /// run is used again and makes what is held look cheaper than it is
+    #[arg(long)]
+    broker_pid: Option<u32>,
+}
+
+/// Where the figures of a run go, beside the terminal.
+#[derive(Debug, Args)]
+struct Outputs {
+    /// Write the figures here as well, those of every round where there are several
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write them as a page for a browser, with plots: one file that needs nothing else
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+}
+
+impl Outputs {
+    /// Prints the figures and writes them to the files asked for. Gives the verdict.
+    fn give(&self, figures: &impl Figures) -> Result<bool> {
+        print!("{figures}");
+        if let Some(path) = &self.json {
+            report::write_json(path, figures)?;
+        }
+        if let Some(path) = &self.report {
+            html::write(path, figures)?;
+        }
+        Ok(figures.is_good())
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Scenario {
     /// Hold many connections that do nothing; measure what each costs in memory, and whether messages still reach them
     Idle {
-        /// The broker, HOST:PORT
-        #[arg(long, default_value = "127.0.0.1:1883")]
-        addr: String,
-        /// Its process, to read CPU time and memory of. Start it afresh: heap freed by an earlier run is used again and makes
-        /// a connection look cheaper than it is
-        #[arg(long)]
-        broker_pid: Option<u32>,
+        #[command(flatten)]
+        broker: Broker,
         #[command(flatten)]
         settings: idle::Settings,
-        /// Write the figures here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Send messages through a broker; check, count and time every one
     Throughput {
-        /// The broker, HOST:PORT
-        #[arg(long, default_value = "127.0.0.1:1883")]
-        addr: String,
-        /// Its process, to read CPU time, memory and what it writes of
-        #[arg(long)]
-        broker_pid: Option<u32>,
+        #[command(flatten)]
+        broker: Broker,
         #[command(flatten)]
         settings: throughput::Settings,
-        /// Write the figures here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Send at a fixed rate; tell how long a message, and its acknowledgement, take from the time it was to leave
     Latency {
-        /// The broker, HOST:PORT
-        #[arg(long, default_value = "127.0.0.1:1883")]
-        addr: String,
-        /// Its process, to read CPU time, memory and what it writes of
-        #[arg(long)]
-        broker_pid: Option<u32>,
+        #[command(flatten)]
+        broker: Broker,
         #[command(flatten)]
         settings: latency::Settings,
-        /// Write the figures here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Mixed load for minutes or hours, with clients that come and go: nothing may be lost, no memory grow
     Soak {
-        /// The broker, HOST:PORT
-        #[arg(long, default_value = "127.0.0.1:1883")]
-        addr: String,
-        /// Its process, to read CPU time and memory of
-        #[arg(long)]
-        broker_pid: Option<u32>,
+        #[command(flatten)]
+        broker: Broker,
         #[command(flatten)]
         settings: soak::Settings,
-        /// Write the figures here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Let subscribers read slowly or not at all: what becomes of them, of the broker's memory, and of the others
     SlowReader {
-        /// The broker, HOST:PORT
-        #[arg(long, default_value = "127.0.0.1:1883")]
-        addr: String,
-        /// Its process, to read CPU time and memory of
-        #[arg(long)]
-        broker_pid: Option<u32>,
+        #[command(flatten)]
+        broker: Broker,
         #[command(flatten)]
         settings: slow_reader::Settings,
-        /// Write the figures here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Run one scenario against several brokers in turn; print medians and ratios. Without its name: throughput
     #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -148,53 +163,35 @@ enum Scenario {
         settings: compare::Settings,
         #[command(flatten)]
         throughput: throughput::Settings,
-        /// Write the figures of all rounds here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Queue messages for sessions that are away; let them come back; check, count and time what they get
     Backlog {
-        /// The broker, HOST:PORT
-        #[arg(long, default_value = "127.0.0.1:1883")]
-        addr: String,
-        /// Its process, to read CPU time, memory and what it writes of. Start it afresh: heap freed by an earlier run is used
-        /// again and makes messages look cheaper than they are
-        #[arg(long)]
-        broker_pid: Option<u32>,
+        #[command(flatten)]
+        broker: Broker,
         #[command(flatten)]
         settings: backlog::Settings,
-        /// Write the figures here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Set retained messages; let subscribers read all of them; check, count and time what they get
     Retained {
-        /// The broker, HOST:PORT
-        #[arg(long, default_value = "127.0.0.1:1883")]
-        addr: String,
-        /// Its process, to read CPU time, memory and what it writes of. Start it afresh: heap freed by an earlier run is used
-        /// again and makes messages look cheaper than they are
-        #[arg(long)]
-        broker_pid: Option<u32>,
+        #[command(flatten)]
+        broker: Broker,
         #[command(flatten)]
         settings: retained::Settings,
-        /// Write the figures here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Connect again and again: how many a second the broker takes, and what those who were there before notice of it
     Connect {
-        /// The broker, HOST:PORT
-        #[arg(long, default_value = "127.0.0.1:1883")]
-        addr: String,
-        /// Its process, to read CPU time of
-        #[arg(long)]
-        broker_pid: Option<u32>,
+        #[command(flatten)]
+        broker: Broker,
         #[command(flatten)]
         settings: connect::Settings,
-        /// Write the figures here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Send datapoints from the devices of a platform; read every one back from its stream; check, count and time them
     ///
@@ -203,17 +200,12 @@ enum Scenario {
     /// for the next run to use again: take an account for it alone. The broker must let the account have as many devices
     /// (the platform's limit is 1,000 unless it is raised). Latencies and rates are those of the whole run.
     Telemetry {
-        /// The broker, HOST:PORT
-        #[arg(long, default_value = "127.0.0.1:1883")]
-        addr: String,
-        /// Its process, to read CPU time, memory and what it writes of
-        #[arg(long)]
-        broker_pid: Option<u32>,
+        #[command(flatten)]
+        broker: Broker,
         #[command(flatten)]
         settings: telemetry::Settings,
-        /// Write the figures here as well
-        #[arg(long)]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        outputs: Outputs,
     },
     /// Be a relay for QoS 0 without broker semantics: the floor a broker's cost is compared with
     Relay {
@@ -242,19 +234,14 @@ struct Comparing<S: clap::Args> {
     settings: compare::Settings,
     #[command(flatten)]
     scenario: S,
-    /// Write the figures of all rounds here as well
-    #[arg(long)]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    outputs: Outputs,
 }
 
 impl<S: clap::Args> Comparing<S> {
     fn run<F: compare::Compared>(&self, run: fn(&str, Option<u32>, &S) -> Result<F>) -> Result<bool> {
         let comparison = compare::run(&self.settings, |address, pid| run(address, pid, &self.scenario))?;
-        print!("{comparison}");
-        if let Some(path) = &self.json {
-            report::write_json(path, &comparison)?;
-        }
-        Ok(comparison.is_good())
+        self.outputs.give(&comparison)
     }
 }
 
@@ -271,80 +258,40 @@ fn main() -> ExitCode {
 fn run(scenario: Scenario) -> Result<ExitCode> {
     let is_good = match scenario {
         Scenario::Idle {
-            addr,
-            broker_pid,
+            broker: Broker { addr, broker_pid },
             settings,
-            json,
-        } => {
-            let figures = idle::run(&addr, broker_pid, &settings)?;
-            print!("{figures}");
-            if let Some(path) = json {
-                report::write_json(&path, &figures)?;
-            }
-            figures.is_good()
-        }
+            outputs,
+        } => outputs.give(&idle::run(&addr, broker_pid, &settings)?)?,
         Scenario::Throughput {
-            addr,
-            broker_pid,
+            broker: Broker { addr, broker_pid },
             settings,
-            json,
-        } => {
-            let figures = throughput::run(&addr, broker_pid, &settings)?;
-            print!("{figures}");
-            if let Some(path) = json {
-                report::write_json(&path, &figures)?;
-            }
-            figures.verdict == report::Verdict::Good
-        }
+            outputs,
+        } => outputs.give(&throughput::run(&addr, broker_pid, &settings)?)?,
         Scenario::Latency {
-            addr,
-            broker_pid,
+            broker: Broker { addr, broker_pid },
             settings,
-            json,
-        } => {
-            let figures = latency::run(&addr, broker_pid, &settings)?;
-            print!("{figures}");
-            if let Some(path) = json {
-                report::write_json(&path, &figures)?;
-            }
-            figures.verdict == report::Verdict::Good
-        }
+            outputs,
+        } => outputs.give(&latency::run(&addr, broker_pid, &settings)?)?,
         Scenario::Soak {
-            addr,
-            broker_pid,
+            broker: Broker { addr, broker_pid },
             settings,
-            json,
-        } => {
-            let figures = soak::run(&addr, broker_pid, &settings)?;
-            print!("{figures}");
-            if let Some(path) = json {
-                report::write_json(&path, &figures)?;
-            }
-            figures.verdict == report::Verdict::Good
-        }
+            outputs,
+        } => outputs.give(&soak::run(&addr, broker_pid, &settings)?)?,
         Scenario::SlowReader {
-            addr,
-            broker_pid,
+            broker: Broker { addr, broker_pid },
             settings,
-            json,
-        } => {
-            let figures = slow_reader::run(&addr, broker_pid, &settings)?;
-            print!("{figures}");
-            if let Some(path) = json {
-                report::write_json(&path, &figures)?;
-            }
-            figures.verdict == report::Verdict::Good
-        }
+            outputs,
+        } => outputs.give(&slow_reader::run(&addr, broker_pid, &settings)?)?,
         Scenario::Compare {
             scenario,
             settings,
             throughput,
-            json,
+            outputs,
         } => match scenario {
             None => Comparing {
                 settings,
                 scenario: throughput,
-                json,
+                outputs,
             }
             .run(throughput::run)?,
             Some(CompareScenario::Throughput(comparing)) => comparing.run(throughput::run)?,
@@ -353,57 +300,25 @@ fn run(scenario: Scenario) -> Result<ExitCode> {
             Some(CompareScenario::Idle(comparing)) => comparing.run(idle::run)?,
         },
         Scenario::Backlog {
-            addr,
-            broker_pid,
+            broker: Broker { addr, broker_pid },
             settings,
-            json,
-        } => {
-            let figures = backlog::run(&addr, broker_pid, &settings)?;
-            print!("{figures}");
-            if let Some(path) = json {
-                report::write_json(&path, &figures)?;
-            }
-            figures.verdict == report::Verdict::Good
-        }
+            outputs,
+        } => outputs.give(&backlog::run(&addr, broker_pid, &settings)?)?,
         Scenario::Retained {
-            addr,
-            broker_pid,
+            broker: Broker { addr, broker_pid },
             settings,
-            json,
-        } => {
-            let figures = retained::run(&addr, broker_pid, &settings)?;
-            print!("{figures}");
-            if let Some(path) = json {
-                report::write_json(&path, &figures)?;
-            }
-            figures.verdict == report::Verdict::Good
-        }
+            outputs,
+        } => outputs.give(&retained::run(&addr, broker_pid, &settings)?)?,
         Scenario::Connect {
-            addr,
-            broker_pid,
+            broker: Broker { addr, broker_pid },
             settings,
-            json,
-        } => {
-            let figures = connect::run(&addr, broker_pid, &settings)?;
-            print!("{figures}");
-            if let Some(path) = json {
-                report::write_json(&path, &figures)?;
-            }
-            figures.is_good()
-        }
+            outputs,
+        } => outputs.give(&connect::run(&addr, broker_pid, &settings)?)?,
         Scenario::Telemetry {
-            addr,
-            broker_pid,
+            broker: Broker { addr, broker_pid },
             settings,
-            json,
-        } => {
-            let figures = telemetry::run(&addr, broker_pid, &settings)?;
-            print!("{figures}");
-            if let Some(path) = json {
-                report::write_json(&path, &figures)?;
-            }
-            figures.verdict == report::Verdict::Good
-        }
+            outputs,
+        } => outputs.give(&telemetry::run(&addr, broker_pid, &settings)?)?,
         Scenario::Relay { settings } => {
             relay::run(&settings)?;
             true
@@ -447,6 +362,7 @@ mod tests {
     fn every_scenario_works_where_clients_need_credentials_short_ids_and_topics_below_a_token() {
         let platform = Arc::new(Mutex::new(Platform::default()));
         let broker = FakeBroker::with(Fault::None, Some(platform));
+        let report = std::env::temp_dir().join(format!("skein-load-{}.html", std::process::id()));
         for scenario in [
             "idle --connections 5",
             "throughput --qos 1 --publishers 1 --warmup 0 --seconds 0.2",
@@ -456,12 +372,20 @@ mod tests {
         ] {
             let run_with = |password: &str| {
                 let flags = ["--addr", &broker.address, "--username", USER, "--password", password];
-                let prefix = ["--topic-prefix", DEVICE_TOKEN];
+                let prefix = ["--topic-prefix", DEVICE_TOKEN, "--report", report.to_str().unwrap()];
                 let words = ["skein-load"].into_iter().chain(scenario.split(' '));
                 run(Arguments::parse_from(words.chain(flags).chain(prefix)).scenario)
             };
             let verdict = run_with(DEVICE_TOKEN).unwrap();
             assert_eq!(format!("{verdict:?}"), format!("{:?}", ExitCode::SUCCESS), "{scenario}");
+            let page = std::fs::read_to_string(&report).unwrap();
+            std::fs::remove_file(&report).unwrap();
+            let name = scenario.split(' ').next().unwrap();
+            assert!(
+                page.contains(&format!("<h1>{name}: ")) && page.ends_with("</html>"),
+                "{page}"
+            );
+            assert!(!page.contains(DEVICE_TOKEN), "{page}");
             let refusal = format!("{:#}", run_with("wrong").unwrap_err());
             assert!(refusal.contains("bad user name or password"), "{scenario}: {refusal}");
         }

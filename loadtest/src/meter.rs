@@ -12,6 +12,7 @@ use rustix::time::ClockId;
 use serde::Serialize;
 
 use crate::broker_process::{BrokerProcess, CpuTime, Io, machine_flushes};
+use crate::html::Page;
 use crate::report::{figure, grouped};
 
 /// All readings of one moment.
@@ -90,6 +91,17 @@ impl Span {
             generator_cpus: self.own_cpu.as_secs_f64() / seconds,
             written: self.written(messages),
         }
+    }
+}
+
+impl Costs {
+    /// Rows of a page, of the phase `of`.
+    pub fn rows(&self, page: &mut Page, of: &str) {
+        page.measured(&format!("Broker CPU time, {of}"), self.broker_cpu_us, "µs per message");
+        page.measured(&format!("Broker CPUs, {of}"), self.broker_cpus, "kept busy");
+        page.measured(&format!("Generator CPUs, {of}"), Some(self.generator_cpus), "kept busy");
+        let bytes = self.written.map(|written| written.bytes_per_message);
+        page.measured(&format!("Written to disk, {of}"), bytes, "bytes per message");
     }
 }
 

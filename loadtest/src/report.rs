@@ -12,13 +12,23 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::acknowledgement::AcknowledgementFaults;
+use crate::html::{Curves, Page};
 use crate::idle::{self, Delivery};
 use crate::meter::Written;
 use crate::sequence::Faults;
+use crate::timeline::Timeline;
 
-/// What a throughput run measured.
+/// What a scenario gives back: for a reader, for a program, and a verdict.
+pub trait Figures: Display + Serialize {
+    fn is_good(&self) -> bool;
+    /// What a report shows of it.
+    fn page(&self) -> Page;
+}
+
+/// What a throughput run measured, or one at a fixed rate for its latency.
 #[derive(Clone, Debug, Serialize)]
 pub struct Throughput {
+    pub scenario: &'static str,
     pub address: String,
     /// Name of the broker's process.
     pub broker: Option<String>,
@@ -60,6 +70,7 @@ pub struct Throughput {
     pub behind_schedule: u64,
     /// Closed loop at QoS 0: times the window was written off because nothing came any more.
     pub stalls: u64,
+    pub timeline: Timeline,
     pub verdict: Verdict,
 }
 
@@ -75,6 +86,9 @@ pub enum Verdict {
 pub struct Host {
     pub kernel: String,
     pub cpus: usize,
+    /// As the kernel names it.
+    pub cpu_model: Option<String>,
+    pub memory_bytes: Option<u64>,
 }
 
 impl Verdict {
@@ -82,6 +96,14 @@ impl Verdict {
         match self {
             Verdict::Good => Ok(()),
             Verdict::RulesBroken => writeln!(f, "FAILED       the broker broke a delivery rule, see the counts above"),
+        }
+    }
+
+    /// Of a report.
+    pub fn sentence(self, counts: &str) -> String {
+        match self {
+            Verdict::Good => format!("Every rule was kept: {counts}."),
+            Verdict::RulesBroken => format!("The broker broke a delivery rule: {counts}."),
         }
     }
 }
@@ -96,8 +118,19 @@ impl Host {
         Host {
             kernel: release,
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            cpu_model: line_of("/proc/cpuinfo", "model name"),
+            memory_bytes: line_of("/proc/meminfo", "MemTotal")
+                .and_then(|text| text.strip_suffix("kB")?.trim().parse::<u64>().ok())
+                .map(|kib| kib * 1024),
         }
     }
+}
+
+/// What stands behind `name` and a colon, the first time; absent where there is no such file or line.
+fn line_of(path: &str, name: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(rest.trim_start().strip_prefix(':')?.trim().to_string())
 }
 
 /// Microseconds.
@@ -146,6 +179,71 @@ impl Display for Latency {
             figure(self.p999),
             figure(self.max)
         )
+    }
+}
+
+impl Figures for Throughput {
+    fn is_good(&self) -> bool {
+        self.verdict == Verdict::Good
+    }
+
+    fn page(&self) -> Page {
+        let mut page = Page::new(
+            self.scenario,
+            self.broker.as_deref(),
+            &self.address,
+            &self.settings,
+            &self.host,
+        );
+        page.verdict = self.verdict.sentence(&format!(
+            "{} messages sent, {} received, {}{}",
+            grouped(self.sent),
+            grouped(self.received),
+            self.faults,
+            self.acknowledgements.told()
+        ));
+        page.count("Delivered", self.delivered_per_s.round() as u64, "messages/s");
+        if let Some(rate) = self.acknowledged_per_s {
+            page.count("Acknowledged", rate.round() as u64, "messages/s");
+        }
+        page.figure("Measured", format!("{:.2}", self.seconds), "s");
+        page.measured("Broker CPU time", self.broker_cpu_us, "µs per delivered message");
+        page.measured("Broker CPU time, user", self.broker_user_us, "µs per delivered message");
+        page.measured(
+            "Broker CPU time, system",
+            self.broker_system_us,
+            "µs per delivered message",
+        );
+        page.measured("Broker CPUs", self.broker_cpus, "kept busy");
+        if let Some(bytes) = self.broker_memory_bytes {
+            page.count("Broker memory after the run", bytes / 1024, "KiB");
+        }
+        if let Some(written) = self.broker_written {
+            page.measured("Written to disk", Some(written.bytes_per_message), "bytes per message");
+        }
+        page.measured(
+            "Generator CPU time",
+            Some(self.generator_cpu_us),
+            "µs per delivered message",
+        );
+        page.measured("Generator CPUs", Some(self.generator_cpus), "kept busy");
+        for (what, count) in [
+            ("Messages of another run", self.foreign),
+            ("Due and not sent in time", self.behind_schedule),
+            ("Windows written off", self.stalls),
+        ] {
+            if count > 0 {
+                page.count(what, count, "");
+            }
+        }
+        page.latencies = vec![
+            Curves::new("From PUBLISH")
+                .with("delivered", Some(&self.latency_us))
+                .with("acknowledged", self.acknowledgement_us.as_ref())
+                .with("own lateness", self.lateness_us.as_ref()),
+        ];
+        page.timeline(&self.timeline);
+        page
     }
 }
 
@@ -281,14 +379,103 @@ pub struct Idle {
     pub acknowledgements: AcknowledgementFaults,
     /// Messages that somebody else published.
     pub foreign: u64,
+    pub timeline: Timeline,
 }
 
-impl Idle {
-    pub fn is_good(&self) -> bool {
+impl Figures for Idle {
+    fn is_good(&self) -> bool {
         self.lost == 0
             && self.pings_unanswered == 0
             && self.delivery_faults == idle::Faults::default()
             && !self.acknowledgements.is_broken()
+    }
+
+    fn page(&self) -> Page {
+        let settings = format!(
+            "{} idle connections over {}, each subscribed to {}",
+            grouped(self.connections.into()),
+            self.transport,
+            self.filter
+        );
+        let mut page = Page::new("idle", self.broker.as_deref(), &self.address, &settings, &self.host);
+        page.verdict = format!(
+            "{}: {} connections lost, {} pings, {} unanswered{}{}.",
+            if self.is_good() {
+                "Every client was served"
+            } else {
+                "The broker failed its clients"
+            },
+            grouped(self.lost),
+            grouped(self.pings),
+            grouped(self.pings_unanswered),
+            match self.chosen.is_some() || self.all.is_some() {
+                true => format!("; deliveries {}", self.delivery_faults),
+                false => String::new(),
+            },
+            self.acknowledgements.told()
+        );
+        page.measured("User memory", self.broker_bytes_per_connection, "bytes per connection");
+        let kib = [
+            ("Broker memory before", self.broker_bytes_before),
+            ("Broker memory with all of them", self.broker_bytes_held),
+            ("Broker memory before they left", self.broker_bytes_at_close),
+            ("Broker memory while they left, at most", self.broker_bytes_closing_max),
+            ("Broker memory after they had gone", self.broker_bytes_after),
+        ];
+        for (what, bytes) in kib {
+            if let Some(bytes) = bytes {
+                page.count(what, bytes / 1024, "KiB");
+            }
+        }
+        page.count(
+            "Connected",
+            (f64::from(self.connections) / self.set_up_seconds) as u64,
+            "connections/s",
+        );
+        page.measured("Set up in", Some(self.set_up_seconds), "s");
+        page.measured(
+            "Broker CPU time",
+            self.broker_cpu_us_per_connect,
+            "µs per connect and subscribe",
+        );
+        page.measured("Broker CPUs while held", self.broker_cpus_held, "kept busy");
+        page.measured(
+            "Generator memory",
+            Some(self.own_bytes_per_connection),
+            "bytes per connection",
+        );
+        page.measured(
+            "Kernel memory, both ends where the broker is on this host",
+            Some(self.kernel_bytes_per_connection),
+            "bytes per connection",
+        );
+        page.measured(
+            "Kernel memory after they had gone",
+            self.kernel_bytes_per_connection_after,
+            "bytes per connection",
+        );
+        page.count("Generator threads", self.threads.into(), "");
+        page.count("Source addresses", self.source_addresses.into(), "");
+        for (title, of, delivery) in [
+            ("One message each", "one each", &self.chosen),
+            ("One message to all", "one to all", &self.all),
+        ] {
+            let Some(delivery) = delivery else { continue };
+            let rate = delivery.delivered_per_s.round() as u64;
+            page.count(&format!("Delivered, {of}"), rate, "messages/s");
+            page.measured(
+                &format!("Broker CPU time, {of}"),
+                delivery.broker_cpu_us,
+                "µs per delivery",
+            );
+            page.latencies
+                .push(Curves::new(title).with("delivered", Some(&delivery.latency_us)));
+        }
+        if self.foreign > 0 {
+            page.count("Messages of others", self.foreign, "");
+        }
+        page.timeline(&self.timeline);
+        page
     }
 }
 
@@ -392,16 +579,7 @@ impl Display for Idle {
             self.lost, self.pings, self.pings_unanswered
         )?;
         if self.chosen.is_some() || self.all.is_some() {
-            let idle::Faults {
-                missing,
-                doubled,
-                misdelivered,
-                damaged,
-            } = self.delivery_faults;
-            writeln!(
-                f,
-                "deliveries   missing {missing}, doubled {doubled}, misdelivered {misdelivered}, damaged {damaged}"
-            )?;
+            writeln!(f, "deliveries   {}", self.delivery_faults)?;
             self.acknowledgements.line(f)?;
         }
         if self.foreign > 0 {

@@ -21,9 +21,9 @@ use crate::client::{Connection, Received};
 use crate::pace::Pace;
 use crate::packet::{self, Credentials, PINGREQ_BYTES, Publish, PublishTemplate, STAMP_BYTES, SessionKind, Stamp};
 use crate::poller::Poller;
-use crate::progress::Progress;
+use crate::progress::{End, Progress};
 use crate::receivers::Wish;
-use crate::report::grouped;
+use crate::timeline::Watch;
 use crate::transport::{self, Target};
 
 /// A numbered topic ends in this many digits.
@@ -341,8 +341,10 @@ impl<'a> Senders<'a> {
     }
 
     /// Sends until all is done. A broker that answers nobody for the time of `--silence` is an error.
-    pub fn run(&mut self, poller: &mut Poller, what: &str) -> Result<()> {
-        let mut progress = Progress::new();
+    /// What is acknowledged is the first count of `watch`.
+    pub fn run(&mut self, poller: &mut Poller, what: &str, watch: Option<&Watch>) -> Result<()> {
+        let wanted = self.publishers.iter().map(|p| p.share.until - p.share.from).sum();
+        let mut progress = Progress::new(End::At(wanted));
         let (mut heard, mut heard_signs) = (Instant::now(), 0);
         self.send_all(poller)?;
         while !self.is_done() {
@@ -359,13 +361,9 @@ impl<'a> Senders<'a> {
                 return Err(self.silent());
             }
             let now_ns = self.start.elapsed().as_nanos() as u64;
-            if let Some((then, before)) = progress.is_due(now_ns, self.acknowledged) {
-                let rate = (self.acknowledged - before) as f64 * 1e9 / (now_ns - then) as f64;
-                progress.show(&format!(
-                    "{what} {}, {}/s",
-                    grouped(self.acknowledged),
-                    grouped(rate as u64)
-                ));
+            progress.count(now_ns, self.acknowledged, what);
+            if let Some(watch) = watch {
+                watch.store([self.acknowledged, 0], 0);
             }
         }
         Ok(())

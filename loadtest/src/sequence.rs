@@ -96,6 +96,23 @@ impl Streams {
     }
 }
 
+impl std::fmt::Display for Faults {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Faults {
+            missing,
+            doubled,
+            out_of_order,
+        } = self;
+        write!(f, "missing {missing}, doubled {doubled}, out of order {out_of_order}")
+    }
+}
+
+impl Faults {
+    pub fn total(self) -> u64 {
+        self.missing + self.doubled + self.out_of_order
+    }
+}
+
 impl Gaps {
     fn open(&mut self, start: u64, end: u64) {
         if self.ranges.len() == GAPS_MAX {

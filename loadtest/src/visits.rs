@@ -13,8 +13,7 @@ use rustix::fd::OwnedFd;
 use crate::client::{Connection, HANDSHAKE_MAX, Received, check_connack, check_suback};
 use crate::packet::{self, Credentials, DISCONNECT_BYTES, SessionKind};
 use crate::poller::Poller;
-use crate::progress::Progress;
-use crate::report::grouped;
+use crate::progress::{End, Progress};
 use crate::transport::Target;
 
 const AT_ONCE: usize = 64;
@@ -56,7 +55,7 @@ impl Visits<'_> {
         let mut buffer = vec![0; READ_BYTES];
         let (mut begun, mut done) = (0, 0);
         let (start, mut heard) = (Instant::now(), Instant::now());
-        let mut progress = Progress::new();
+        let mut progress = Progress::new(End::At(self.count as u64));
         while done < self.count {
             for (slot, visitor) in visitors.iter_mut().enumerate().filter(|(_, v)| v.is_none()) {
                 if begun == self.count {
@@ -96,16 +95,7 @@ impl Visits<'_> {
                     self.count
                 );
             }
-            if progress
-                .is_due(start.elapsed().as_nanos() as u64, done as u64)
-                .is_some()
-            {
-                progress.show(&format!(
-                    "{} of {} {what}",
-                    grouped(done as u64),
-                    grouped(self.count as u64)
-                ));
-            }
+            progress.count(start.elapsed().as_nanos() as u64, done as u64, what);
         }
         Ok(())
     }

@@ -16,15 +16,15 @@ use super::report::Draining;
 use super::{Plan, Settings};
 use crate::acknowledgement::AcknowledgementFaults;
 use crate::broker_process::BrokerProcess;
-use crate::memory_watch::MemoryWatch;
 use crate::meter::Reading;
 use crate::pace::Pace;
 use crate::packet::SessionKind;
 use crate::poller::Poller;
-use crate::progress::Progress;
+use crate::progress::{End, Progress};
 use crate::receivers::Receivers;
-use crate::report::{Latency, grouped};
+use crate::report::Latency;
 use crate::senders::Senders;
+use crate::timeline::Watch;
 
 /// After the last message, how long a doubled one may still turn up.
 const LINGER: Duration = Duration::from_millis(100);
@@ -37,6 +37,8 @@ const LIVE_TURN_MAX: Duration = Duration::from_millis(1);
 
 pub fn run(
     broker: Option<&BrokerProcess>,
+    watch: &Watch,
+    queued_count: u64,
     plan: &Plan,
     settings: &Settings,
 ) -> Result<(Draining, AcknowledgementFaults)> {
@@ -56,10 +58,14 @@ pub fn run(
     let stuck = STUCK.min(silence_max / 2);
     let turn_max = if live.is_some() { LIVE_TURN_MAX } else { TURN_MAX };
 
-    let watch = MemoryWatch::start(broker)?;
+    watch.phase_with_memory("draining");
     let begin = Reading::take(broker)?;
     let start = Instant::now();
-    let mut progress = Progress::new();
+    // Live messages go on until all sessions are drained: when that is, nobody knows.
+    let mut progress = Progress::new(match live {
+        Some(_) => End::Unknown,
+        None => End::At(plan.deliveries()),
+    });
     let (mut heard, mut heard_frames) = (start, 0);
     let mut given_up = 0;
     loop {
@@ -75,7 +81,7 @@ pub fn run(
             receivers.begin(&plan.target, &poller, &id, SessionKind::Durable, credentials)?;
         }
         let mut frames = receivers.frames;
-        let (mut live_sent, mut is_live_done) = (0, true);
+        let (mut live_sent, mut live_acknowledged, mut is_live_done) = (0, 0, true);
         if let Some((pace, senders)) = &mut live {
             for publisher in 0..plan.publishers {
                 let due = if ledger.drained < plan.sessions {
@@ -87,7 +93,7 @@ pub fn run(
             }
             senders.send_all(&poller)?;
             frames += senders.frames;
-            (live_sent, is_live_done) = (senders.sent, senders.is_done());
+            (live_sent, live_acknowledged, is_live_done) = (senders.sent, senders.acknowledged, senders.is_done());
         }
         if frames != heard_frames {
             (heard, heard_frames) = (Instant::now(), frames);
@@ -101,16 +107,8 @@ pub fn run(
         if (is_done && silence >= LINGER) || silence >= silence_max {
             break;
         }
-        if let Some((then, before)) = progress.is_due(ledger.now_ns, ledger.received) {
-            let rate = (ledger.received - before) as f64 * 1e9 / (ledger.now_ns - then) as f64;
-            progress.show(&format!(
-                "{} of {} sessions drained, {} to come, {}/s",
-                grouped(ledger.drained),
-                grouped(plan.sessions),
-                grouped(outstanding),
-                grouped(rate as u64)
-            ));
-        }
+        progress.count(ledger.now_ns, ledger.received, "delivered");
+        watch.store([queued_count + live_acknowledged, ledger.received], ledger.errors());
         poller.wait(turn_max)?;
         for at in 0..poller.events().len() {
             let (token, flags) = poller.event(at);
@@ -125,7 +123,7 @@ pub fn run(
     }
     drop(progress);
     let span = Reading::take(broker)?.since(&begin);
-    let memory = watch.map(MemoryWatch::stop);
+    let memory = watch.memory();
     let senders = live.map(|(_, senders)| senders);
     let faults = ledger.finish(|publisher| match &senders {
         Some(senders) => senders.sent_by(publisher as usize),

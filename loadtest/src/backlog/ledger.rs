@@ -78,6 +78,11 @@ impl<'a> Ledger<'a> {
         self.sessions[session].came_ns = self.now_ns;
     }
 
+    /// What went wrong so far.
+    pub fn errors(&self) -> u64 {
+        self.streams.faults().total() + self.lost_sessions
+    }
+
     /// Nothing comes any more. `sent_by` tells how many messages each publisher has sent in all.
     pub fn finish(&mut self, sent_by: impl Fn(u64) -> u64) -> Faults {
         let rota = self.plan.rota();

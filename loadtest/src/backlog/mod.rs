@@ -23,13 +23,13 @@ use clap::Args;
 use self::report::{Backlog, Queueing};
 use crate::acknowledgement::AcknowledgementFaults;
 use crate::broker_process::BrokerProcess;
-use crate::memory_watch::MemoryWatch;
 use crate::meter::Reading;
 use crate::packet::run_tag;
 use crate::poller::Poller;
 use crate::private_fds;
 use crate::report::{Host, Latency, Verdict, grouped};
 use crate::senders::{self, Job, NUMBER_DIGITS, NUMBER_MAX, Payload, Rota, Senders, Share, share_of};
+use crate::timeline::Watch;
 use crate::transport::Target;
 use crate::visits::Visits;
 
@@ -221,12 +221,13 @@ fn visits<'a>(plan: &'a Plan, settings: &'a Settings) -> Visits<'a> {
 
 fn measure(address: &str, broker: Option<&BrokerProcess>, plan: &Plan, settings: &Settings) -> Result<Backlog> {
     let mut acknowledgements = AcknowledgementFaults::default();
+    let watch = Watch::start(broker, &["acknowledged", "delivered"], "sessions")?;
     let queueing = match settings.drain_only {
         Some(_) => None,
         None => {
             visits(plan, settings).subscribe(&|session| plan.topic(&settings.topic_prefix, session), settings.qos)?;
             thread::sleep(SETTLE);
-            let (queueing, faults) = queue(broker, plan, settings)?;
+            let (queueing, faults) = queue(broker, &watch, plan, settings)?;
             acknowledgements.add(faults);
             Some(queueing)
         }
@@ -234,7 +235,8 @@ fn measure(address: &str, broker: Option<&BrokerProcess>, plan: &Plan, settings:
     let draining = if settings.stop_before_drain {
         None
     } else {
-        let (draining, faults) = drain::run(broker, plan, settings)?;
+        let queued_count = queueing.as_ref().map_or(0, |queueing| queueing.acknowledged);
+        let (draining, faults) = drain::run(broker, &watch, queued_count, plan, settings)?;
         acknowledgements.add(faults);
         Some(draining)
     };
@@ -249,23 +251,25 @@ fn measure(address: &str, broker: Option<&BrokerProcess>, plan: &Plan, settings:
         queueing,
         draining,
         acknowledgements,
+        timeline: watch.stop(),
         verdict: if is_broken { Verdict::RulesBroken } else { Verdict::Good },
     })
 }
 
 fn queue(
     broker: Option<&BrokerProcess>,
+    watch: &Watch,
     plan: &Plan,
     settings: &Settings,
 ) -> Result<(Queueing, AcknowledgementFaults)> {
     let mut poller = Poller::new()?;
     let shares = plan.shares(|_| 0, |publisher| plan.queued_by(publisher));
     let mut senders = Senders::connect(&plan.target, &poller, 0, plan.job(settings), &shares)?;
-    let watch = MemoryWatch::start(broker)?;
+    watch.phase_with_memory("queueing");
     let begin = Reading::take(broker)?;
-    senders.run(&mut poller, "queued")?;
+    senders.run(&mut poller, "queued", Some(watch))?;
     let span = Reading::take(broker)?.since(&begin);
-    let memory = watch.map(MemoryWatch::stop);
+    let memory = watch.memory();
     let seconds = span.time.as_secs_f64();
     let queueing = Queueing {
         seconds,

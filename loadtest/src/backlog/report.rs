@@ -8,10 +8,11 @@ use std::fmt::{self, Display};
 use serde::Serialize;
 
 use crate::acknowledgement::AcknowledgementFaults;
-use crate::memory_watch::Memory;
+use crate::html::{Curves, Page};
 use crate::meter::Costs;
-use crate::report::{Host, Latency, Verdict, figure, grouped};
+use crate::report::{Figures, Host, Latency, Verdict, figure, grouped};
 use crate::sequence::Faults;
+use crate::timeline::{Memory, Timeline};
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Backlog {
@@ -25,6 +26,7 @@ pub struct Backlog {
     pub queueing: Option<Queueing>,
     pub draining: Option<Draining>,
     pub acknowledgements: AcknowledgementFaults,
+    pub timeline: Timeline,
     pub verdict: Verdict,
 }
 
@@ -132,6 +134,63 @@ impl Display for Draining {
             writeln!(f, "note         {} messages of another run were ignored", self.foreign)?;
         }
         Ok(())
+    }
+}
+
+impl Figures for Backlog {
+    fn is_good(&self) -> bool {
+        self.verdict == Verdict::Good
+    }
+
+    fn page(&self) -> Page {
+        let mut page = Page::new(
+            "backlog",
+            self.broker.as_deref(),
+            &self.address,
+            &self.settings,
+            &self.host,
+        );
+        let drained = self.draining.as_ref().map_or(String::from("left queued"), |draining| {
+            format!(
+                "{} delivered to {} sessions, {}, sessions lost {}",
+                grouped(draining.received),
+                grouped(draining.sessions_drained),
+                draining.faults,
+                draining.sessions_lost
+            )
+        });
+        page.verdict = self
+            .verdict
+            .sentence(&format!("{drained}{}", self.acknowledgements.told()));
+        if let Some(queueing) = &self.queueing {
+            page.count("Queued", queueing.acknowledged_per_s.round() as u64, "acknowledged/s");
+            page.measured("Queued in", Some(queueing.seconds), "s");
+            page.count("Deliveries that wait", queueing.deliveries, "");
+            queueing.costs.rows(&mut page, "queueing");
+            if let Some(memory) = &queueing.memory {
+                memory.row(&mut page, "queueing");
+            }
+            let latency = Some(&queueing.acknowledgement_us);
+            page.latencies
+                .push(Curves::new("From PUBLISH").with("acknowledged", latency));
+        }
+        if let Some(draining) = &self.draining {
+            page.count("Drained", draining.received_per_s.round() as u64, "messages/s");
+            page.measured("Drained in", Some(draining.seconds), "s");
+            if let Some(sent) = draining.live_sent {
+                page.count("Live messages meanwhile", sent, "");
+            }
+            draining.costs.rows(&mut page, "draining");
+            if let Some(memory) = &draining.memory {
+                memory.row(&mut page, "draining");
+            }
+            let curves = Curves::new("From CONNECT of a session")
+                .with("first message", Some(&draining.first_message_us))
+                .with("all it had queued", Some(&draining.drained_us));
+            page.latencies.push(curves);
+        }
+        page.timeline(&self.timeline);
+        page
     }
 }
 

@@ -27,9 +27,10 @@ use crate::bystanders::{self, Bystanders};
 use crate::client::Connection;
 use crate::packet::{Credentials, SessionKind, run_tag};
 use crate::private_fds;
-use crate::progress::Progress;
+use crate::progress::{End, Progress};
 use crate::report::{Host, Latency, grouped};
 use crate::source_ports::source_count;
+use crate::timeline::{Timeline, Watch};
 use crate::transport::tls::Tickets;
 use crate::transport::{self, Target, Transport};
 
@@ -38,6 +39,8 @@ const OTHER_FDS: u64 = 64;
 /// The bystanders alone, before and after the storm.
 const BASELINE: Duration = Duration::from_secs(2);
 const AFTERMATH: Duration = Duration::from_secs(1);
+/// How often the counts of the threads are looked at.
+const TURN: Duration = Duration::from_millis(5);
 /// Cycles of a churn without --rate.
 const CHURN_PER_S: u64 = 100;
 
@@ -217,6 +220,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
         resumed: transport.is_tls().then_some(storm.resumed),
         failures: storm.failures,
         bystanders: bystanders.transpose()?,
+        timeline: span.timeline,
         nice_without_effect: broker_pid.is_some_and(is_in_another_autogroup) && settings.storm_nice > 0,
     })
 }
@@ -287,6 +291,7 @@ struct Span {
     /// CPUs of the broker while the bystanders were alone.
     broker_alone: Option<f64>,
     own: CpuTime,
+    timeline: Timeline,
 }
 
 fn measure(
@@ -297,21 +302,33 @@ fn measure(
 ) -> Result<(Storm, Span)> {
     let own = BrokerProcess::new(std::process::id())?;
     let cpu = || broker.map(BrokerProcess::cpu_time).transpose();
-    let progress = Progress::new();
+    let (storm_name, what) = if settings.churn {
+        ("churn", "cycles")
+    } else {
+        ("storm", "connected")
+    };
+    let (counted, first) = match bystanders {
+        Some(_) => (&[what, "bystanders' messages"][..], "before"),
+        None => (&[what][..], storm_name),
+    };
+    let watch = Watch::start(broker, counted, first)?;
+    let heard = || bystanders.map_or(0, Bystanders::received);
     let mut broker_alone = broker.map(|_| 0.0);
     if let Some(bystanders) = bystanders {
-        progress.show("bystanders alone");
-        bystanders.wait(bystanders::WARM_UP)?;
+        let meanwhile = || watch.store([0, heard()], 0);
+        bystanders.wait(bystanders::WARM_UP, meanwhile)?;
         let (before, start) = (cpu()?, Instant::now());
-        bystanders.wait(BASELINE)?;
+        bystanders.wait(BASELINE, meanwhile)?;
         broker_alone = cpu()?
             .zip(before)
             .map(|(now, before)| now.since(before).total.as_secs_f64() / start.elapsed().as_secs_f64());
         bystanders.storm_begins();
+        watch.phase(storm_name);
     }
     let (cpu_before, own_before) = (cpu()?, own.cpu_time()?);
     let start = Instant::now();
     let shared = storm::Shared::default();
+    let mut progress = Progress::new(End::At(settings.connections.into()));
     let outcome = thread::scope(|scope| {
         let mut threads = Vec::new();
         let mut first = 0;
@@ -332,15 +349,11 @@ fn measure(
             }
         }
         while threads.iter().any(|thread| !thread.is_finished()) {
-            thread::sleep(Duration::from_millis(if progress.is_shown() { 100 } else { 5 }));
+            thread::sleep(TURN);
             let settled = shared.settled.load(Ordering::Acquire);
-            let rate = settled as f64 / start.elapsed().as_secs_f64();
-            progress.show(&format!(
-                "{} of {} connects, {}/s",
-                grouped(settled),
-                grouped(settings.connections.into()),
-                grouped(rate as u64)
-            ));
+            let failed = shared.failed.load(Ordering::Acquire);
+            progress.count(start.elapsed().as_nanos() as u64, settled, what);
+            watch.store([settled.saturating_sub(failed), heard()], failed);
         }
         let mut whole = Storm::new()?;
         for thread in threads {
@@ -351,11 +364,17 @@ fn measure(
         }
         Ok(whole)
     });
+    drop(progress);
     let ended = (cpu()?, own.cpu_time()?);
+    let settled = shared.settled.load(Ordering::Acquire);
+    let failed = shared.failed.load(Ordering::Acquire);
+    let meanwhile = || watch.store([settled.saturating_sub(failed), heard()], failed);
+    meanwhile();
     if let Some(bystanders) = bystanders {
         bystanders.storm_ended();
+        watch.phase("after");
         if outcome.is_ok() {
-            bystanders.wait(AFTERMATH)?;
+            bystanders.wait(AFTERMATH, meanwhile)?;
         }
     }
     let storm = outcome?;
@@ -364,6 +383,7 @@ fn measure(
         broker_during: ended.0.zip(cpu_before).map(|(now, before)| now.since(before)),
         broker_alone,
         own: ended.1.since(own_before),
+        timeline: watch.stop(),
     };
     Ok((storm, span))
 }

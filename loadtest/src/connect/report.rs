@@ -10,7 +10,9 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::bystanders;
-use crate::report::{Host, Latency, figure, grouped};
+use crate::html::{Curves, Page};
+use crate::report::{Figures, Host, Latency, figure, grouped};
+use crate::timeline::Timeline;
 use crate::transport::Transport;
 
 /// What threads of a storm counted. Times are nanoseconds.
@@ -56,6 +58,7 @@ pub struct Connect {
     /// By cause.
     pub failures: BTreeMap<String, u64>,
     pub bystanders: Option<bystanders::Figures>,
+    pub timeline: Timeline,
     pub nice_without_effect: bool,
 }
 
@@ -86,8 +89,69 @@ impl Phases {
 }
 
 impl Connect {
-    pub fn is_good(&self) -> bool {
+    fn is_churn(&self) -> bool {
+        self.phases_us.message.is_some()
+    }
+}
+
+impl Figures for Connect {
+    fn is_good(&self) -> bool {
         self.failures.is_empty()
+    }
+
+    fn page(&self) -> Page {
+        let mut page = Page::new(
+            "connect",
+            self.broker.as_deref(),
+            &self.address,
+            &self.settings,
+            &self.host,
+        );
+        let causes = self
+            .failures
+            .iter()
+            .map(|(cause, count)| format!("; {} times: {cause}", grouped(*count)));
+        page.verdict = format!(
+            "{}: {} connected, {} failed{}.",
+            if self.is_good() {
+                "Every client was served"
+            } else {
+                "The broker failed its clients"
+            },
+            grouped(self.connected),
+            grouped(self.failures.values().sum()),
+            causes.collect::<String>()
+        );
+        let what = if self.is_churn() { "cycle" } else { "connect" };
+        page.count("Connected", self.connects_per_s.round() as u64, &format!("{what}s/s"));
+        page.measured("Took", Some(self.seconds), "s");
+        page.measured(
+            "Broker CPU time",
+            self.broker_cpu_us_per_connect,
+            &format!("µs per {what}"),
+        );
+        page.measured("Broker CPUs", self.broker_cpus, "kept busy");
+        page.measured("Broker CPUs, bystanders alone", self.broker_cpus_before, "kept busy");
+        page.measured("Generator CPUs", Some(self.generator_cpus), "kept busy");
+        if let Some(resumed) = self.resumed {
+            page.count("Resumed", resumed, "handshakes");
+        }
+        let phases = &self.phases_us;
+        page.latencies.push(
+            Curves::new(if self.is_churn() { "Cycle" } else { "Connect" })
+                .with("whole", Some(&self.latency_us))
+                .with("TCP", Some(&phases.tcp))
+                .with("TLS", phases.tls.as_ref())
+                .with("WebSocket", phases.websocket.as_ref())
+                .with("MQTT", Some(&phases.mqtt))
+                .with("SUBSCRIBE", phases.subscribe.as_ref())
+                .with("message", phases.message.as_ref()),
+        );
+        if let Some(bystanders) = &self.bystanders {
+            bystanders.show(&mut page, "Bystanders", "the storm");
+        }
+        page.timeline(&self.timeline);
+        page
     }
 }
 
@@ -123,11 +187,7 @@ impl Display for Connect {
                     f,
                     "{} µs CPU per {}, ",
                     figure(us),
-                    if self.phases_us.message.is_some() {
-                        "cycle"
-                    } else {
-                        "connect"
-                    }
+                    if self.is_churn() { "cycle" } else { "connect" }
                 )?;
             }
             write!(f, "{cpus:.2} CPUs")?;

@@ -42,6 +42,8 @@ const SWEEP: Duration = Duration::from_millis(200);
 pub struct Shared {
     /// Connections that are up, or have failed.
     pub settled: AtomicU64,
+    /// Of those, the ones that have failed.
+    pub failed: AtomicU64,
     pub is_stopped: AtomicBool,
 }
 
@@ -246,6 +248,7 @@ impl Thread<'_> {
 
     fn failed(&mut self, cause: &anyhow::Error) {
         *self.storm.failures.entry(format!("{cause:#}")).or_default() += 1;
+        self.shared.failed.fetch_add(1, Ordering::Release);
         self.shared.settled.fetch_add(1, Ordering::Release);
     }
 

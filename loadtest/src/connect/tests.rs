@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use super::*;
 use crate::fake_broker::{FakeBroker, Fault};
 use crate::fake_front::{Identity, front};
+use crate::report::Figures;
 use crate::transport::Version;
 
 const ALL: [Transport; 4] = [Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss];

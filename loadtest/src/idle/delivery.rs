@@ -99,6 +99,21 @@ pub struct Faults {
     pub damaged: u64,
 }
 
+impl Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Faults {
+            missing,
+            doubled,
+            misdelivered,
+            damaged,
+        } = self;
+        write!(
+            f,
+            "missing {missing}, doubled {doubled}, misdelivered {misdelivered}, damaged {damaged}"
+        )
+    }
+}
+
 /// What a client got is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -224,11 +239,15 @@ impl Board {
         self.right[stage as usize].load(Ordering::Acquire)
     }
 
+    /// In all stages.
+    pub fn delivered(&self) -> u64 {
+        STAGES.into_iter().map(|stage| self.right(stage)).sum()
+    }
+
     /// Of `wanted` deliveries in all.
     pub fn faults(&self, wanted: u64) -> Faults {
-        let right: u64 = STAGES.into_iter().map(|stage| self.right(stage)).sum();
         Faults {
-            missing: wanted.saturating_sub(right),
+            missing: wanted.saturating_sub(self.delivered()),
             doubled: self.doubled.load(Ordering::Acquire),
             misdelivered: self.misdelivered.load(Ordering::Acquire),
             damaged: self.damaged.load(Ordering::Acquire),
@@ -298,8 +317,8 @@ pub struct Sending<'a> {
     /// Without an acknowledgement, or a delivery, while one is owed.
     pub silence_max: Duration,
     pub board: &'a Board,
-    /// An error ends the run.
-    pub fail: &'a dyn Fn() -> Result<()>,
+    /// Called once a turn; an error ends the run.
+    pub turn: &'a dyn Fn() -> Result<()>,
 }
 
 /// One connection that publishes at QoS 1: the broker says that it has taken a message, whatever QoS its subscribers have.
@@ -371,7 +390,7 @@ impl<'a> Publisher<'a> {
         let mut next = 0;
         self.heard = Instant::now();
         loop {
-            (self.sending.fail)()?;
+            (self.sending.turn)()?;
             let now_ns = self.now_ns();
             let due = match pace {
                 Some(pace) => (pace.total_due_count(now_ns - begin_ns) as usize).min(addressees.len()),
@@ -477,7 +496,7 @@ impl<'a> Publisher<'a> {
         let (mut right, mut moved) = (0, Instant::now());
         while right < wanted && moved.elapsed() < self.sending.silence_max {
             std::thread::sleep(Duration::from_millis(2));
-            (self.sending.fail)()?;
+            (self.sending.turn)()?;
             let now = self.sending.board.right(stage);
             if now != right {
                 (right, moved) = (now, Instant::now());

@@ -13,6 +13,7 @@ mod delivery;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -32,14 +33,14 @@ use crate::broker_process::BrokerProcess;
 use crate::client::{check_connack, check_suback};
 use crate::dial::dial;
 use crate::kernel_memory::KernelMemory;
-use crate::memory_watch::MemoryWatch;
 use crate::meter::Reading;
 use crate::pace::Pace;
 use crate::packet::{self, Credentials, SessionKind, run_tag};
 use crate::private_fds;
-use crate::progress::Progress;
-use crate::report::{Host, Idle, grouped};
+use crate::progress::{End, Progress};
+use crate::report::{Host, Idle};
 use crate::source_ports::{SourcePorts, source_count};
+use crate::timeline::Watch;
 use crate::transport::{self, Layers, Target};
 
 use delivery::{Arrival, Board, Outcome, Publisher, Sending, Stage, Topics, Verdict};
@@ -218,6 +219,10 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
     let (bytes_before, own_before) = (memory(broker.as_ref())?, own.memory_bytes()?);
     let kernel_before = KernelMemory::read()?;
     let cpu_before = broker.as_ref().map(BrokerProcess::cpu_time).transpose()?;
+    let counted = ["connected", "delivered"];
+    let is_sent_to = settings.deliver > 0 || settings.broadcast;
+    let counted = &counted[..if is_sent_to { 2 } else { 1 }];
+    let timeline = Watch::start(broker.as_ref(), counted, "set-up")?;
     let start = Instant::now();
     let shared = Shared::new()?;
     let run = run_tag();
@@ -255,7 +260,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
                 return Err(error).with_context(|| format!("cannot start thread {thread} of {threads}"));
             }
         }
-        let watched = Watch {
+        let observer = Observer {
             target: &target,
             settings,
             topics: &topics,
@@ -263,12 +268,12 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
             start,
             shared: &shared,
             broker: broker.as_ref(),
+            timeline: &timeline,
         };
-        let outcome = watched.run(&own);
-        let closing_watch = match (&outcome, settings.measure_close) {
-            (Ok(_), true) => MemoryWatch::start(broker.as_ref())?,
-            _ => None,
-        };
+        let outcome = observer.run(&own);
+        if outcome.is_ok() && settings.measure_close {
+            timeline.phase_with_memory("closing");
+        }
         // Whatever happened, the threads end, and with them the scope.
         shared.is_closing.store(true, Ordering::Release);
         let (set_up_seconds, held) = outcome?;
@@ -279,7 +284,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
                 thread::sleep(Duration::from_millis(10));
             }
             thread::sleep(SETTLE);
-            closing = closing_watch.map(MemoryWatch::stop);
+            closing = timeline.memory();
             kernel_after = Some(KernelMemory::read()?);
         }
         let per_connection = |before: u64, now: u64| (now as f64 - before as f64) / n as f64;
@@ -332,6 +337,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
             delivery_faults: shared.board.faults(held.wanted),
             acknowledgements: held.acknowledgements,
             foreign: shared.board.foreign.load(Ordering::Acquire),
+            timeline: timeline.stop(),
         })
     })
 }
@@ -357,7 +363,7 @@ struct Held {
 }
 
 /// What the main thread looks at while the others hold the clients.
-struct Watch<'a> {
+struct Observer<'a> {
     target: &'a Target,
     settings: &'a Settings,
     topics: &'a Topics,
@@ -365,18 +371,19 @@ struct Watch<'a> {
     start: Instant,
     shared: &'a Shared,
     broker: Option<&'a BrokerProcess>,
+    timeline: &'a Watch,
 }
 
-impl Watch<'_> {
+impl Observer<'_> {
     /// Waits until all are subscribed, reads the memory, holds, sends. Gives the seconds the set-up took, and the readings.
     fn run(&self, own: &BrokerProcess) -> Result<(f64, Held)> {
-        let Watch {
+        let Observer {
             settings,
             shared,
             broker,
             ..
         } = *self;
-        let progress = Progress::new();
+        let mut progress = Progress::new(End::At(settings.connections.into()));
         let (mut ready, mut moved) = (0, Instant::now());
         while ready < settings.connections as u64 {
             thread::sleep(Duration::from_millis(20));
@@ -390,19 +397,18 @@ impl Watch<'_> {
                     settings.connections
                 );
             }
-            progress.show(&format!(
-                "{} of {} connections",
-                grouped(ready),
-                grouped(settings.connections as u64)
-            ));
+            progress.count(self.start.elapsed().as_nanos() as u64, ready, "connected");
+            self.store();
         }
         let set_up_seconds = self.start.elapsed().as_secs_f64();
+        drop(progress);
+        self.timeline.phase("held");
         let cpu = broker.map(BrokerProcess::cpu_time).transpose()?;
         let (hold_start, pings_before) = (Instant::now(), shared.pings.load(Ordering::Acquire));
-        wait(SETTLE, shared, &progress)?;
+        self.wait(SETTLE)?;
         let (bytes, own_bytes) = (memory(broker)?, own.memory_bytes()?);
         let kernel = KernelMemory::read()?;
-        wait(Duration::from_secs_f64(settings.hold), shared, &progress)?;
+        self.wait(Duration::from_secs_f64(settings.hold))?;
         let seconds = hold_start.elapsed().as_secs_f64();
         let cpus = match (broker, cpu) {
             (Some(broker), Some(cpu)) => Some(broker.cpu_time()?.since(cpu).total.as_secs_f64() / seconds),
@@ -422,28 +428,43 @@ impl Watch<'_> {
             acknowledgements: AcknowledgementFaults::default(),
         };
         if settings.deliver > 0 || settings.broadcast {
-            self.send(&mut held, &progress)?;
+            self.send(&mut held)?;
         }
         shared.is_quiet.store(true, Ordering::Release);
-        wait(LINGER, shared, &progress)?;
+        self.wait(LINGER)?;
         let owed_since = Instant::now();
         while shared.pongs.load(Ordering::Acquire) < shared.pings.load(Ordering::Acquire)
             && owed_since.elapsed() < Duration::from_secs(settings.silence)
         {
-            wait(Duration::from_millis(10), shared, &progress)?;
+            thread::sleep(Duration::from_millis(10));
+            fail_with_thread(shared)?;
+            self.store();
         }
         Ok((set_up_seconds, held))
     }
 
     /// The messages to some and to all.
-    fn send(&self, held: &mut Held, progress: &Progress) -> Result<()> {
-        let Watch {
+    fn send(&self, held: &mut Held) -> Result<()> {
+        let Observer {
             settings,
             topics,
             shared,
             ..
         } = *self;
-        let fail = || fail_with_thread(shared);
+        let wanted = u64::from(settings.deliver)
+            + match settings.broadcast {
+                true => u64::from(settings.connections),
+                false => 0,
+            };
+        let progress = RefCell::new(Progress::new(End::At(wanted)));
+        let turn = || {
+            self.store();
+            let now_ns = self.start.elapsed().as_nanos() as u64;
+            progress
+                .borrow_mut()
+                .count(now_ns, shared.board.delivered(), "delivered");
+            fail_with_thread(shared)
+        };
         let sending = Sending {
             topics,
             run: self.run,
@@ -451,7 +472,7 @@ impl Watch<'_> {
             unacked: settings.unacked,
             silence_max: Duration::from_secs(settings.silence),
             board: &shared.board,
-            fail: &fail,
+            turn: &turn,
         };
         let mut publisher = Publisher::connect(self.target, &settings.credentials, sending)?;
         let order = match topics.is_shared() {
@@ -459,14 +480,14 @@ impl Watch<'_> {
             false => delivery::shuffled(settings.connections, self.run),
         };
         if settings.deliver > 0 {
-            progress.show("one message each to some");
+            self.timeline.phase("one each");
             let pace = Pace::new(settings.deliver_rate, 1);
             let chosen = &order[..settings.deliver as usize];
             held.chosen = Some(self.measure("chosen", || publisher.deliver(Stage::Chosen, chosen, Some(pace)))?);
             held.wanted += u64::from(settings.deliver);
         }
         if settings.broadcast {
-            progress.show("one message to all");
+            self.timeline.phase("one to all");
             let n = u64::from(settings.connections);
             held.all = Some(self.measure("all", || match topics.is_shared() {
                 true => publisher.deliver_to_all(Stage::All, n),
@@ -476,6 +497,25 @@ impl Watch<'_> {
         }
         held.acknowledgements = publisher.close();
         Ok(())
+    }
+
+    fn wait(&self, time: Duration) -> Result<()> {
+        let progress = Progress::new(End::After(time));
+        let end = Instant::now() + time;
+        while let Some(left) = end.checked_duration_since(Instant::now()) {
+            thread::sleep(left.min(Duration::from_millis(100)));
+            fail_with_thread(self.shared)?;
+            self.store();
+            let lost = self.shared.lost.load(Ordering::Acquire);
+            progress.show(time - left, format!("held, {lost} lost"));
+        }
+        Ok(())
+    }
+
+    fn store(&self) {
+        let ready = self.shared.ready.load(Ordering::Acquire);
+        let lost = self.shared.lost.load(Ordering::Acquire);
+        self.timeline.store([ready, self.shared.board.delivered()], lost);
     }
 
     fn measure(&self, stage: &'static str, send: impl FnOnce() -> Result<Outcome>) -> Result<Delivery> {
@@ -493,17 +533,6 @@ impl Watch<'_> {
             broker_cpu_us: costs.broker_cpu_us,
         })
     }
-}
-
-fn wait(time: Duration, shared: &Shared, progress: &Progress) -> Result<()> {
-    let end = Instant::now() + time;
-    while let Some(left) = end.checked_duration_since(Instant::now()) {
-        thread::sleep(left.min(Duration::from_millis(100)));
-        fail_with_thread(shared)?;
-        let lost = shared.lost.load(Ordering::Acquire);
-        progress.show(&format!("held, {} s to go, {lost} lost", left.as_secs()));
-    }
-    Ok(())
 }
 
 fn fail_with_thread(shared: &Shared) -> Result<()> {

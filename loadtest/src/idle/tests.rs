@@ -1,6 +1,7 @@
 use super::*;
 use crate::fake_broker::{FakeBroker, Fault};
 use crate::fake_front::{Identity, front};
+use crate::report::Figures;
 use crate::transport::Transport;
 
 fn settings() -> Settings {

@@ -62,6 +62,18 @@ impl<'a> Board<'a> {
         }
     }
 
+    /// What went wrong so far.
+    pub fn errors(&self) -> u64 {
+        let Faults {
+            missing: _,
+            doubled,
+            outdated,
+            unflagged,
+            wrong,
+        } = self.faults;
+        doubled + outdated + unflagged + wrong
+    }
+
     /// With what has not come by now.
     pub fn faults(&self) -> Faults {
         Faults {

@@ -20,15 +20,15 @@ use self::board::Board;
 use self::report::{Reading as Read, Retained, Setting};
 use crate::acknowledgement::AcknowledgementFaults;
 use crate::broker_process::BrokerProcess;
-use crate::memory_watch::MemoryWatch;
 use crate::meter::Reading;
 use crate::packet::{SessionKind, run_tag};
 use crate::poller::Poller;
 use crate::private_fds;
-use crate::progress::Progress;
+use crate::progress::{End, Progress};
 use crate::receivers::{Receivers, Wish};
 use crate::report::{Host, Latency, Verdict, grouped};
 use crate::senders::{self, Job, NUMBER_DIGITS, NUMBER_MAX, Payload, Rota, Senders, Share, share_of};
+use crate::timeline::Watch;
 use crate::transport::Target;
 
 /// After the last message, how long a doubled one may still turn up.
@@ -181,20 +181,22 @@ fn clear(plan: &Plan, settings: &Settings) -> Result<()> {
         plan.job(settings, Payload::Empty),
         &plan.shares(1),
     )?;
-    senders.run(&mut poller, "cleared")?;
+    senders.run(&mut poller, "cleared", None)?;
     senders.close();
     Ok(())
 }
 
 fn measure(address: &str, broker: Option<&BrokerProcess>, plan: &Plan, settings: &Settings) -> Result<Retained> {
+    let watch = Watch::start(broker, &["set", "read"], "start")?;
     let (setting, acknowledgements) = match settings.read_only {
         Some(_) => (None, AcknowledgementFaults::default()),
         None => {
-            let (setting, faults) = set(broker, plan, settings)?;
+            let (setting, faults) = set(broker, &watch, plan, settings)?;
             (Some(setting), faults)
         }
     };
-    let reading = read(broker, plan, settings)?;
+    let set_count = setting.as_ref().map_or(0, |setting| setting.set);
+    let reading = read(broker, &watch, set_count, plan, settings)?;
     // At QoS 0 a message may be dropped, retained or not.
     let lost = if settings.qos > 0 { reading.faults.missing } else { 0 };
     let others = board::Faults {
@@ -212,13 +214,19 @@ fn measure(address: &str, broker: Option<&BrokerProcess>, plan: &Plan, settings:
         setting,
         reading,
         acknowledgements,
+        timeline: watch.stop(),
         cleared_seconds: None,
         broker_bytes_cleared: None,
         verdict: if is_broken { Verdict::RulesBroken } else { Verdict::Good },
     })
 }
 
-fn set(broker: Option<&BrokerProcess>, plan: &Plan, settings: &Settings) -> Result<(Setting, AcknowledgementFaults)> {
+fn set(
+    broker: Option<&BrokerProcess>,
+    watch: &Watch,
+    plan: &Plan,
+    settings: &Settings,
+) -> Result<(Setting, AcknowledgementFaults)> {
     let mut poller = Poller::new()?;
     let shares = plan.shares(plan.updates);
     let mut senders = Senders::connect(
@@ -228,11 +236,11 @@ fn set(broker: Option<&BrokerProcess>, plan: &Plan, settings: &Settings) -> Resu
         plan.job(settings, Payload::Stamped(settings.senders.size)),
         &shares,
     )?;
-    let watch = MemoryWatch::start(broker)?;
+    watch.phase_with_memory("setting");
     let begin = Reading::take(broker)?;
-    senders.run(&mut poller, "set")?;
+    senders.run(&mut poller, "set", Some(watch))?;
     let span = Reading::take(broker)?.since(&begin);
-    let memory = watch.map(MemoryWatch::stop);
+    let memory = watch.memory();
     let seconds = span.time.as_secs_f64();
     let setting = Setting {
         seconds,
@@ -248,7 +256,13 @@ fn set(broker: Option<&BrokerProcess>, plan: &Plan, settings: &Settings) -> Resu
     Ok((setting, faults))
 }
 
-fn read(broker: Option<&BrokerProcess>, plan: &Plan, settings: &Settings) -> Result<Read> {
+fn read(
+    broker: Option<&BrokerProcess>,
+    watch: &Watch,
+    set_count: u64,
+    plan: &Plan,
+    settings: &Settings,
+) -> Result<Read> {
     let mut poller = Poller::new()?;
     let wish = Wish {
         filter: format!("{}/#", settings.topic_prefix),
@@ -260,12 +274,12 @@ fn read(broker: Option<&BrokerProcess>, plan: &Plan, settings: &Settings) -> Res
         0 => SILENCE_QOS_0,
         _ => settings.senders.silence(),
     };
-    let watch = MemoryWatch::start(broker)?;
+    watch.phase_with_memory("reading");
     let begin = Reading::take(broker)?;
     let start = Instant::now();
-    let mut progress = Progress::new();
-    let (mut heard, mut heard_frames) = (start, 0);
     let wanted = plan.topics * plan.subscribers;
+    let mut progress = Progress::new(End::At(wanted));
+    let (mut heard, mut heard_frames) = (start, 0);
     loop {
         board.now_ns = start.elapsed().as_nanos() as u64;
         for _ in 0..BEGUN_MAX.min(plan.subscribers - receivers.count() as u64) {
@@ -280,15 +294,8 @@ fn read(broker: Option<&BrokerProcess>, plan: &Plan, settings: &Settings) -> Res
         if (board.got == wanted && silence >= LINGER) || silence >= silence_max {
             break;
         }
-        if let Some((then, before)) = progress.is_due(board.now_ns, board.received) {
-            let rate = (board.received - before) as f64 * 1e9 / (board.now_ns - then) as f64;
-            progress.show(&format!(
-                "{} of {} read, {}/s",
-                grouped(board.got),
-                grouped(wanted),
-                grouped(rate as u64)
-            ));
-        }
+        progress.count(board.now_ns, board.received, "read");
+        watch.store([set_count, board.received], board.errors());
         poller.wait(TURN_MAX)?;
         for at in 0..poller.events().len() {
             let (token, flags) = poller.event(at);
@@ -298,7 +305,7 @@ fn read(broker: Option<&BrokerProcess>, plan: &Plan, settings: &Settings) -> Res
     }
     drop(progress);
     let span = Reading::take(broker)?.since(&begin);
-    let memory = watch.map(MemoryWatch::stop);
+    let memory = watch.memory();
     receivers.close();
     // The wait for what does not come is not part of the rate.
     let seconds = board.last_ns.max(1) as f64 / 1e9;

@@ -9,9 +9,10 @@ use serde::Serialize;
 
 use super::board::Faults;
 use crate::acknowledgement::AcknowledgementFaults;
-use crate::memory_watch::Memory;
+use crate::html::{Curves, Page};
 use crate::meter::Costs;
-use crate::report::{Host, Latency, Verdict, figure, grouped};
+use crate::report::{Figures, Host, Latency, Verdict, figure, grouped};
+use crate::timeline::{Memory, Timeline};
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Retained {
@@ -25,6 +26,7 @@ pub struct Retained {
     pub setting: Option<Setting>,
     pub reading: Reading,
     pub acknowledgements: AcknowledgementFaults,
+    pub timeline: Timeline,
     pub cleared_seconds: Option<f64>,
     pub broker_bytes_cleared: Option<u64>,
     pub verdict: Verdict,
@@ -105,6 +107,56 @@ impl Display for Reading {
             writeln!(f, "note         {} messages of another run were ignored", self.foreign)?;
         }
         Ok(())
+    }
+}
+
+impl Figures for Retained {
+    fn is_good(&self) -> bool {
+        self.verdict == Verdict::Good
+    }
+
+    fn page(&self) -> Page {
+        let mut page = Page::new(
+            "retained",
+            self.broker.as_deref(),
+            &self.address,
+            &self.settings,
+            &self.host,
+        );
+        let Faults {
+            missing,
+            doubled,
+            outdated,
+            unflagged,
+            wrong,
+        } = self.reading.faults;
+        page.verdict = self.verdict.sentence(&format!(
+            "{} read, missing {missing}, doubled {doubled}, outdated {outdated}, without RETAIN {unflagged}, wrong {wrong}{}",
+            grouped(self.reading.received),
+            self.acknowledgements.told()
+        ));
+        if let Some(setting) = &self.setting {
+            page.count("Set", setting.set_per_s.round() as u64, "messages/s");
+            page.measured("Set in", Some(setting.seconds), "s");
+            setting.costs.rows(&mut page, "setting");
+            if let Some(memory) = &setting.memory {
+                memory.row(&mut page, "setting");
+            }
+            let curves = Curves::new("From PUBLISH").with("acknowledged", setting.acknowledgement_us.as_ref());
+            page.latencies.push(curves);
+        }
+        page.count("Read", self.reading.received_per_s.round() as u64, "messages/s");
+        page.measured("Read in", Some(self.reading.seconds), "s");
+        self.reading.costs.rows(&mut page, "reading");
+        if let Some(memory) = &self.reading.memory {
+            memory.row(&mut page, "reading");
+        }
+        page.measured("Cleared in", self.cleared_seconds, "s");
+        if let Some(bytes) = self.broker_bytes_cleared {
+            page.count("Broker memory, cleared", bytes / 1024, "KiB");
+        }
+        page.timeline(&self.timeline);
+        page
     }
 }
 

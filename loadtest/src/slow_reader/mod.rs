@@ -21,10 +21,10 @@ use self::readers::Readers;
 pub use self::report::SlowReader;
 use crate::broker_process::BrokerProcess;
 use crate::bystanders::{self, Bystanders};
-use crate::memory_watch::MemoryWatch;
 use crate::packet::{Credentials, run_tag};
-use crate::progress::Progress;
+use crate::progress::{End, Progress};
 use crate::report::{Host, Verdict, grouped};
+use crate::timeline::{Memory, Timeline, Watch};
 use crate::transport::{self, Target};
 
 const BASELINE: Duration = Duration::from_secs(2);
@@ -89,7 +89,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
     let result = measure(&target, broker.as_ref(), settings, run, &bystanders);
     // The thread ends whatever happened; what made the run fail is told first.
     let bystanders = bystanders.stop();
-    let (counts, memory) = result?;
+    let (counts, memory, timeline) = result?;
     let faults = counts.faults;
     let is_broken = faults.doubled + faults.out_of_order > 0;
     Ok(SlowReader {
@@ -100,6 +100,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
         counts,
         memory,
         bystanders: bystanders?,
+        timeline,
         verdict: if is_broken { Verdict::RulesBroken } else { Verdict::Good },
     })
 }
@@ -120,28 +121,55 @@ fn describe(settings: &Settings) -> String {
     )
 }
 
+/// What is told of the run while it goes on.
+struct Live<'a> {
+    watch: Watch,
+    progress: Progress,
+    start: Instant,
+    others: &'a Bystanders,
+    /// Deliveries to the slow ones, and what was wrong with them.
+    slow: (u64, u64),
+}
+
+impl Live<'_> {
+    fn turn(&mut self) {
+        let others = self.others.received();
+        self.watch.store([others, self.slow.0], self.slow.1);
+        let now_ns = self.start.elapsed().as_nanos() as u64;
+        self.progress.count(now_ns, others, "to the others");
+    }
+}
+
 fn measure(
     target: &Target,
     broker: Option<&BrokerProcess>,
     settings: &Settings,
     run: u32,
     bystanders: &Bystanders,
-) -> Result<(readers::Counts, Option<crate::memory_watch::Memory>)> {
-    let mut progress = Progress::new();
-    progress.show("the others alone");
-    bystanders.wait(bystanders::WARM_UP)?;
-    let watch = MemoryWatch::start(broker)?;
-    bystanders.wait(BASELINE)?;
+) -> Result<(readers::Counts, Option<Memory>, Timeline)> {
+    let slow_for = Duration::from_secs_f64(settings.seconds);
+    let length = bystanders::WARM_UP + BASELINE + slow_for + readers::SILENCE + AFTERMATH;
+    let mut live = Live {
+        watch: Watch::start(broker, &["to the others", "to the slow ones"], "the others alone")?,
+        progress: Progress::new(End::After(length)),
+        start: Instant::now(),
+        others: bystanders,
+        slow: (0, 0),
+    };
+    bystanders.wait(bystanders::WARM_UP + BASELINE, || live.turn())?;
     let mut readers = Readers::connect(target, settings, run)?;
+    live.watch.phase("slow");
     bystanders.storm_begins();
     let start = Instant::now();
-    let slow = readers.be_slow(&mut progress);
-    let caught_up = slow.and_then(|()| readers.catch_up());
-    let slow_for = start.elapsed();
+    let slow = readers.be_slow(&mut live);
+    live.watch.phase("catching up");
+    let caught_up = slow.and_then(|()| readers.catch_up(&mut live));
+    let took = start.elapsed();
     bystanders.storm_ended();
     caught_up?;
-    let counts = readers.finish(slow_for);
-    progress.show("the others alone again");
-    bystanders.wait(AFTERMATH)?;
-    Ok((counts, watch.map(MemoryWatch::stop)))
+    live.watch.phase("alone again");
+    let counts = readers.finish(took);
+    bystanders.wait(AFTERMATH, || live.turn())?;
+    let memory = live.watch.memory();
+    Ok((counts, memory, live.watch.stop()))
 }

@@ -13,13 +13,11 @@ use anyhow::{Context, Result, bail};
 use rustix::net::sockopt;
 use serde::Serialize;
 
-use super::Settings;
+use super::{Live, Settings};
 use crate::acknowledgement::{Answer, Unacknowledged};
 use crate::client::{Connection, Received};
 use crate::pace::Pace;
 use crate::packet::{self, PublishTemplate, STAMP_BYTES, SessionKind, Stamp};
-use crate::progress::Progress;
-use crate::report::grouped;
 use crate::sequence::{Faults, Streams};
 use crate::transport::Target;
 
@@ -28,7 +26,7 @@ const TURN: Duration = Duration::from_millis(1);
 const RECEIVE_BUFFER_BYTES: usize = 8 * 1024;
 const UNACKED: usize = 1000;
 /// With nothing to read for so long a reader has caught up.
-const SILENCE: Duration = Duration::from_secs(1);
+pub const SILENCE: Duration = Duration::from_secs(1);
 const CATCH_UP_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, Default, Serialize)]
@@ -101,7 +99,7 @@ impl<'a> Readers<'a> {
     }
 
     /// Feeds them for the time of the flags, while they read as slowly as they are told to.
-    pub fn be_slow(&mut self, progress: &mut Progress) -> Result<()> {
+    pub fn be_slow(&mut self, live: &mut Live) -> Result<()> {
         let start = Instant::now();
         let pace = Pace::new(self.settings.rate, 1);
         let mut begun = 0;
@@ -117,17 +115,7 @@ impl<'a> Readers<'a> {
             for i in 0..self.readers.len() {
                 while self.readers[i].read_bytes < allowed && self.read(i)? {}
             }
-            if let Some((then, count)) = progress.is_due(now, self.counts.sent) {
-                let rate = (self.counts.sent - count) as f64 * 1e9 / (now - then) as f64;
-                progress.show(&format!(
-                    "{:.0} of {} s, {}/s for each of {} slow readers, {} cut off",
-                    now as f64 / 1e9,
-                    self.settings.seconds,
-                    grouped(rate as u64),
-                    self.settings.readers,
-                    self.counts.cut
-                ));
-            }
+            self.tell(live);
             std::thread::sleep(TURN);
         }
         self.counts.read_while_slow_bytes = self.readers.iter().map(|reader| reader.read_bytes).sum();
@@ -135,7 +123,7 @@ impl<'a> Readers<'a> {
     }
 
     /// All read what there is.
-    pub fn catch_up(&mut self) -> Result<()> {
+    pub fn catch_up(&mut self, live: &mut Live) -> Result<()> {
         let start = Instant::now();
         let mut heard = Instant::now();
         while heard.elapsed() < SILENCE && start.elapsed() < CATCH_UP_MAX {
@@ -145,9 +133,17 @@ impl<'a> Readers<'a> {
                     heard = Instant::now();
                 }
             }
+            self.tell(live);
             std::thread::sleep(TURN);
         }
         Ok(())
+    }
+
+    fn tell(&self, live: &mut Live) {
+        let faults = self.readers.iter().map(|reader| reader.streams.faults());
+        let broken = faults.map(|faults| faults.doubled + faults.out_of_order).sum();
+        live.slow = (self.counts.received, broken);
+        live.turn();
     }
 
     pub fn finish(mut self, time: Duration) -> Counts {

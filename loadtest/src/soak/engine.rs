@@ -16,7 +16,7 @@ use rustix::event::epoll::EventFlags;
 
 use super::Settings;
 use super::clients::{Client, Memory, Taken};
-use super::report::{Line, MemoryOverTime, Soak};
+use super::report::{Line, Soak};
 use crate::acknowledgement::{AcknowledgementFaults, Answer, Unacknowledged};
 use crate::broker_process::BrokerProcess;
 use crate::client::{check_connack, check_suback};
@@ -24,14 +24,17 @@ use crate::meter::{Reading, Span};
 use crate::pace::Pace;
 use crate::packet::{self, PublishTemplate, STAMP_BYTES, SessionKind, Stamp};
 use crate::poller::Poller;
-use crate::progress::Progress;
-use crate::report::{Host, Latency, Verdict, grouped};
+use crate::progress::{End, Progress};
+use crate::report::{Host, Latency, Verdict};
 use crate::sequence::Streams;
 use crate::stats::slope;
+use crate::timeline::{self, Watch};
 use crate::timer::Timer;
 use crate::transport::{Target, Transport};
 
 const READ_BYTES: usize = 256 * 1024;
+/// The phase between the connects and the drain.
+const LOAD: &str = "load";
 const TURN_MAX: Duration = Duration::from_millis(20);
 /// How long those under way, and a subscriber on its way, may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -41,8 +44,6 @@ const RETAINED_EVERY: Duration = Duration::from_millis(500);
 /// How long a visitor waits for a retained message.
 const VISIT_MAX: Duration = Duration::from_secs(5);
 const VISITORS_MAX: usize = 256;
-const MEMORY_EVERY: Duration = Duration::from_secs(1);
-const SAMPLES_MAX: usize = 4096;
 
 const PUBLISHERS: u64 = 0;
 const SUBSCRIBERS: u64 = 1 << 32;
@@ -122,8 +123,9 @@ pub struct Engine<'a> {
     /// Since the last line.
     recent: Histogram<u64>,
     lines: Vec<Line>,
-    samples: Vec<(f64, u64)>,
-    sample_every: Duration,
+    watch: Watch,
+    /// Of the broker, under load.
+    memory: Option<timeline::Memory>,
     span: Option<Span>,
     ended_ns: u64,
 }
@@ -143,7 +145,12 @@ struct Counts {
 }
 
 impl<'a> Engine<'a> {
-    pub fn connect(targets: &'a [(Transport, Target)], settings: &'a Settings, run: u32) -> Result<Engine<'a>> {
+    pub fn connect(
+        targets: &'a [(Transport, Target)],
+        settings: &'a Settings,
+        run: u32,
+        watch: Watch,
+    ) -> Result<Engine<'a>> {
         use SessionKind::{Clean, Durable};
         let poller = Poller::new()?;
         let (mut pairs, mut boards) = (Vec::new(), Vec::new());
@@ -213,8 +220,8 @@ impl<'a> Engine<'a> {
             latency: histogram()?,
             recent: histogram()?,
             lines: Vec::new(),
-            samples: Vec::new(),
-            sample_every: MEMORY_EVERY,
+            watch,
+            memory: None,
             span: None,
             ended_ns: 0,
         })
@@ -242,12 +249,15 @@ impl<'a> Engine<'a> {
     pub fn drive(&mut self, seconds: f64, broker: Option<&BrokerProcess>) -> Result<()> {
         let mut buffer = vec![0; READ_BYTES.max(self.settings.size as usize * 2 + 65_536 * 2)];
         self.wait_for_all(&mut buffer)?;
+        self.watch.phase_with_memory(LOAD);
         let before = Reading::take(broker)?;
         let result = self.load(seconds, broker, before, &mut buffer);
         // What was measured until a failure counts as well.
         self.ended_ns = self.now_ns();
         self.span = Reading::take(broker).ok().map(|reading| reading.since(&before));
+        self.memory = self.watch.memory();
         result?;
+        self.watch.phase("drain");
         self.drain(&mut buffer)
     }
 
@@ -258,10 +268,10 @@ impl<'a> Engine<'a> {
         let pace = Pace::new(self.settings.rate, self.pairs.len() as u64);
         let churn_ns = (1e9 / self.settings.churn) as u64;
         let every_ns = (self.settings.every * 1e9) as u64;
-        let (mut turns, mut churned, mut line_ns, mut sampled_ns) = (0, 0u64, 0, 0);
+        let (mut turns, mut churned, mut line_ns) = (0, 0u64, 0);
         let (mut line_received, mut line_reading) = (0, before);
         let mut returning: VecDeque<usize> = VecDeque::new();
-        let mut progress = Progress::new();
+        let mut progress = Progress::new(End::After(Duration::from_secs_f64(seconds)));
         loop {
             let now = self.now_ns();
             if now >= line_ns + every_ns || now >= end_ns {
@@ -278,17 +288,13 @@ impl<'a> Engine<'a> {
                     faults: self.fault_count(),
                     comings_back: self.counts.comings_back,
                 };
-                eprintln!("{line}");
+                progress.line(&line.to_string());
                 self.lines.push(line);
                 self.recent.reset();
                 (line_ns, line_received, line_reading) = (now, self.counts.received, reading);
             }
             if now >= end_ns {
                 return Ok(());
-            }
-            if now >= sampled_ns {
-                sampled_ns = now + self.sample_every.as_nanos() as u64;
-                self.sample(now, broker);
             }
             let due = pace.turns_due(now);
             for turn in turns..due {
@@ -303,15 +309,7 @@ impl<'a> Engine<'a> {
             self.step_away(&mut returning, now)?;
             self.set_boards(now)?;
             self.sweep(now)?;
-            if let Some((then, count)) = progress.is_due(now, self.counts.received) {
-                let rate = (self.counts.received - count) as f64 * 1e9 / (now - then) as f64;
-                progress.show(&format!(
-                    "{:.0} of {seconds:.0} s, {}/s, {} faults",
-                    now as f64 / 1e9,
-                    grouped(rate as u64),
-                    self.fault_count()
-                ));
-            }
+            progress.count(now, self.counts.received, "delivered");
             let next = pace.turn_due_ns(turns).saturating_sub(self.now_ns());
             self.turn(Duration::from_nanos(next), buffer)?;
         }
@@ -377,6 +375,7 @@ impl<'a> Engine<'a> {
 
     /// Waits for something to be ready, and takes it.
     fn turn(&mut self, wait: Duration, buffer: &mut [u8]) -> Result<()> {
+        self.watch.store([self.counts.received, 0], self.fault_count());
         self.timer.set(wait.min(TURN_MAX))?;
         self.poller.wait(TURN_MAX)?;
         for at in 0..self.poller.events().len() {
@@ -739,27 +738,8 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// The samples are bounded: when there are too many, every second one goes and they come half as often.
-    fn sample(&mut self, now: u64, broker: Option<&BrokerProcess>) {
-        let Some(bytes) = broker.and_then(|broker| broker.memory_bytes().ok()) else {
-            return;
-        };
-        if self.samples.len() == SAMPLES_MAX {
-            let mut is_kept = false;
-            self.samples.retain(|_| {
-                is_kept = !is_kept;
-                is_kept
-            });
-            self.sample_every *= 2;
-        }
-        self.samples.push((now as f64 / 1e9, bytes));
-    }
-
     fn fault_count(&self) -> u64 {
-        let of = |streams: &Streams| {
-            let faults = streams.faults();
-            faults.missing + faults.doubled + faults.out_of_order
-        };
+        let of = |streams: &Streams| streams.faults().total();
         self.streams.iter().map(of).sum::<u64>() + self.counts.sessions_lost + self.counts.retained_stale
     }
 
@@ -781,15 +761,15 @@ impl<'a> Engine<'a> {
         let counts = self.counts;
         let seconds = self.ended_ns as f64 / 1e9;
         let span = self.span;
-        let (half, points) = (seconds / 2.0, self.samples.iter());
-        let second_half: Vec<(f64, f64)> = points
-            .filter(|sample| sample.0 >= half)
-            .map(|&(at_s, bytes)| (at_s / 3600.0, bytes as f64))
+        let timeline = self.watch.stop();
+        let begin = timeline.phases.iter().find(|phase| phase.1 == LOAD);
+        let begin_s = begin.map_or(0.0, |phase| phase.0);
+        let second_half = begin_s + seconds / 2.0..=begin_s + seconds;
+        let samples = timeline.samples.iter();
+        let second_half: Vec<(f64, f64)> = samples
+            .filter(|sample| second_half.contains(&sample.seconds))
+            .filter_map(|sample| Some((sample.seconds / 3600.0, sample.broker_bytes? as f64)))
             .collect();
-        let memory = (!self.samples.is_empty()).then(|| MemoryOverTime {
-            slope_bytes_per_hour: slope(&second_half),
-            samples: self.samples,
-        });
         // What is under way when a run ends early is nobody's fault.
         let is_lossy = failure.is_none() && (faults[1].missing + faults[2].missing > 0 || acknowledgements.is_broken());
         let is_broken = failure.is_some()
@@ -823,7 +803,9 @@ impl<'a> Engine<'a> {
             retained_stale: counts.retained_stale,
             broker_cpu_us: span.and_then(|span| span.costs(counts.received).broker_cpu_us),
             generator_cpus: span.map_or(0.0, |span| span.own_cpu.as_secs_f64() / span.time.as_secs_f64()),
-            memory,
+            memory: self.memory,
+            slope_bytes_per_hour: slope(&second_half),
+            timeline,
             lines: self.lines,
             failure,
             verdict: if is_broken { Verdict::RulesBroken } else { Verdict::Good },

@@ -20,6 +20,7 @@ pub use self::report::Soak;
 use crate::broker_process::BrokerProcess;
 use crate::packet::{Credentials, run_tag};
 use crate::report::grouped;
+use crate::timeline::Watch;
 use crate::transport::{LayerSettings, Target, Transport};
 use crate::visits::Visits;
 
@@ -128,7 +129,8 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
     let targets = settings.targets(address)?;
     let broker = broker_pid.map(BrokerProcess::new).transpose()?;
     let run = run_tag();
-    let mut engine = Engine::connect(&targets, settings, run)?;
+    let watch = Watch::start(broker.as_ref(), &["delivered"], "connect")?;
+    let mut engine = Engine::connect(&targets, settings, run, watch)?;
     let text = settings.describe(&targets, engine.pairs(), seconds);
     let failure = engine.drive(seconds, broker.as_ref()).err();
     let durable = engine.durable_ids();

@@ -8,8 +8,10 @@ use std::fmt::{self, Display};
 use serde::Serialize;
 
 use crate::acknowledgement::AcknowledgementFaults;
-use crate::report::{Host, Latency, Verdict, figure, grouped};
+use crate::html::{Curves, Page};
+use crate::report::{Figures, Host, Latency, Verdict, figure, grouped};
 use crate::sequence::Faults;
+use crate::timeline::{Memory, Timeline};
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Soak {
@@ -40,20 +42,15 @@ pub struct Soak {
     pub retained_stale: u64,
     pub broker_cpu_us: Option<f64>,
     pub generator_cpus: f64,
-    pub memory: Option<MemoryOverTime>,
+    /// Of the broker, under load.
+    pub memory: Option<Memory>,
+    /// Least squares over the second half.
+    pub slope_bytes_per_hour: Option<f64>,
+    pub timeline: Timeline,
     pub lines: Vec<Line>,
     /// Why the run ended before its time.
     pub failure: Option<String>,
     pub verdict: Verdict,
-}
-
-/// User memory of the broker.
-#[derive(Clone, Debug, Serialize)]
-pub struct MemoryOverTime {
-    /// Seconds, bytes.
-    pub samples: Vec<(f64, u64)>,
-    /// Least squares over the second half.
-    pub slope_bytes_per_hour: Option<f64>,
 }
 
 /// How it went since the last line.
@@ -92,6 +89,71 @@ impl Display for Line {
     }
 }
 
+fn signed_kib(bytes: f64) -> String {
+    let sign = if bytes < 0.0 { "-" } else { "+" };
+    format!("{sign}{}", grouped((bytes.abs() / 1024.0).round() as u64))
+}
+
+impl Figures for Soak {
+    fn is_good(&self) -> bool {
+        self.verdict == Verdict::Good
+    }
+
+    fn page(&self) -> Page {
+        let mut page = Page::new(
+            "soak",
+            self.broker.as_deref(),
+            &self.address,
+            &self.settings,
+            &self.host,
+        );
+        let by_qos = self.faults.iter().enumerate();
+        let by_qos = by_qos.map(|(qos, faults)| format!("; QoS {qos} {faults}"));
+        let counts = format!(
+            "{} messages sent, {} received{}{}",
+            grouped(self.sent),
+            grouped(self.received),
+            by_qos.collect::<String>(),
+            self.acknowledgements.told()
+        );
+        page.verdict = match &self.failure {
+            Some(failure) => format!("The run ended early: {failure}; {counts}."),
+            None => self.verdict.sentence(&counts),
+        };
+        page.count("Delivered", self.received_per_s.round() as u64, "messages/s");
+        page.measured("Load", Some(self.seconds), "s");
+        page.measured(
+            "Broker CPU time, all else included",
+            self.broker_cpu_us,
+            "µs per delivered message",
+        );
+        if let Some(memory) = &self.memory {
+            memory.row(&mut page, "under load");
+        }
+        if let Some(slope) = self.slope_bytes_per_hour {
+            page.figure("  its growth over the second half", signed_kib(slope), "KiB per hour");
+        }
+        page.measured("Generator CPUs", Some(self.generator_cpus), "kept busy");
+        page.count("Comings back", self.comings_back, "");
+        page.count("Sessions lost", self.sessions_lost, "");
+        page.count("Came again, as messages may", self.redelivered, "messages");
+        page.count("Retained messages set", self.retained_set, "");
+        page.count("Retained messages read", self.retained_read, "");
+        page.count("  stale or missing", self.retained_stale, "");
+        for (what, count) in [
+            ("Messages of another run", self.foreign),
+            ("Due and not sent", self.not_sent),
+        ] {
+            if count > 0 {
+                page.count(what, count, "");
+            }
+        }
+        page.latencies = vec![Curves::new("From PUBLISH").with("delivered", Some(&self.latency_us))];
+        page.timeline(&self.timeline);
+        page
+    }
+}
+
 impl Display for Soak {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let broker = self.broker.as_deref().unwrap_or("broker");
@@ -114,18 +176,10 @@ impl Display for Soak {
         }
         writeln!(f, "generator    {:.2} CPUs", self.generator_cpus)?;
         if let Some(memory) = &self.memory {
-            let bytes = memory.samples.iter().map(|sample| sample.1);
-            let (min, max) = (bytes.clone().min().unwrap_or(0), bytes.max().unwrap_or(0));
-            write!(f, "memory       {} to {} KiB", grouped(min / 1024), grouped(max / 1024))?;
-            match memory.slope_bytes_per_hour {
-                Some(slope) => {
-                    let sign = if slope < 0.0 { "-" } else { "+" };
-                    writeln!(
-                        f,
-                        ", {sign}{} KiB per hour over the second half",
-                        grouped((slope.abs() / 1024.0).round() as u64)
-                    )?;
-                }
+            let (min, max) = (grouped(memory.min / 1024), grouped(memory.max / 1024));
+            write!(f, "memory       {min} to {max} KiB")?;
+            match self.slope_bytes_per_hour {
+                Some(slope) => writeln!(f, ", {} KiB per hour over the second half", signed_kib(slope))?,
                 None => writeln!(f, ", too few readings for a slope")?,
             }
         }

@@ -12,9 +12,9 @@ use anyhow::Result;
 use super::Plan;
 use super::commands::{Commander, Echoes};
 use crate::poller::Poller;
-use crate::progress::Progress;
-use crate::report::grouped;
+use crate::progress::{End, Progress};
 use crate::senders::Senders;
+use crate::timeline::Watch;
 use crate::timer::Timer;
 
 pub const TIMER: u64 = u64::MAX;
@@ -41,11 +41,15 @@ pub fn drive(
     poller: &mut Poller,
     plan: &Plan,
     start: Instant,
+    watch: &Watch,
     mut commands: Option<(Commander, &mut Echoes)>,
 ) -> Result<Sending> {
     let now_ns = || start.elapsed().as_nanos() as u64;
     let timer = Timer::new(poller.fd(), TIMER)?;
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(match plan.end_ns {
+        u64::MAX => End::At(plan.messages.saturating_mul(plan.devices as u64)),
+        end_ns => End::After(Duration::from_nanos(end_ns)),
+    });
     let mut sending = Sending::default();
     let (mut sent, mut is_stopped) = (0, false);
     let (mut heard_ns, mut heard_signs) = (0, 0);
@@ -79,10 +83,8 @@ pub fn drive(
         } else if now - heard_ns > plan.silence_max.as_nanos() as u64 {
             return Err(senders.silent());
         }
-        if let Some((then, before)) = progress.is_due(now, sent) {
-            let rate = (sent - before) as f64 * 1e9 / (now - then) as f64;
-            progress.show(&format!("{} sent, {}/s", grouped(sent), grouped(rate as u64)));
-        }
+        progress.count(now, sent, "sent");
+        watch.store([sent, senders.acknowledged], 0);
         turn(
             senders,
             poller,

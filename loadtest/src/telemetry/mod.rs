@@ -36,7 +36,6 @@ use self::report::{Disk, Stored, Telemetry};
 use crate::acknowledgement::UNACKED_MAX;
 use crate::api::Api;
 use crate::broker_process::BrokerProcess;
-use crate::memory_watch::MemoryWatch;
 use crate::meter::Reading;
 use crate::pace::Pace;
 use crate::packet::{Credentials, run_tag};
@@ -45,6 +44,7 @@ use crate::private_fds;
 use crate::receivers::Wish;
 use crate::report::{Host, Latency, Verdict, grouped};
 use crate::senders::{Job, NUMBER_DIGITS, NUMBER_MAX, Payload, Rota, Senders, Share};
+use crate::timeline::Watch;
 use crate::transport::{self, Target};
 
 /// Descriptors that are not devices.
@@ -308,7 +308,15 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
     let stored_before = api.account()?.datapoint_count();
     let disk_before = settings.data_dir.as_deref().map(used_bytes).transpose()?;
     let readers = Readers::start(&api, &plan, settings.readers, settings.reads_per_second)?;
-    let watch = MemoryWatch::start(broker)?;
+    let watch = Watch::start(
+        broker,
+        if plan.qos > 0 {
+            &["sent", "acknowledged"]
+        } else {
+            &["sent"]
+        },
+        "sending",
+    )?;
     let begin = Reading::take(broker)?;
     let start = Instant::now();
     let mut echoes = Echoes::new(&plan, start)?;
@@ -316,12 +324,14 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
         .commands_per_second
         .map(|rate| Commander::start(&api, &plan, rate, start));
     let commands = commander.transpose()?.map(|commander| (commander, &mut echoes));
-    let sending = ingest::drive(&mut senders, &mut poller, &plan, start, commands)?;
+    let sending = ingest::drive(&mut senders, &mut poller, &plan, start, &watch, commands)?;
     let own = Reading::take(None)?.since(&begin).own_cpu;
+    watch.phase("storing");
     let reading = readers.map(Readers::stop).transpose()?;
     let stored = wait_until_stored(&api, &plan, stored_before, senders.sent, start, sending)?;
     let span = Reading::take(broker)?.since(&begin);
-    let memory = watch.map(MemoryWatch::stop);
+    let memory = watch.memory();
+    let timeline = watch.stop();
     let disk = match (&settings.data_dir, disk_before) {
         (Some(directory), Some(before)) => Some(disk(before, used_bytes(directory)?, stored.datapoints)),
         _ => None,
@@ -354,6 +364,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
         reading,
         read_back,
         acknowledgements: senders.faults(),
+        timeline,
         behind_schedule: sending.behind_schedule,
         api_refused: api.refused(),
         verdict: Verdict::Good,

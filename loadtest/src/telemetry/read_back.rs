@@ -13,8 +13,7 @@ use serde_json::value::RawValue;
 
 use super::{Plan, payload};
 use crate::api::{Api, Range};
-use crate::progress::Progress;
-use crate::report::grouped;
+use crate::progress::{End, Progress};
 use crate::sequence::{Faults, Streams};
 
 #[derive(Clone, Debug, Default, Serialize)]
@@ -49,7 +48,7 @@ struct Row<'a> {
 /// `sent` tells how many messages each device has sent.
 pub fn run(api: &Api, plan: &Plan, sent: impl Fn(usize) -> u64) -> Result<ReadBack> {
     let start = Instant::now();
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(End::At((0..plan.devices).map(&sent).sum()));
     let mut whole = ReadBack::default();
     let mut streams = Streams::new(plan.devices);
     for index in 0..plan.channels {
@@ -98,12 +97,7 @@ pub fn run(api: &Api, plan: &Plan, sent: impl Fn(usize) -> u64) -> Result<ReadBa
                 ),
             }
         }
-        if progress
-            .is_due(start.elapsed().as_nanos() as u64, whole.found)
-            .is_some()
-        {
-            progress.show(&format!("{} datapoints read back", grouped(whole.found)));
-        }
+        progress.count(start.elapsed().as_nanos() as u64, whole.found, "datapoints read back");
     }
     for device in 0..plan.devices {
         streams.finish(device, sent(device));

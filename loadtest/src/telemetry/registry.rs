@@ -11,25 +11,22 @@ use anyhow::{Result, bail};
 
 use super::{Plan, device_id};
 use crate::api::{Api, Device};
-use crate::progress::Progress;
-use crate::report::grouped;
+use crate::progress::{End, Progress};
 
 pub fn prepare(api: &Api, plan: &Plan) -> Result<()> {
     let start = Instant::now();
-    let mut progress = Progress::new();
-    let mut show = |what: &str, done: u64, of: u64| {
-        if progress.is_due(start.elapsed().as_nanos() as u64, done).is_some() {
-            progress.show(&format!("{} of {} {what}", grouped(done), grouped(of)));
-        }
-    };
+    let now_ns = || start.elapsed().as_nanos() as u64;
+    let mut progress = Progress::new(End::At(u64::from(plan.channels)));
     let present: HashSet<u32> = api.channels()?.into_iter().collect();
     for index in 0..plan.channels {
         let channel = plan.channel(index);
         if !present.contains(&channel) {
             api.create_channel(channel)?;
-            show("channels", u64::from(index), u64::from(plan.channels));
+            progress.count(now_ns(), u64::from(index), "channels");
         }
     }
+    drop(progress);
+    let mut progress = Progress::new(End::At(plan.devices as u64));
     let devices = api.devices()?.into_iter();
     let mut known: HashMap<String, Device> = devices.map(|device| (device.device_id.clone(), device)).collect();
     for index in 0..plan.devices {
@@ -53,7 +50,7 @@ pub fn prepare(api: &Api, plan: &Plan) -> Result<()> {
                 known.insert(id, device);
             }
         }
-        show("devices", index as u64, plan.devices as u64);
+        progress.count(now_ns(), index as u64, "devices");
     }
     Ok(())
 }

@@ -11,10 +11,11 @@ use super::commands::Commands;
 use super::read_back::ReadBack;
 use super::readers::Reading;
 use crate::acknowledgement::AcknowledgementFaults;
-use crate::memory_watch::Memory;
+use crate::html::{Curves, Page};
 use crate::meter::Costs;
-use crate::report::{Host, Latency, Verdict, figure, grouped};
+use crate::report::{Figures, Host, Latency, Verdict, figure, grouped};
 use crate::sequence::Faults;
+use crate::timeline::{Memory, Timeline};
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Telemetry {
@@ -45,6 +46,7 @@ pub struct Telemetry {
     pub reading: Option<Reading>,
     pub read_back: ReadBack,
     pub acknowledgements: AcknowledgementFaults,
+    pub timeline: Timeline,
     /// Open loop: messages that were due and could not be sent in time.
     pub behind_schedule: u64,
     /// Calls of the API that met its rate limit.
@@ -95,6 +97,67 @@ impl Telemetry {
             || self.acknowledgements.is_broken()
             || commands != Faults::default();
         self.verdict = if is_broken { Verdict::RulesBroken } else { Verdict::Good };
+    }
+}
+
+impl Figures for Telemetry {
+    fn is_good(&self) -> bool {
+        self.verdict == Verdict::Good
+    }
+
+    fn page(&self) -> Page {
+        let mut page = Page::new(
+            "telemetry",
+            self.broker.as_deref(),
+            &self.address,
+            &self.settings,
+            &self.host,
+        );
+        page.verdict = self.verdict.sentence(&format!(
+            "{} datapoints sent, {} found in the streams, {}, in another channel {}, with an id out of order {}{}",
+            grouped(self.sent),
+            grouped(self.read_back.found),
+            self.read_back.faults,
+            self.read_back.misplaced,
+            self.read_back.unsorted,
+            self.acknowledgements.told()
+        ));
+        page.count("Sent", self.sent_per_s.round() as u64, "datapoints/s");
+        if let Some(rate) = self.acknowledged_per_s {
+            page.count("Acknowledged", rate.round() as u64, "datapoints/s");
+        }
+        if let Some(rate) = self.stored.per_s {
+            page.count("Stored", rate.round() as u64, "datapoints/s");
+        }
+        page.measured("Readable", self.stored.readable_after_ms, "ms after the last was sent");
+        self.costs.rows(&mut page, "until all was stored");
+        if let Some(memory) = &self.memory {
+            memory.row(&mut page, "until all was stored");
+        }
+        let disk = self.disk.and_then(|disk| disk.bytes_per_datapoint);
+        page.measured("Disk", disk, "bytes per datapoint");
+        page.measured("Generator CPU time", Some(self.generator_cpu_us), "µs per datapoint");
+        page.latencies
+            .push(Curves::new("From PUBLISH").with("acknowledged", self.acknowledgement_us.as_ref()));
+        if let Some(commands) = &self.commands {
+            page.figure(
+                "Commands",
+                grouped(commands.received),
+                &format!("received, {}", commands.faults),
+            );
+            page.latencies.push(
+                Curves::new("Commands")
+                    .with("until the device has it", Some(&commands.round_trip_us))
+                    .with("call of the API", Some(&commands.call_us)),
+            );
+        }
+        if let Some(reading) = &self.reading {
+            page.count("Reads meanwhile", reading.latency_us.count, "");
+            page.latencies
+                .push(Curves::new("Reads").with("call of the API", Some(&reading.latency_us)));
+        }
+        page.timeline(&self.timeline);
+        page
     }
 }
 

@@ -15,6 +15,7 @@ use crate::broker_process::BrokerProcess;
 use crate::pace::Pace;
 use crate::report::{Host, Latency, Throughput, Verdict};
 use crate::sequence::Faults;
+use crate::timeline::Timeline;
 
 /// Open loop: a message that leaves this late was not held up by a busy CPU alone.
 const BEHIND_NS: u64 = 100_000_000;
@@ -26,6 +27,7 @@ pub fn of(
     plan: &Plan,
     settings: &Settings,
     mut parts: Vec<Part>,
+    timeline: Timeline,
 ) -> Result<Throughput> {
     let sent: Vec<u64> = parts.iter().flat_map(|part| part.sent.iter().copied()).collect();
     let mut faults = Faults::default();
@@ -76,6 +78,7 @@ pub fn of(
         || acknowledgements.is_broken();
     let pace = settings.rate.map(|rate| Pace::new(rate, plan.publishers as u64));
     Ok(Throughput {
+        scenario: "throughput",
         address: address.to_string(),
         broker: broker.map(|b| b.name.clone()),
         settings: settings.describe(plan),
@@ -108,6 +111,7 @@ pub fn of(
                 .saturating_sub(sent)
         }),
         stalls,
+        timeline,
         verdict: if is_broken { Verdict::RulesBroken } else { Verdict::Good },
     })
 }

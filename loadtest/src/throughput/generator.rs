@@ -29,11 +29,11 @@ use crate::client::{Connection, Received};
 use crate::meter::Reading;
 use crate::pace::Pace;
 use crate::packet::{self, PublishTemplate, SessionKind, Stamp};
-use crate::progress::Progress;
-use crate::report::grouped;
+use crate::progress::{End, Progress};
 use crate::sequence::Streams;
 use crate::sizes::Sizes;
 use crate::source_ports::SourcePorts;
+use crate::timeline::Watch;
 use crate::timer::Timer;
 use crate::transport::Target;
 
@@ -85,6 +85,16 @@ enum Phase {
     WarmUp,
     Measured,
     Drain,
+}
+
+impl Phase {
+    fn name(self) -> &'static str {
+        match self {
+            Phase::WarmUp => "warm-up, delivered",
+            Phase::Measured => "delivered",
+            Phase::Drain => "drain, delivered",
+        }
+    }
 }
 
 /// All counters at one moment.
@@ -298,20 +308,28 @@ impl<'a> Generator<'a> {
     }
 
     /// Warm-up, measured time, drain. Gives the counters at the start and the end of the measured time; `None` when another
-    /// thread has failed.
-    pub fn drive(&mut self, broker: Option<&BrokerProcess>) -> Result<Option<(Snapshot, Snapshot)>> {
+    /// thread has failed. The first thread tells `watch` of the phases, and draws the bar, for all.
+    pub fn drive(&mut self, broker: Option<&BrokerProcess>, watch: &Watch) -> Result<Option<(Snapshot, Snapshot)>> {
         let read_bytes = READ_BYTES.max(self.settings.size.max() * 2 + 65_536 * 2);
         let mut buffer = vec![0; read_bytes];
         let mut events = Vec::with_capacity(EVENTS_MAX);
         let seconds = |s: f64| (s * 1e9) as u64;
-        let mut progress = (self.share.thread == 0).then(Progress::new);
+        let length = Duration::from_secs_f64(self.settings.warmup + self.settings.seconds);
+        let thread = self.share.thread;
+        let mut progress = (thread == 0).then(|| Progress::new(End::After(length)));
+        let begin_phase = |name: &'static str| {
+            if thread == 0 {
+                watch.phase(name);
+            }
+        };
         let shared = self.shared;
-        let cell = &shared.cells[self.share.thread];
+        let cell = &shared.cells[thread];
 
         let Some(start) = shared.start_together() else {
             return Ok(None);
         };
         self.start = start;
+        begin_phase("warm-up");
         let warm_until = seconds(self.settings.warmup);
         let mut measure_until = warm_until + seconds(self.settings.seconds);
         let mut drain_until = u64::MAX;
@@ -340,6 +358,7 @@ impl<'a> Generator<'a> {
                     self.measured_ns = begin.now_ns..measure_until;
                     self.paced_until_ns = measure_until;
                     phase = Phase::Measured;
+                    begin_phase("measured");
                 }
                 Phase::Measured if now >= measure_until => {
                     end = self.snapshot(broker)?;
@@ -347,6 +366,7 @@ impl<'a> Generator<'a> {
                     drain_until = end.now_ns + seconds(self.settings.drain);
                     cell.heard_ns.store(now, Ordering::Relaxed);
                     phase = Phase::Drain;
+                    begin_phase("drain");
                     if self.pace.is_some() {
                         // A thread woken late still owes what the schedule asked for.
                         self.pace(now)?;
@@ -394,19 +414,11 @@ impl<'a> Generator<'a> {
                     }
                 }
             }
-            if let Some(progress) = &mut progress
-                && progress.is_shown()
-            {
-                let received = shared.received();
-                if let Some((then, before)) = progress.is_due(now, received) {
-                    let rate = (received - before) as f64 * 1e9 / (now - then) as f64;
-                    progress.show(&format!(
-                        "{phase:?} {:.0} s, {}/s",
-                        now as f64 / 1e9,
-                        grouped(rate as u64)
-                    ));
-                }
+            if let Some(progress) = progress.as_mut().filter(|progress| progress.is_shown()) {
+                progress.count(now, shared.received(), phase.name());
             }
+            let counts = [self.received, self.acknowledged];
+            watch.store_of(thread, counts, self.streams.faults().total());
 
             let timeout = Timespec {
                 tv_sec: 0,

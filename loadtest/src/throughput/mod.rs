@@ -29,6 +29,7 @@ use crate::private_fds;
 use crate::report::{Throughput, grouped};
 use crate::sizes::Sizes;
 use crate::source_ports::source_count;
+use crate::timeline::Watch;
 use crate::transport::{self, Target};
 use crate::visits::Visits;
 
@@ -317,8 +318,11 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
     let target = Target::new(address, &settings.transport)?;
     let clients = (plan.publishers + plan.subscribers) as u32;
     plan.sources = source_count(target.address, settings.source_addresses, clients)?;
-    let result = measure(&target, broker.as_ref(), &plan, settings, &names)
-        .and_then(|parts| figures::of(address, broker.as_ref(), &plan, settings, parts));
+    let counted = ["delivered", "acknowledged"];
+    let counted = &counted[..if settings.qos > 0 { 2 } else { 1 }];
+    let watch = Watch::of_threads(plan.threads, broker.as_ref(), counted, "connect")?;
+    let result = measure(&target, broker.as_ref(), &plan, settings, &names, &watch)
+        .and_then(|parts| figures::of(address, broker.as_ref(), &plan, settings, parts, watch.stop()));
     if settings.durable {
         let ended = Visits {
             target: &target,
@@ -342,6 +346,7 @@ fn measure(
     plan: &Plan,
     settings: &Settings,
     names: &Names,
+    watch: &Watch,
 ) -> Result<Vec<Part>> {
     let shared = Shared::new(plan.threads, plan.publishers)?;
     let run_thread = |thread: usize| -> Result<Option<Part>> {
@@ -356,7 +361,7 @@ fn measure(
             let broker = broker.filter(|_| thread == 0);
             let share = plan.share(thread);
             let mut generator = Generator::connect(target, plan, settings, names, share, &shared)?;
-            let driven = generator.drive(broker)?;
+            let driven = generator.drive(broker, watch)?;
             Ok(driven.map(|(begin, end)| generator.finish(begin, end)))
         })();
         if result.is_err() {
