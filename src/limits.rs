@@ -83,8 +83,6 @@ pub const WRITE_INTERVAL_US: u64 = 100;
 pub const FLUSH_REST_SOCKETS_MIN: usize = 32;
 pub const FLUSH_REST_PART: u32 = 4;
 pub const FLUSH_REST_US_MAX: u64 = 2_000;
-/// A core that has nothing to do looks on for this long before it sleeps, where that has paid lately.
-pub const VIGIL_US: u64 = 50;
 /// A core that has nothing to do but to wait for a time to write looks for more to do this often.
 pub const NAP_US_MAX: u64 = 100;
 /// PUBLISH packets that are delivered as one piece (`mqtt::run`), at least one being in it: by this much more than by one

@@ -14,7 +14,6 @@ pub mod parcel;
 pub mod turn;
 #[cfg(test)]
 mod turn_tests;
-mod vigil;
 
 use std::future::Future;
 use std::io;
@@ -26,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::task::Poll;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use monoio::time::TimeDriver;
 use monoio::{FusionRuntime, IoUringDriver, LegacyDriver, RuntimeBuilder};
@@ -41,7 +40,6 @@ use crate::registry::access::AccountsChange;
 use crate::registry::event::Notification;
 use crate::shard::query::{Answer, Query};
 use turn::{Core, CoreParts};
-use vigil::Vigil;
 
 /// What the runtime waits with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,7 +203,7 @@ fn run(config: WorkerConfig, parts: CoreParts, gates: &[Gate; 2], progress: &mps
         return Counters::default();
     }
     let mut core = Core::new(parts, sockets);
-    runtime.block_on(serve(&mut core, epoll, Vigil::new(config.cpu.is_some())));
+    runtime.block_on(serve(&mut core, epoll));
     let counters = core.report();
     // The process is about to exit; a runtime is not taken down before that, with operations of its own in flight.
     std::mem::forget(runtime);
@@ -249,7 +247,7 @@ pub fn try_io_uring() -> io::Result<()> {
     runtime(Driver::IoUring).map(drop)
 }
 
-async fn serve(core: &mut Core, epoll: OwnedFd, mut vigil: Vigil) {
+async fn serve(core: &mut Core, epoll: OwnedFd) {
     // Any stream type will do: only its readiness is asked for.
     let epoll = monoio::net::UnixStream::from_std(UnixStream::from(epoll))
         .expect("the runtime takes a descriptor that epoll takes");
@@ -262,16 +260,10 @@ async fn serve(core: &mut Core, epoll: OwnedFd, mut vigil: Vigil) {
             std::thread::sleep(nap);
             continue;
         }
-        let idle_since = Instant::now();
-        let mut is_met = false;
-        while !is_met && idle_since.elapsed() < vigil.length() {
-            is_met = core.batch();
-        }
-        if !is_met && let Some(at_most) = core.prepare_sleep() {
+        if let Some(at_most) = core.prepare_sleep() {
             sleep(&epoll, at_most).await;
             core.bell().woken();
         }
-        vigil.ended(idle_since.elapsed());
     }
 }
 
