@@ -110,9 +110,11 @@ impl Figures for Soak {
         let by_qos = self.faults.iter().enumerate();
         let by_qos = by_qos.map(|(qos, faults)| format!("; QoS {qos} {faults}"));
         let counts = format!(
-            "{} messages sent, {} received{}{}",
+            "{} messages sent, {} received, {} Sessions lost, {} retained messages stale or missing{}{}",
             grouped(self.sent),
             grouped(self.received),
+            self.sessions_lost,
+            self.retained_stale,
             by_qos.collect::<String>(),
             self.acknowledgements.told()
         );
