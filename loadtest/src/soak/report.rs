@@ -36,8 +36,10 @@ pub struct Soak {
     pub sessions_lost: u64,
     pub retained_set: u64,
     pub retained_read: u64,
-    /// None came to a visitor, or one older than one that had been acknowledged before.
+    /// Older than one that had been acknowledged before the visitor asked.
     pub retained_stale: u64,
+    /// None with the retain flag came to a visitor within 5 s.
+    pub retained_missing: u64,
     pub broker_cpu_us: Option<f64>,
     pub generator_cpus: f64,
     pub memory: Option<MemoryOverTime>,
@@ -138,10 +140,11 @@ impl Display for Soak {
         )?;
         writeln!(
             f,
-            "retained     {} set, {} read, {} stale or missing",
+            "retained     {} set, {} read, {} of them stale, {} did not come",
             grouped(self.retained_set),
             grouped(self.retained_read),
-            self.retained_stale
+            self.retained_stale,
+            self.retained_missing
         )?;
         writeln!(
             f,
