@@ -142,6 +142,7 @@ struct Counts {
     retained_set: u64,
     retained_read: u64,
     retained_stale: u64,
+    retained_missing: u64,
 }
 
 impl<'a> Engine<'a> {
@@ -519,7 +520,7 @@ impl<'a> Engine<'a> {
                 .as_ref()
                 .is_some_and(|visitor| is_late(visitor.since_ns, VISIT_MAX))
             {
-                self.counts.retained_stale += 1;
+                self.counts.retained_missing += 1;
                 *visitor = None;
             }
         }
@@ -745,7 +746,10 @@ impl<'a> Engine<'a> {
 
     fn fault_count(&self) -> u64 {
         let of = |streams: &Streams| streams.faults().total();
-        self.streams.iter().map(of).sum::<u64>() + self.counts.sessions_lost + self.counts.retained_stale
+        self.streams.iter().map(of).sum::<u64>()
+            + self.counts.sessions_lost
+            + self.counts.retained_stale
+            + self.counts.retained_missing
     }
 
     pub fn report(
@@ -780,7 +784,7 @@ impl<'a> Engine<'a> {
         let is_broken = failure.is_some()
             || is_lossy
             || faults.iter().any(|faults| faults.doubled + faults.out_of_order > 0)
-            || counts.sessions_lost + counts.retained_stale > 0;
+            || counts.sessions_lost + counts.retained_stale + counts.retained_missing > 0;
         for pair in self.pairs {
             pair.publisher.close();
             pair.subscriber.into_iter().for_each(Client::close);
@@ -806,6 +810,7 @@ impl<'a> Engine<'a> {
             retained_set: counts.retained_set,
             retained_read: counts.retained_read,
             retained_stale: counts.retained_stale,
+            retained_missing: counts.retained_missing,
             broker_cpu_us: span.and_then(|span| span.costs(counts.received).broker_cpu_us),
             generator_cpus: span.map_or(0.0, |span| span.own_cpu.as_secs_f64() / span.time.as_secs_f64()),
             memory: self.memory,

@@ -38,8 +38,10 @@ pub struct Soak {
     pub sessions_lost: u64,
     pub retained_set: u64,
     pub retained_read: u64,
-    /// None came to a visitor, or one older than one that had been acknowledged before.
+    /// Older than one that had been acknowledged before the visitor asked.
     pub retained_stale: u64,
+    /// None with the retain flag came to a visitor within 5 s.
+    pub retained_missing: u64,
     pub broker_cpu_us: Option<f64>,
     pub generator_cpus: f64,
     /// Of the broker, under load.
@@ -110,11 +112,12 @@ impl Figures for Soak {
         let by_qos = self.faults.iter().enumerate();
         let by_qos = by_qos.map(|(qos, faults)| format!("; QoS {qos} {faults}"));
         let counts = format!(
-            "{} messages sent, {} received, {} Sessions lost, {} retained messages stale or missing{}{}",
+            "{} messages sent, {} received, {} Sessions lost, {} retained messages stale, {} missing{}{}",
             grouped(self.sent),
             grouped(self.received),
             self.sessions_lost,
             self.retained_stale,
+            self.retained_missing,
             by_qos.collect::<String>(),
             self.acknowledgements.told()
         );
@@ -141,7 +144,8 @@ impl Figures for Soak {
         page.count("Came again, as messages may", self.redelivered, "messages");
         page.count("Retained messages set", self.retained_set, "");
         page.count("Retained messages read", self.retained_read, "");
-        page.count("  stale or missing", self.retained_stale, "");
+        page.count("  of them stale", self.retained_stale, "");
+        page.count("Retained messages that did not come", self.retained_missing, "");
         for (what, count) in [
             ("Messages of another run", self.foreign),
             ("Due and not sent", self.not_sent),
@@ -194,10 +198,11 @@ impl Display for Soak {
         )?;
         writeln!(
             f,
-            "retained     {} set, {} read, {} stale or missing",
+            "retained     {} set, {} read, {} of them stale, {} did not come",
             grouped(self.retained_set),
             grouped(self.retained_read),
-            self.retained_stale
+            self.retained_stale,
+            self.retained_missing
         )?;
         writeln!(
             f,
