@@ -38,7 +38,7 @@ fn decode_publish(runner: &mut impl Runner) {
         for (of, topic) in TOPICS {
             let name = format!("codec/decode PUBLISH, qos {}, {of}", qos as u8);
             runner.scenario(&name, 1, || {
-                let bytes = publishes(topic, qos, 1);
+                let bytes = publishes(&[topic], qos, 1);
                 move || {
                     let packet = decode(frame(black_box(&bytes)), Level::V311);
                     let Ok(Packet::Publish(publish)) = packet else {
@@ -51,7 +51,7 @@ fn decode_publish(runner: &mut impl Runner) {
     }
     // What one read brings: frames of one buffer, one after the other.
     runner.scenario("codec/decode PUBLISH, qos 1, 1,000 in one buffer", PACKETS, || {
-        let bytes = publishes(TOPICS[0].1, QoS::AtLeastOnce, PACKETS);
+        let bytes = publishes(&[TOPICS[0].1], QoS::AtLeastOnce, PACKETS);
         move || {
             let mut rest = black_box(bytes.as_slice());
             let mut ids = 0;

@@ -47,12 +47,12 @@ pub fn packet_id(id: u16) -> PacketId {
     PacketId::new(id).expect("a bench counts from 1")
 }
 
-/// As many PUBLISH packets of [`PAYLOAD`], their Packet Identifiers counted from 1.
-pub fn publishes(topic: &str, qos: QoS, count: usize) -> Vec<u8> {
+/// As many PUBLISH packets of [`PAYLOAD`] to these topics in turn, their Packet Identifiers counted from 1.
+pub fn publishes<T: AsRef<str>>(topics: &[T], qos: QoS, count: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
-    for number in 1..=count {
+    for (number, topic) in (1..=count).zip(topics.iter().cycle()) {
         let id = (qos > QoS::AtMostOnce).then(|| packet_id(number as u16));
-        encode::publish(&mut bytes, false, qos, false, topic, id, &PAYLOAD);
+        encode::publish(&mut bytes, false, qos, false, topic.as_ref(), id, &PAYLOAD);
     }
     bytes
 }

@@ -188,12 +188,21 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(mut broker: Broker, cores: [usize; 2], topic: &str, qos: QoS, is_durable: bool, frames: usize) -> Pair {
+    fn new(
+        mut broker: Broker,
+        cores: [usize; 2],
+        topics: &[String],
+        qos: QoS,
+        is_durable: bool,
+        frames: usize,
+    ) -> Pair {
         let [publisher_core, subscriber_core] = cores;
         broker.connect(publisher_core, PUBLISHER, true, AccountId(0));
         broker.connect(subscriber_core, SUBSCRIBER, !is_durable, AccountId(0));
-        broker.subscribe(subscriber_core, SUBSCRIBER, topic, qos);
-        let publishes = publishes(topic, qos, frames);
+        for topic in topics {
+            broker.subscribe(subscriber_core, SUBSCRIBER, topic, qos);
+        }
+        let publishes = publishes(topics, qos, frames);
         let mut pubrels = Vec::new();
         for number in 1..=frames {
             encode::pubrel(&mut pubrels, packet_id(number as u16));
@@ -206,7 +215,7 @@ impl Pair {
             subscriber_core,
             qos,
             frame_bytes: publishes.len() / frames,
-            packet_id_at: 4 + topic.len(),
+            packet_id_at: 4 + topics[0].len(),
             acknowledgements: Vec::new(),
             taken_bytes: 0,
             expected_bytes: publishes.len() + frames * acknowledgements * ACKNOWLEDGEMENT_BYTES,
@@ -274,49 +283,60 @@ pub fn scenarios(runner: &mut impl Runner) {
 }
 
 fn pairs(runner: &mut impl Runner) {
-    // On two cores the topic is core 1's.
+    // The last core owns the topics.
     for (of, cores, homes) in [
         ("1 core", 1, [0, 0]),
         ("2 cores", 2, [0, 1]),
         ("2 cores, there and back", 2, [0, 0]),
     ] {
+        let mut pair = |name: String, qos, topics: usize, frames: usize| {
+            runner.scenario(&name, frames, || {
+                let topics = topics_of(cores - 1, cores, topics);
+                let mut pair = Pair::new(Broker::new(cores, &Access::Open), homes, &topics, qos, false, frames);
+                move || pair.round()
+            });
+        };
         for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
             for frames in [1, 100] {
-                let name = format!("shard/{of}, qos {}, {frames} per read", qos as u8);
-                runner.scenario(&name, frames, || {
-                    let topic = topic_of(cores - 1, cores);
-                    let broker = Broker::new(cores, &Access::Open);
-                    let mut pair = Pair::new(broker, homes, &topic, qos, false, frames);
-                    move || pair.round()
-                });
+                pair(
+                    format!("shard/{of}, qos {}, {frames} per read", qos as u8),
+                    qos,
+                    1,
+                    frames,
+                );
             }
+            // Nothing that follows from one topic serves the next packet.
+            let name = format!("shard/{of}, qos {}, 100 per read, to 100 topics", qos as u8);
+            pair(name, qos, 100, 100);
         }
     }
     for frames in [1, 100] {
-        // What a wildcard subscription costs those whom it does not concern, and those whom it does.
+        let topics = topics_of(0, 1, 1);
+        // What a wildcard subscription costs those whom it concerns.
         let name = format!("shard/1 core, qos 0 and a wildcard, {frames} per read");
         runner.scenario(&name, frames, || {
             let broker = Broker::new(1, &Access::Open);
-            let mut pair = Pair::new(broker, [0, 0], TOPIC, QoS::AtMostOnce, false, frames);
-            pair.broker.subscribe(0, SUBSCRIBER, "dt/+/device/#", QoS::AtMostOnce);
+            let mut pair = Pair::new(broker, [0, 0], &topics, QoS::AtMostOnce, false, frames);
+            pair.broker.subscribe(0, SUBSCRIBER, "dt/+/+/#", QoS::AtMostOnce);
             move || pair.round()
         });
         let name = format!("shard/1 core, qos 1 to a durable session, {frames} per read");
         runner.scenario(&name, frames, || {
             let broker = Broker::new(1, &Access::Open);
-            let mut pair = Pair::new(broker, [0, 0], TOPIC, QoS::AtLeastOnce, true, frames);
+            let mut pair = Pair::new(broker, [0, 0], &topics, QoS::AtLeastOnce, true, frames);
             move || pair.round()
         });
     }
 }
 
-/// A topic with as many levels as divide topics, which this core owns.
-fn topic_of(core: u16, cores: u16) -> String {
+/// Topics with as many levels as divide topics, which this core owns; all of the same length.
+fn topics_of(core: u16, cores: u16, count: usize) -> Vec<String> {
     let shard_key = ShardKey::new(HASH_KEY, cores, Division::Levels(SHARD_LEVELS));
     (0..)
         .map(|device| format!("dt/json/{device:06}"))
-        .find(|topic| shard_key.owner(AccountId(0), TopicName::trusted(topic)) == core)
-        .expect("every core owns some")
+        .filter(|topic| shard_key.owner(AccountId(0), TopicName::trusted(topic)) == core)
+        .take(count)
+        .collect()
 }
 
 fn many(runner: &mut impl Runner) {
@@ -329,7 +349,7 @@ fn many(runner: &mut impl Runner) {
                 broker.connect(0, index, true, AccountId(0));
                 broker.subscribe(0, index, TOPIC, qos);
             }
-            let bytes = publishes(TOPIC, qos, 1);
+            let bytes = publishes(&[TOPIC], qos, 1);
             let at = 4 + TOPIC.len();
             let mut pubacks = Vec::new();
             move || {
@@ -358,7 +378,7 @@ fn many(runner: &mut impl Runner) {
         let mut publishers = Vec::new();
         for index in 0..subscriber {
             broker.connect(0, index, true, AccountId(0));
-            publishers.push((index, publishes(&format!("dt/json/{index:06}"), QoS::AtMostOnce, 1)));
+            publishers.push((index, publishes(&[format!("dt/json/{index:06}")], QoS::AtMostOnce, 1)));
         }
         broker.connect(0, subscriber, true, AccountId(0));
         broker.subscribe(0, subscriber, "dt/json/+", QoS::AtMostOnce);

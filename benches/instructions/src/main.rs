@@ -304,7 +304,7 @@ fn file(made_with: &BTreeMap<String, String>, instructions: &BTreeMap<String, f6
     }
     text.push_str("\n[instructions]\n");
     for (name, figure) in instructions {
-        let _ = writeln!(text, "{name:?} = {figure:.1}");
+        let _ = writeln!(text, "{name:?} = {figure:.2}");
     }
     text
 }
