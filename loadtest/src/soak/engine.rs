@@ -724,10 +724,8 @@ impl<'a> Engine<'a> {
                 packet::SUBACK => check_suback(client.address(), frame, 0)?,
                 packet::PUBLISH => {
                     let publish = packet::publish(frame)?;
-                    // One without the flag was set meanwhile.
-                    if !publish.retain {
-                        continue;
-                    }
+                    // One without the flag was set after the subscription was taken in. It replaced the one that was there, which
+                    // a broker need not send any more: who has the newer one knows what is retained.
                     let stamp = Stamp::read(publish.payload).filter(|stamp| stamp.run == self.run);
                     let is_fresh = stamp.is_some_and(|stamp| stamp.sequence >= visitor.wants);
                     self.counts.retained_read += 1;
