@@ -3,7 +3,8 @@
 //! `cargo bench --bench scaling`. Each virtual core has a clock of its own; the one that is furthest behind has its next batch.
 //! What a batch does is done by the real shards and the real batches between them, bounded as in `worker` and `mesh`; what it
 //! costs is added to the core's clock by the prices below. So throughput, batch sizes and queue depths follow from the design
-//! and the prices, not from the machine: the same figures come out every time. Left out: memory and caches that cores share.
+//! and the prices, not from the machine: the same figures come out every time. Left out: `--write-interval`, and
+//! memory and caches that cores share.
 //!
 //! Prices are this project's measurements on one host (`perf` and `callgrind`; the sum is what `skein-load` finds there).
 //! They are the same for every number of cores, so the ratios hold for others too as far as their prices are alike.

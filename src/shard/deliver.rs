@@ -8,6 +8,8 @@
 use crate::limits::{QUEUE_WINDOW_BYTES, QUEUE_WINDOW_MESSAGES};
 use crate::mqtt::encode;
 use crate::mqtt::packet::{PacketId, QoS};
+use crate::mqtt::topic::TopicName;
+use crate::routing::recent::Recent;
 use crate::routing::subscriptions::Target;
 use crate::session::message::{Message, SharedMessage};
 use crate::session::outbound::{Keeping, Limits, Offered, Outbound, PubRec, Returned, WrongAcknowledgement};
@@ -24,11 +26,7 @@ impl Shard {
     /// Gives a message to every Session of this core that wants it. Returns the record that an acknowledgement of the
     /// message must wait for, if a durable Session has it.
     pub(super) fn deliver(&mut self, message: &Message<'_>, origin: Option<Doubt>) -> Option<RecordNumber> {
-        let mut targets = std::mem::take(&mut self.targets);
-        let subscriptions = &mut self.subscriptions;
-        targets.look_up(message.topic, subscriptions.version(), |found| {
-            subscriptions.matches(message.topic, found);
-        });
+        let targets = self.find_targets(message.topic);
         let without;
         let wanting = match origin
             .filter(|doubt| doubt.is_again)
@@ -63,6 +61,16 @@ impl Shard {
             entries: durable,
             origin: origin.map(|doubt| doubt.origin),
         }))
+    }
+
+    /// The Sessions of this core that want the topic; given back to `targets` by the caller.
+    pub(super) fn find_targets(&mut self, topic: TopicName<'_>) -> Recent<Target> {
+        let mut targets = std::mem::take(&mut self.targets);
+        let subscriptions = &mut self.subscriptions;
+        targets.look_up(topic, subscriptions.version(), |found| {
+            subscriptions.matches(topic, found)
+        });
+        targets
     }
 
     /// A message from the owner of its topic.

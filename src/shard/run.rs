@@ -86,11 +86,7 @@ impl Shard {
 
     /// Gives a run to every Session of this core that wants it.
     pub(super) fn deliver_run(&mut self, run: &Run<'_>) {
-        let mut targets = std::mem::take(&mut self.targets);
-        let subscriptions = &mut self.subscriptions;
-        targets.look_up(run.topic, subscriptions.version(), |found| {
-            subscriptions.matches(run.topic, found);
-        });
+        let targets = self.find_targets(run.topic);
         self.counters.matched += targets.answer().len() as u64 * u64::from(run.count);
         for target in targets.answer() {
             self.deliver_run_to(target.session, run);

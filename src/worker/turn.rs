@@ -1,7 +1,7 @@
 //! The loop of one core: what is ready is read, the shard fed and drained, what it wrote is sent.
 //!
 //! Owns    the core's shard, its sockets and its end of the mesh.
-//! Called  by `worker`, which sleeps between [`Core::batch`]es for as long as [`Core::prepare_sleep`] allows.
+//! Called  by `worker`, which naps between [`Core::batch`]es as [`Core::nap`] says, or sleeps as [`Core::prepare_sleep`] allows.
 //! Holds   - one input at a time, every output taken before the next;
 //!         - one `recv` per ready socket and batch, one `send` per socket that has something to send, one bell per peer;
 //!         - a socket for which more and more comes is written to once per `write_interval_us`;
@@ -86,7 +86,7 @@ pub struct Core {
     /// Sockets to read without an event, in this batch and in the next.
     again: Vec<ConnectionId>,
     again_next: Vec<ConnectionId>,
-    /// Sockets to write to before the batch ends.
+    /// Sockets to write to: before the batch ends, or when their time has come.
     marked: Vec<ConnectionId>,
     /// Of those, the ones that have been written to just now: while a batch goes through `marked`.
     marked_next: Vec<ConnectionId>,
