@@ -64,6 +64,7 @@ impl Shard {
     }
 
     /// The Sessions of this core that want the topic; given back to `targets` by the caller.
+    #[inline]
     pub(super) fn find_targets(&mut self, topic: TopicName<'_>) -> Recent<Target> {
         let mut targets = std::mem::take(&mut self.targets);
         let subscriptions = &mut self.subscriptions;
