@@ -464,8 +464,6 @@ pub struct MosquittoSub {
     kept: HashMap<String, usize>,
     /// The topic of one that it has just released: it prints the message next.
     released: Option<String>,
-    /// Identifiers it has released, in order.
-    finished: Vec<String>,
     topics: HashMap<String, Flows>,
 }
 
@@ -474,8 +472,6 @@ pub struct MosquittoSub {
 pub struct Flows {
     /// Begun with a PUBLISH under an identifier that was not in use.
     pub count: usize,
-    /// Of those, begun again soon after it was released.
-    pub repeated: usize,
     /// Released, and not printed.
     pub dropped: usize,
     /// Begun under an identifier for which a copy was still kept: that one is printed in its place.
@@ -519,7 +515,6 @@ impl MosquittoSub {
             unreleased: HashMap::new(),
             kept: HashMap::new(),
             released: None,
-            finished: Vec::new(),
             topics: HashMap::new(),
         };
         loop {
@@ -596,16 +591,12 @@ impl MosquittoSub {
                 let flows = self.topics.entry(topic).or_default();
                 flows.count += 1;
                 flows.displaced += usize::from(is_displaced);
-                // Identifiers come round.
-                let latest = self.finished.iter().rev().take(2_000);
-                flows.repeated += latest.filter(|finished| **finished == id).count();
             }
         } else if let Some(id) = between("sending PUBCOMP (m", ')') {
             self.released = self.unreleased.remove(&id);
             if let Some(kept) = self.kept.get_mut(&id) {
                 *kept = kept.saturating_sub(1);
             }
-            self.finished.push(id);
         }
     }
 

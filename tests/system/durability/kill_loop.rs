@@ -488,7 +488,8 @@ impl Scene {
             for published in published.iter().filter(|published| published.is_durable) {
                 let flows = command.flows(&published.topic);
                 let most: u32 = published.sent.iter().map(|sent| sent.copies).sum();
-                if flows.repeated > 0 || flows.count > most as usize {
+                // By their number: a Session that a start finds with an empty queue counts its identifiers from 1 again.
+                if flows.count > most as usize {
                     let (name, topic) = (&member.part.name, &published.topic);
                     problems.push(format!("{name}: {topic}: {flows:?} for {most} messages at QoS 2"));
                 }
