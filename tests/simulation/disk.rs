@@ -75,6 +75,15 @@ impl Disk {
         self.tables.stored(retained_bytes_max)
     }
 
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// What somebody else than a core writes, and waits for.
+    pub fn put(&mut self, record: &Record) {
+        self.tables.apply(record);
+    }
+
     /// A process with this many cores begins; of the last there is what is on disk.
     pub fn start(&mut self, cores: usize) {
         assert!(

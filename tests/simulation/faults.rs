@@ -12,7 +12,14 @@ use crate::random::Random;
 pub struct Profile {
     pub cores: u16,
     pub shard_levels: usize,
+    /// Accounts; 0: anyone may use any topic.
+    pub tenants: usize,
     pub clients: usize,
+    /// What clients publish and subscribe to that is another account's.
+    pub foreign_percent: usize,
+    pub suspend_percent: usize,
+    /// Clients that keep no rule.
+    pub abusers: usize,
     pub steps: usize,
     pub limits: Limits,
     /// No queue can fill: `dropped_queue_full` stays 0.
@@ -25,7 +32,7 @@ pub struct Profile {
     /// What a client's socket and the network hold on the way to it.
     pub down_max: usize,
     /// By `Action`, in its order.
-    pub weights: [usize; 9],
+    pub weights: [usize; 10],
     pub publish_percent: usize,
     pub retain_percent: usize,
     pub wildcard_percent: usize,
@@ -80,15 +87,23 @@ impl Profile {
             },
             ..Limits::default()
         };
-        let mut weights = [0; 9];
+        let tenants = random.pick(&[0, 0, 1, 2, 3]);
+        let mut weights = [0; 10];
         for weight in &mut weights {
             *weight = random.pick(&[3, 10, 10, 10, 30]);
         }
         weights[8] = 2;
+        if tenants == 0 {
+            weights[9] = 0;
+        }
         Profile {
             cores: random.pick(&[1, 2, 2, 3, 3, 4, 5]),
             shard_levels: random.between(1, 4),
-            clients: random.between(2, 12),
+            tenants,
+            clients: random.between(2.max(tenants), 12),
+            foreign_percent: random.pick(&[0, 5, 20]),
+            suspend_percent: random.pick(&[0, 20, 100]),
+            abusers: random.pick(&[0, 0, 1, 3]),
             steps: random.between(500, 4_000),
             limits,
             ample_queue,

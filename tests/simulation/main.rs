@@ -13,6 +13,7 @@
 mod disk;
 mod faults;
 mod oracle;
+mod platform;
 mod random;
 mod workload;
 mod world;
@@ -69,6 +70,7 @@ fn run(seed: u64) -> Outcome {
             commits_failed: world.disk.failures,
             fetches: world.disk.fetches,
             fetches_retained: world.disk.fetches_retained,
+            happened: world.happened,
             ..world.met
         },
     }
@@ -114,6 +116,7 @@ fn settle(world: &mut World) {
 
 fn check_at_rest(world: &mut World) {
     world.check_deliveries();
+    world.check_streams();
     world.check_ledger();
     let counters = counters(world);
     // Behind what must be read back first, QoS 0 gives way.
@@ -150,27 +153,34 @@ fn check_at_rest(world: &mut World) {
     assert_eq!(served, open, "connections");
 }
 
-/// A fresh subscriber gets the last retained message of every topic.
+/// A fresh subscriber gets the last retained message of every topic of its account's.
 fn check_retained(world: &mut World) {
-    let client = 0;
-    // Without subscriptions it does not come back by itself.
-    world.clients[client].subscriptions.clear();
-    world.disconnect(client);
-    settle(world);
-    world.connect(client, Some(true));
-    let everything = world.oracle.filter("#");
-    world.subscribe_to(client, &[(everything, QoS::ExactlyOnce)]);
-    settle(world);
-    let kept: usize = world.shards.iter().map(|shard| shard.retained_count()).sum();
     let expected = world.oracle.retained();
-    world.oracle.check_retained_is_newest(&expected);
+    let kept: usize = world.shards.iter().map(|shard| shard.retained_count()).sum();
     assert_eq!(kept, expected.len(), "retained messages");
-    let got: &BTreeMap<usize, usize> = &world.clients[client].retained_seen;
-    if world.profile.ample_queue && world.profile.ample_outbox {
-        assert_eq!(*got, expected, "retained messages by topic");
-    } else {
-        let wrong = got.iter().find(|(topic, message)| expected.get(topic) != Some(message));
-        assert_eq!(wrong, None, "a retained message that is not the last of its topic");
+    world
+        .oracle
+        .check_retained_is_newest(&expected, |number| world.route(number));
+    // The first client of each account.
+    for client in 0..world.profile.tenants.max(1) {
+        // Without subscriptions it does not come back by itself.
+        world.clients[client].subscriptions.clear();
+        world.disconnect(client);
+        settle(world);
+        world.connect(client, Some(true));
+        let tenant = world.clients[client].tenant;
+        let everything = world.oracle.everything(tenant);
+        world.subscribe_to(client, &[(everything, QoS::ExactlyOnce)]);
+        settle(world);
+        let mut own = expected.clone();
+        own.retain(|topic, _| world.oracle.purposes[*topic].tenant() == tenant);
+        let got: &BTreeMap<usize, usize> = &world.clients[client].retained_seen;
+        if world.profile.ample_queue && world.profile.ample_outbox {
+            assert_eq!(*got, own, "retained messages by topic");
+        } else {
+            let wrong = got.iter().find(|(topic, message)| own.get(topic) != Some(message));
+            assert_eq!(wrong, None, "a retained message that is not the last of its topic");
+        }
     }
 }
 
@@ -312,6 +322,13 @@ fn check_coverage(counters: &Counters, met: &Met) {
         ("in_doubt", met.in_doubt),
         ("in_doubt_again", met.in_doubt_again),
         ("sent_again", met.sent_again),
+        ("refused", met.refused),
+        ("answers", met.happened.answers),
+        ("refusals", met.happened.refusals),
+        ("suspensions", met.happened.suspensions),
+        ("datapoints", met.happened.datapoints),
+        ("refused_bad_token", counters.refused_bad_token),
+        ("refused_disabled", counters.refused_disabled),
     ];
     for (name, count) in met {
         assert!(count > 0, "no seed meets {name}");

@@ -14,6 +14,7 @@ use skein::mqtt::reason::ConnectReturnCode;
 use skein::shard::record::{Record, SessionNumber};
 
 use crate::faults::Profile;
+use crate::platform::{DEVICES, Platform, device_name};
 use crate::random::Random;
 use crate::workload::Outgoing;
 use crate::world::World;
@@ -24,6 +25,12 @@ pub struct Message {
     pub retain: bool,
     pub len: usize,
     pub publisher: usize,
+    /// Of whom it comes; 0 where there are no accounts.
+    pub tenant: usize,
+    /// It came over the API: `publisher` and `link` mean nothing.
+    pub is_api: bool,
+    /// The API said that nobody gets it.
+    pub is_refused: bool,
     /// The connection it was first sent on; for a Will, the one it belongs to.
     pub link: usize,
     /// How often its publisher has sent it.
@@ -38,8 +45,64 @@ pub struct Message {
     pub is_will: bool,
 }
 
+/// What a topic is for, where there are accounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// There are none.
+    Open,
+    Data {
+        tenant: usize,
+        device: usize,
+        tag: Option<&'static str>,
+        is_json: bool,
+    },
+    State {
+        tenant: usize,
+        device: usize,
+    },
+    Command {
+        tenant: usize,
+        device: usize,
+    },
+    Other {
+        tenant: usize,
+    },
+}
+
+impl Purpose {
+    /// Whose topic it is.
+    pub fn tenant(self) -> usize {
+        match self {
+            Purpose::Open => 0,
+            Purpose::Data { tenant, .. }
+            | Purpose::State { tenant, .. }
+            | Purpose::Command { tenant, .. }
+            | Purpose::Other { tenant } => tenant,
+        }
+    }
+
+    fn is_json(self) -> bool {
+        matches!(self, Purpose::Data { is_json: true, .. } | Purpose::State { .. })
+    }
+}
+
+/// Whether those who want its topic get a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    Surely,
+    Maybe,
+    Never,
+}
+
+/// What payloads that are JSON begin with; ten digits follow.
+const JSON_NUMBER: &[u8] = br#"{"n":""#;
+const JSON_BYTES_MIN: usize = 25;
+
 /// The number in a payload.
 pub fn message_number(payload: &[u8]) -> Option<usize> {
+    if let Some(rest) = payload.strip_prefix(JSON_NUMBER) {
+        return std::str::from_utf8(rest.get(..10)?).ok()?.parse().ok();
+    }
     payload
         .first_chunk::<8>()
         .map(|number| u64::from_le_bytes(*number) as usize)
@@ -97,6 +160,11 @@ type Published = Vec<(u64, u64, usize)>;
 
 pub struct Oracle {
     pub topics: Vec<String>,
+    /// By topic.
+    pub purposes: Vec<Purpose>,
+    /// By tenant: its topics, and what they begin with. One of "" where there are no accounts.
+    pub topics_of: Vec<Vec<usize>>,
+    prefixes: Vec<String>,
     pub filters: Vec<String>,
     filter_numbers: BTreeMap<String, usize>,
     /// By filter, then topic.
@@ -132,8 +200,21 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn new(profile: &Profile, random: &mut Random) -> Oracle {
-        let mut topics = BTreeSet::new();
+    pub fn new(profile: &Profile, platform: Option<&Platform>, random: &mut Random) -> Oracle {
+        let mut topics = BTreeMap::new();
+        if let Some(platform) = platform {
+            for tenant in (0..platform.tenants.len()).cycle() {
+                // There are not many more of them.
+                if topics.len() >= profile.topics.clamp(platform.tenants.len(), 60 * platform.tenants.len()) {
+                    break;
+                }
+                let (topic, purpose) = some_platform_topic(platform.token(tenant), tenant, random);
+                topics.insert(topic, purpose);
+            }
+        }
+        let prefixes = platform.map_or(vec![String::new()], |platform| {
+            (0..platform.tenants.len()).map(|tenant| platform.token(tenant).to_owned()).collect()
+        });
         let words: &[&str] = if profile.topics > 100 {
             &["a", "b", "c", "d", "e", "f", "-", ""]
         } else {
@@ -144,11 +225,16 @@ impl Oracle {
             let topic: Vec<&str> = (0..levels).map(|_| random.pick(words)).collect();
             let topic = topic.join("/");
             if !topic.is_empty() {
-                topics.insert(topic);
+                topics.insert(topic, Purpose::Open);
             }
         }
+        let (topics, purposes): (Vec<String>, Vec<Purpose>) = topics.into_iter().unzip();
+        let of = |tenant: usize| (0..topics.len()).filter(|topic| purposes[*topic].tenant() == tenant).collect();
         Oracle {
-            topics: topics.into_iter().collect(),
+            topics_of: (0..prefixes.len()).map(of).collect(),
+            prefixes,
+            topics,
+            purposes,
             filters: Vec::new(),
             filter_numbers: BTreeMap::new(),
             matching: Vec::new(),
@@ -173,6 +259,45 @@ impl Oracle {
             missing: 0,
             deliveries: 0,
         }
+    }
+
+    /// Whether a tenant may subscribe to this.
+    pub fn may_subscribe(&self, tenant: usize, filter: usize) -> bool {
+        is_below(&self.prefixes[tenant], &self.filters[filter])
+    }
+
+    /// The filter of all that is a tenant's.
+    pub fn everything(&mut self, tenant: usize) -> usize {
+        match self.prefixes[tenant].as_str() {
+            "" => self.filter("#"),
+            prefix => {
+                let text = format!("{prefix}/#");
+                self.filter(&text)
+            }
+        }
+    }
+
+    /// What the payload of a message looks like.
+    pub fn payload(&self, number: usize) -> Vec<u8> {
+        let Message { topic, len, .. } = self.messages[number];
+        if len == 0 {
+            return Vec::new();
+        }
+        if self.purposes[topic].is_json() {
+            let padding = "x".repeat(len - JSON_BYTES_MIN);
+            return format!(r#"{{"n":"{number:010}","p":"{padding}"}}"#).into_bytes();
+        }
+        let mut payload = vec![number as u8; len];
+        payload
+            .iter_mut()
+            .zip((number as u64).to_le_bytes())
+            .for_each(|(byte, id)| *byte = id);
+        payload
+    }
+
+    /// Bytes that a payload on this topic has at least.
+    pub fn payload_min(&self, topic: usize) -> usize {
+        if self.purposes[topic].is_json() { JSON_BYTES_MIN } else { 8 }
     }
 
     pub fn filter(&mut self, text: &str) -> usize {
@@ -229,9 +354,16 @@ impl Oracle {
         let serial = self.on_disk.len();
         self.on_disk.push(false);
         match record {
-            Record::SessionStarted { session, client_id, .. } => {
+            Record::SessionStarted {
+                session,
+                account,
+                client_id,
+            } => {
                 let client = client_id.strip_prefix("client-").and_then(|client| client.parse().ok());
                 let client: usize = client.expect("the name of a client");
+                // Each account has its own client-0.
+                let tenants = self.prefixes.len();
+                let client = client * tenants + (account.0 as usize).saturating_sub(1);
                 self.clients_of.insert(*session, client);
                 self.sessions[client].number = Some(*session);
                 self.durable[client].push(Durable {
@@ -270,6 +402,11 @@ impl Oracle {
                     .entry(topic.to_string())
                     .or_default()
                     .push((serial, message));
+            }
+            Record::Datapoint(datapoint) if datapoint.is_awaited => {
+                if let Some(message) = crate::platform::stored_message(&datapoint.row) {
+                    self.records.entry(message).or_default().push(serial);
+                }
             }
             Record::PacketIdReceived { session, packet_id } => {
                 let client = self.client_of(*session);
@@ -455,6 +592,7 @@ impl Oracle {
             let message = &self.messages[number];
             if let Some(sent_at) = message.sent_at
                 && !message.is_will
+                && !message.is_api
             {
                 let key = (message.publisher, message.topic);
                 published
@@ -483,28 +621,35 @@ impl Oracle {
     }
 
     /// By what publishers know alone: what is kept of a topic is not older than a retained message that was acknowledged.
-    pub fn check_retained_is_newest(&self, kept: &BTreeMap<usize, usize>) {
+    pub fn check_retained_is_newest(&self, kept: &BTreeMap<usize, usize>, route: impl Fn(usize) -> Route) {
         // What a publisher has sent again at QoS 1 may have its place twice, one after its acknowledgement.
         let is_over_before = |message: &Message, moment: u64| {
             let is_once = message.attempts <= 1 || message.qos == QoS::ExactlyOnce;
             is_once && message.acknowledged_at.is_some_and(|at| at < moment)
         };
-        for message in self.messages.iter().filter(|message| message.retain) {
+        for (number, message) in self.messages.iter().enumerate().filter(|(_, message)| message.retain) {
             let (Some(sent_at), Some(_)) = (message.sent_at, message.acknowledged_at) else {
                 continue;
             };
+            if route(number) != Route::Surely {
+                continue;
+            }
             if let Some(kept) = kept.get(&message.topic) {
                 assert!(
                     !is_over_before(&self.messages[*kept], sent_at),
                     "message {kept} is retained, and a newer one was acknowledged"
                 );
             } else if message.len > 0 {
-                let clears = |other: &Message| {
-                    other.retain && other.topic == message.topic && other.len == 0 && other.sent_at.is_some()
+                let clears = |(number, other): &(usize, &Message)| {
+                    other.retain
+                        && other.topic == message.topic
+                        && other.len == 0
+                        && other.sent_at.is_some()
+                        && route(*number) != Route::Never
                 };
-                let mut clearing = self.messages.iter().filter(|other| clears(other));
+                let mut clearing = self.messages.iter().enumerate().filter(clears);
                 assert!(
-                    clearing.any(|other| !is_over_before(other, sent_at)),
+                    clearing.any(|(_, other)| !is_over_before(other, sent_at)),
                     "nothing is retained of topic {}, nobody cleared it after an acknowledged message",
                     message.topic
                 );
@@ -521,6 +666,34 @@ impl Oracle {
         kept.map(|(topic, message)| (self.topic_number(topic), message))
             .collect()
     }
+}
+
+fn some_platform_topic(token: &str, tenant: usize, random: &mut Random) -> (String, Purpose) {
+    let device = random.below(DEVICES);
+    let name = device_name(device);
+    let tag = random.percent(40).then_some("tag");
+    let end = tag.map_or_else(String::new, |tag| format!("/{tag}"));
+    let data = |is_json| Purpose::Data {
+        tenant,
+        device,
+        tag,
+        is_json,
+    };
+    match random.below(8) {
+        0..3 => (format!("{token}/json/{name}{end}"), data(true)),
+        3 => (format!("{token}/binary/{name}{end}"), data(false)),
+        4 => (format!("{token}/state/{name}"), Purpose::State { tenant, device }),
+        5 => (format!("{token}/{name}/subscribe"), Purpose::Command { tenant, device }),
+        _ => {
+            let levels = random.between(1, 4);
+            let rest: Vec<&str> = (0..levels).map(|_| random.pick(&["a", "b", "c"])).collect();
+            (format!("{token}/{}", rest.join("/")), Purpose::Other { tenant })
+        }
+    }
+}
+
+fn is_below(prefix: &str, filter: &str) -> bool {
+    prefix.is_empty() || filter.split('/').next() == Some(prefix)
 }
 
 /// MQTT 3.1.1 section 4.7, level by level.
@@ -649,6 +822,9 @@ impl World {
                 match c.subscribing.get(&suback.packet_id.get()) {
                     Some(entries) if c.link == Some(link) => {
                         for (filter, ..) in entries {
+                            if !is_below(&self.oracle.prefixes[c.tenant], &self.oracle.filters[*filter]) {
+                                continue;
+                            }
                             if session.is_durable {
                                 let number = session.number.expect("a durable Session has a number");
                                 let key = (number, self.oracle.filters[*filter].clone());
@@ -740,7 +916,15 @@ impl World {
                 "PUBREC {id} leaves before its identifier is committed"
             );
         }
-        if message.len == 0 || message.attempts > 1 {
+        self.check_everybody_has(number);
+    }
+
+    /// A message is acknowledged: whoever must have it does, or will whatever happens.
+    pub fn check_everybody_has(&self, number: usize) {
+        let oracle = &self.oracle;
+        let message = &oracle.messages[number];
+        let on_the_way = oracle.rings.get(&number).copied().unwrap_or(0);
+        if message.len == 0 || message.attempts > 1 || self.route(number) != Route::Surely {
             return;
         }
         if message.retain {
@@ -750,10 +934,14 @@ impl World {
                 "retained message {number} is not recorded"
             );
         }
-        let on_the_way = oracle.rings.get(&number).copied().unwrap_or(0);
         assert_eq!(
             on_the_way, 0,
             "message {number} is acknowledged while it is between cores"
+        );
+        let records = oracle.records.get(&number).map_or(&[][..], Vec::as_slice);
+        assert!(
+            records.iter().all(|serial| oracle.on_disk[*serial]),
+            "message {number} is acknowledged before its commit"
         );
         if oracle.ample_queue {
             let sent_at = message.sent_at.expect("it was sent");

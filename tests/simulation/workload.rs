@@ -15,7 +15,7 @@ use skein::mqtt::packet::{Connect, Level, QoS, Will};
 use skein::shard::record::SessionNumber;
 
 use crate::faults::Profile;
-use crate::oracle::{Message, Oracle, Seen, message_number};
+use crate::oracle::{Message, Oracle, Purpose, Route, Seen, message_number};
 use crate::random::Random;
 use crate::world::{PACKET_BYTES_MAX, World};
 
@@ -62,6 +62,8 @@ struct Copies {
 }
 
 pub struct Client {
+    /// Of whose account it is; 0 where there are none.
+    pub tenant: usize,
     prefers_durable: bool,
     level: Level,
     pub is_slow: bool,
@@ -100,8 +102,9 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(random: &mut Random, profile: &Profile) -> Client {
+    pub fn new(random: &mut Random, profile: &Profile, tenant: usize) -> Client {
         Client {
+            tenant,
             prefers_durable: random.percent(profile.durable_percent),
             level: if random.percent(profile.v31_percent) {
                 Level::V31
@@ -253,16 +256,6 @@ fn frame_len(bytes: &[u8]) -> Option<usize> {
     None
 }
 
-/// What one payload looks like.
-fn payload(number: usize, len: usize) -> Vec<u8> {
-    let mut payload = vec![number as u8; len];
-    payload
-        .iter_mut()
-        .zip((number as u64).to_le_bytes())
-        .for_each(|(byte, id)| *byte = id);
-    payload
-}
-
 impl World {
     fn send(&mut self, client: usize, packet: &v4::Packet) {
         let Some(link) = self.clients[client].link else { return };
@@ -350,9 +343,12 @@ impl World {
             self.oracle.messages[will].is_will = true;
             will
         });
-        let opened = self.open_link(World::fresh_link(client, level, keep_alive_s, will));
+        let tenant = self.clients[client].tenant;
+        let opened = self.open_link(World::fresh_link(client, tenant, level, keep_alive_s, will));
         assert_eq!(link, opened);
-        let id = format!("client-{client}");
+        let tenants = self.profile.tenants;
+        let id = format!("client-{}", client / tenants.max(1));
+        let login = self.login(tenant);
         let bytes = match level {
             Level::V311 => {
                 let mut connect = v4::Connect::new(id);
@@ -361,8 +357,11 @@ impl World {
                 connect.last_will = will.map(|will| {
                     let message = &self.oracle.messages[will];
                     let topic = self.oracle.topics[message.topic].clone();
-                    v4::LastWill::new(topic, payload(will, message.len), their(message.qos), message.retain)
+                    v4::LastWill::new(topic, self.oracle.payload(will), their(message.qos), message.retain)
                 });
+                if let Some((user, password)) = &login {
+                    connect.set_login(user, password);
+                }
                 packet_bytes(&v4::Packet::Connect(connect))
             }
             Level::V31 => {
@@ -375,13 +374,13 @@ impl World {
                         let message = &self.oracle.messages[will];
                         Will {
                             topic: self.oracle.topics[message.topic].clone(),
-                            payload: payload(will, message.len),
+                            payload: self.oracle.payload(will),
                             qos: message.qos,
                             retain: message.retain,
                         }
                     }),
-                    user_name: None,
-                    password: None,
+                    user_name: login.as_ref().map(|(user, _)| user.clone()),
+                    password: login.as_ref().map(|(_, password)| password.clone().into_bytes()),
                 };
                 let mut bytes = Vec::new();
                 client::connect(&mut bytes, &connect);
@@ -463,18 +462,54 @@ impl World {
     }
 
     fn new_message(&mut self, publisher: usize, link: usize) -> usize {
+        let tenant = self.clients[publisher].tenant;
+        let topic = self.some_topic(tenant);
+        let retain = self.random.percent(self.profile.retain_percent);
+        self.add_message(tenant, topic, retain);
+        let message = self.oracle.messages.last_mut().expect("one was added");
+        (message.publisher, message.link) = (publisher, link);
+        self.oracle.messages.len() - 1
+    }
+
+    /// A message of an application's, for one of the devices of its account; `None` where no topic is for that.
+    pub fn new_api_message(&mut self, tenant: usize) -> Option<usize> {
+        let is_sent = |topic: &usize| {
+            matches!(
+                self.oracle.purposes[*topic],
+                Purpose::Data { is_json: true, .. } | Purpose::Command { .. }
+            )
+        };
+        let topics: Vec<usize> = self.oracle.topics_of[tenant].iter().copied().filter(is_sent).collect();
+        if topics.is_empty() {
+            return None;
+        }
+        let topic = self.random.pick(&topics);
+        self.add_message(tenant, topic, false);
+        let is_data = matches!(self.oracle.purposes[topic], Purpose::Data { .. });
+        let message = self.oracle.messages.last_mut().expect("one was added");
+        message.is_api = true;
+        if is_data {
+            message.qos = QoS::AtLeastOnce;
+        }
+        Some(self.oracle.messages.len() - 1)
+    }
+
+    fn add_message(&mut self, tenant: usize, topic: usize, retain: bool) {
         let qos = self
             .random
             .pick(&[QoS::AtMostOnce, QoS::AtLeastOnce, QoS::AtLeastOnce, QoS::ExactlyOnce]);
-        let retain = self.random.percent(self.profile.retain_percent);
-        let len = self.random.between(8, self.profile.payload_max.max(8));
+        let min = self.oracle.payload_min(topic);
+        let len = self.random.between(min, self.profile.payload_max.max(min));
         self.oracle.messages.push(Message {
-            topic: self.random.below(self.oracle.topics.len()),
+            topic,
             qos,
             retain,
             len,
-            publisher,
-            link,
+            tenant,
+            is_api: false,
+            is_refused: false,
+            publisher: 0,
+            link: 0,
             attempts: 0,
             runs: 0,
             last_run: u64::MAX,
@@ -482,7 +517,15 @@ impl World {
             acknowledged_at: None,
             is_will: false,
         });
-        self.oracle.messages.len() - 1
+    }
+
+    /// Mostly one of its own account's.
+    fn some_topic(&mut self, tenant: usize) -> usize {
+        if self.profile.tenants > 0 && !self.random.percent(self.profile.foreign_percent) {
+            self.random.pick(&self.oracle.topics_of[tenant])
+        } else {
+            self.random.below(self.oracle.topics.len())
+        }
     }
 
     fn publish(&mut self, client: usize) {
@@ -517,8 +560,9 @@ impl World {
         message.sent_at.get_or_insert(moment);
         let qos = message.qos;
         let topic = self.oracle.topics[message.topic].clone();
-        let mut packet = v4::Publish::new(topic, their(qos), payload(number, message.len));
-        (packet.dup, packet.retain, packet.pkid) = (dup, message.retain, id);
+        let (retain, bytes) = (message.retain, self.oracle.payload(number));
+        let mut packet = v4::Publish::new(topic, their(qos), bytes);
+        (packet.dup, packet.retain, packet.pkid) = (dup, retain, id);
         if qos > QoS::AtMostOnce {
             self.clients[client].expected.push_back((id, qos));
         }
@@ -535,18 +579,20 @@ impl World {
         }
     }
 
-    fn some_filter(&mut self) -> usize {
-        let topic = self.random.below(self.oracle.topics.len());
+    fn some_filter(&mut self, tenant: usize) -> usize {
+        let topic = self.some_topic(tenant);
         let topic = self.oracle.topics[topic].clone();
         if !self.random.percent(self.profile.wildcard_percent) {
             return self.oracle.filter(&topic);
         }
         let mut levels: Vec<&str> = topic.split('/').collect();
+        // Where there are accounts, a wildcard in place of the token is refused.
+        let first = usize::from(self.profile.tenants > 0 && !self.random.percent(self.profile.foreign_percent));
         match self.random.below(6) {
-            0 => levels = vec!["#"],
-            1 => levels = vec!["+", "#"],
+            0 => levels.splice(first.., ["#"]).for_each(drop),
+            1 => levels.splice(first.., ["+", "#"]).for_each(drop),
             2 | 3 => {
-                let level = self.random.below(levels.len());
+                let level = self.random.between(first, levels.len() - 1);
                 levels[level] = "+";
             }
             _ => {
@@ -566,7 +612,7 @@ impl World {
         let mut filters = Vec::new();
         for _ in 0..count {
             let qos = self.random.pick(&[QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce]);
-            let filter = self.some_filter();
+            let filter = self.some_filter(self.clients[client].tenant);
             if filters.iter().all(|(other, _)| *other != filter) {
                 filters.push((filter, qos));
             }
@@ -578,6 +624,9 @@ impl World {
         let id = self.clients[client].fresh_id();
         let c = &mut self.clients[client];
         for &(filter, qos) in filters {
+            if !self.oracle.may_subscribe(c.tenant, filter) {
+                continue;
+            }
             let held = c.held.entry(filter).or_insert(Held {
                 qos_max: qos,
                 removed_at: None,
@@ -591,7 +640,8 @@ impl World {
                 subscription.is_simple = false;
             }
         }
-        let entries = filters.iter().map(|(filter, qos)| (*filter, *qos, true)).collect();
+        let is_allowed = |filter: usize| self.oracle.may_subscribe(c.tenant, filter);
+        let entries = filters.iter().map(|(filter, qos)| (*filter, *qos, is_allowed(*filter))).collect();
         c.subscribing.insert(id, entries);
         let named = filters
             .iter()
@@ -645,6 +695,15 @@ impl World {
     fn client_gets(&mut self, client: usize, link: usize, packet: v4::Packet) {
         let moment = self.moment;
         match packet {
+            v4::Packet::ConnAck(connack) if connack.code != v4::ConnectReturnCode::Success => {
+                assert!(
+                    connack.code == v4::ConnectReturnCode::NotAuthorized && self.profile.tenants > 0,
+                    "a CONNECT by the rules was refused: {connack:?}"
+                );
+                self.met.refused += 1;
+                self.links[link].up_ends = true;
+                self.let_go(client);
+            }
             v4::Packet::ConnAck(_) => self.connected(client, link),
             v4::Packet::PubAck(v4::PubAck { pkid }) => {
                 let expected = self.clients[client].expected.pop_front();
@@ -702,8 +761,13 @@ impl World {
                         v4::SubscribeReasonCode::Failure => 0x80,
                     })
                     .collect();
-                let asked: Vec<u8> = entries.iter().map(|(_, qos, _)| *qos as u8).collect();
-                assert_eq!(codes, asked, "one code per filter, in order [MQTT-3.9.3-1]");
+                let (tenant, level) = (c.tenant, c.level);
+                let code = |(filter, qos, _): &(usize, QoS, bool)| match self.oracle.may_subscribe(tenant, *filter) {
+                    false if level == Level::V311 => 0x80,
+                    _ => *qos as u8,
+                };
+                let granted: Vec<u8> = entries.iter().map(code).collect();
+                assert_eq!(codes, granted, "one code per filter, in order [MQTT-3.9.3-1]");
                 for (filter, qos, is_wanted) in entries {
                     if !is_wanted {
                         continue;
@@ -817,9 +881,14 @@ impl World {
             return;
         };
         let message = &self.oracle.messages[number];
-        assert_eq!(bytes, payload(number, message.len), "message {number} came changed");
+        assert_eq!(bytes, self.oracle.payload(number), "message {number} came changed");
+        assert!(
+            self.route(number) != Route::Never,
+            "message {number} came, and is refused or another account's"
+        );
         let sent_at = message.sent_at.expect("the world saw it leave");
         let oracle = &self.oracle;
+        let c = &mut self.clients[client];
         let copies = c.copies.entry(number).or_default();
         if retain {
             assert!(message.retain, "RETAIN is set on what was retained");
@@ -923,11 +992,15 @@ impl World {
             for (number, message) in self.oracle.messages.iter().enumerate() {
                 let Some(sent_at) = message.sent_at else { continue };
                 let publisher = &self.clients[message.publisher];
+                let is_sender_here = !message.is_api && publisher.link == Some(message.link) && publisher.ready;
                 // A Will is published without anybody's acknowledgement.
                 let surely_published = (message.is_will && sent_at > self.oracle.crashed_at)
                     || message.acknowledged_at.is_some()
-                    || (message.qos == QoS::AtMostOnce && publisher.link == Some(message.link) && publisher.ready);
+                    || (message.qos == QoS::AtMostOnce && is_sender_here);
                 if !surely_published || message.len == 0 || c.copies.contains_key(&number) {
+                    continue;
+                }
+                if self.route(number) != Route::Surely {
                     continue;
                 }
                 match c.is_due(&self.oracle, client, message, sent_at) {

@@ -8,12 +8,15 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use skein::metrics::Counters;
 use skein::mqtt::client::decode_from_server;
 use skein::mqtt::decode::decode;
+use skein::mqtt::encode;
 use skein::mqtt::frame::{Framing, next_frame};
 use skein::mqtt::packet::{Connect, Level, Packet};
+use skein::mqtt::reason::ConnectReturnCode;
 use skein::registry::access::{Access, AccountId};
 use skein::session::message::Message;
 use skein::shard::greeting::{Greeting, Identity, greet};
@@ -24,7 +27,8 @@ use skein::shard::{CloseReason, ConnectionId, Input, Lane, Millis, Output, PeerI
 
 use crate::disk::Disk;
 use crate::faults::Profile;
-use crate::oracle::{Oracle, message_number};
+use crate::oracle::{Oracle, Route, message_number};
+use crate::platform::{Happened, Platform};
 use crate::random::{Random, mix};
 use crate::workload::Client;
 
@@ -42,6 +46,8 @@ pub enum Stage {
     Handoff {
         connect: Box<Connect>,
         account: AccountId,
+        /// Of the accounts that it was judged by.
+        version: u64,
         home: usize,
     },
     Home {
@@ -54,6 +60,8 @@ pub enum Stage {
 
 pub struct Link {
     pub client: usize,
+    /// Its client's account; 0 where there are none.
+    pub tenant: usize,
     pub stage: Stage,
     /// Sent by the client, not read by the server.
     pub up: Vec<u8>,
@@ -114,6 +122,9 @@ pub struct Met {
     pub in_doubt_again: u64,
     /// PUBLISH packets with DUP of what was sent before a crash.
     pub sent_again: u64,
+    /// CONNECT packets that were refused.
+    pub refused: u64,
+    pub happened: Happened,
 }
 
 impl Met {
@@ -126,6 +137,8 @@ impl Met {
         self.in_doubt += other.in_doubt;
         self.in_doubt_again += other.in_doubt_again;
         self.sent_again += other.sent_again;
+        self.refused += other.refused;
+        self.happened.add(&other.happened);
     }
 }
 
@@ -141,6 +154,9 @@ pub struct World {
     pub live: Vec<usize>,
     pub clients: Vec<Client>,
     pub oracle: Oracle,
+    /// Where there are accounts.
+    pub platform: Option<Platform>,
+    pub happened: Happened,
     places: Vec<Places>,
     /// By sender, receiver, lane.
     rings: BTreeMap<(usize, usize, Lane), VecDeque<Vec<u8>>>,
@@ -166,9 +182,10 @@ impl World {
         let mut random = Random::new(seed);
         let profile = Profile::of(&mut random);
         let clients = (0..profile.clients)
-            .map(|_| Client::new(&mut random, &profile))
+            .map(|client| Client::new(&mut random, &profile, client % profile.tenants.max(1)))
             .collect();
-        let oracle = Oracle::new(&profile, &mut random);
+        let platform = (profile.tenants > 0).then(|| Platform::new(profile.tenants, &mut random));
+        let oracle = Oracle::new(&profile, platform.as_ref(), &mut random);
         let mut world = World {
             random,
             now_ms: 0,
@@ -178,6 +195,8 @@ impl World {
             live: Vec::new(),
             clients,
             oracle,
+            platform,
+            happened: Happened::default(),
             places: Vec::new(),
             rings: BTreeMap::new(),
             forwards: Vec::new(),
@@ -192,6 +211,9 @@ impl World {
             logs: LOG.with(|log| log.borrow().is_some()),
             profile,
         };
+        if let Some(platform) = &world.platform {
+            platform.founding().iter().for_each(|record| world.disk.put(record));
+        }
         world.start();
         world
     }
@@ -201,19 +223,23 @@ impl World {
         let cores = self.profile.cores as usize;
         self.disk.start(cores);
         let hash_key = [(); 4].map(|()| self.random.next());
+        let stored = self.disk.stored(self.profile.limits.retained_memory_bytes_max);
+        let access = match &mut self.platform {
+            None => Access::Open,
+            Some(platform) => platform.start(&stored, self.profile.cores, hash_key),
+        };
         let config = |core| ShardConfig {
             core: PeerId(core),
             cores: self.profile.cores,
             shard_levels: self.profile.shard_levels,
             hash_key,
             limits: self.profile.limits.clone(),
-            access: Access::Open,
+            access: access.clone(),
             unix_time: UnixTime::default(),
             v1_topics: false,
-            newest_datapoint_ms: 0,
+            newest_datapoint_ms: stored.newest_datapoint_ms,
         };
         self.shards = (0..self.profile.cores).map(|core| Shard::new(config(core))).collect();
-        let stored = self.disk.stored(self.profile.limits.retained_memory_bytes_max);
         self.met.in_doubt += stored.in_doubt.len() as u64;
         restore(&mut self.shards, stored);
         let lanes = |from: usize| (0..cores).flat_map(move |to| Lane::ALL.map(|lane| (from, to, lane)));
@@ -337,6 +363,7 @@ impl World {
                     self.disk_step();
                 }
             }
+            9 => self.platform_acts(),
             _ => {
                 let ms = self.random.between(1, self.profile.step_ms_max) as u64 * 10;
                 self.pass_time(ms);
@@ -375,9 +402,10 @@ impl World {
         self.links.len() - 1
     }
 
-    pub fn fresh_link(client: usize, level: Level, keep_alive_s: u16, will: Option<usize>) -> Link {
+    pub fn fresh_link(client: usize, tenant: usize, level: Level, keep_alive_s: u16, will: Option<usize>) -> Link {
         Link {
             client,
+            tenant,
             stage: Stage::Greeting,
             up: Vec::new(),
             arrived: Vec::new(),
@@ -448,12 +476,36 @@ impl World {
         }
     }
 
+    /// User name and password of a client of this account.
+    pub fn login(&self, tenant: usize) -> Option<(String, String)> {
+        let platform = self.platform.as_ref()?;
+        let account = &platform.tenants[tenant].account;
+        Some((account.user_id.to_string(), account.device_token.as_str().to_owned()))
+    }
+
+    /// The rules as some core knows them.
+    fn access_of(&self, core: usize) -> Access {
+        match &self.platform {
+            None => Access::Open,
+            Some(platform) => Access::Platform(Arc::clone(&platform.told[core])),
+        }
+    }
+
+    /// CONNACK with a code other than 0, and the end.
+    fn refuse(&mut self, link: usize, code: ConnectReturnCode) {
+        self.event(19, link as u64, || format!("link {link}: refused, {code:?}"));
+        encode::connack(&mut self.links[link].down, false, code);
+        self.server_end(link);
+    }
+
     fn greet(&mut self, link: usize) {
+        let acceptor = self.random.below(self.shards.len());
+        let access = self.access_of(acceptor);
         let l = &mut self.links[link];
         match greet(
             &l.arrived,
             || Identity::Claimed,
-            &Access::Open,
+            &access,
             65_535,
             || unreachable!("clients have names"),
         ) {
@@ -471,21 +523,39 @@ impl World {
                         .all(|shard| shard.home(account, &connect.client_id).0 as usize == home),
                     "every core names the same home"
                 );
-                l.stage = Stage::Handoff { connect, account, home };
+                l.stage = Stage::Handoff {
+                    connect,
+                    account,
+                    version: access.version(),
+                    home,
+                };
                 self.event(2, link as u64, || {
                     format!("link {link}: CONNECT accepted, home is core {home}")
                 });
             }
+            Greeting::Refused(code @ ConnectReturnCode::NotAuthorized) if self.platform.is_some() => self.refuse(link, code),
             Greeting::Refused(code) => panic!("a CONNECT by the rules was refused: {code:?}"),
             Greeting::Malformed(error) => panic!("a CONNECT by the rules was malformed: {error:?}"),
         }
     }
 
     fn come_home(&mut self, link: usize) {
-        let Stage::Handoff { connect, account, home } = std::mem::replace(&mut self.links[link].stage, Stage::Gone)
+        let stage = std::mem::replace(&mut self.links[link].stage, Stage::Gone);
+        let Stage::Handoff {
+            connect,
+            account,
+            version,
+            home,
+        } = stage
         else {
             unreachable!("only a link on its way comes home");
         };
+        let access = self.access_of(home);
+        if version < access.version()
+            && let Err(code) = access.authenticate(&connect)
+        {
+            return self.refuse(link, code);
+        }
         let places = &mut self.places[home];
         let index = places.free.pop().unwrap_or_else(|| {
             places.links.push(None);
@@ -841,7 +911,7 @@ impl World {
         }
     }
 
-    fn handle(&mut self, core: usize, input: Input<'_>) -> usize {
+    pub fn handle(&mut self, core: usize, input: Input<'_>) -> usize {
         // A resume outside of a turn counts from the next one: the shard has no clock.
         for link in self.resumed[core].drain(..) {
             self.links[link].heard_at_ms = self.now_ms;
@@ -850,7 +920,7 @@ impl World {
     }
 
     /// Does everything that a shard says, and looks at what it has written.
-    fn drain(&mut self, core: usize) {
+    pub fn drain(&mut self, core: usize) {
         let mut closing = Vec::new();
         while let Some(output) = self.shards[core].poll_output() {
             match output {
@@ -889,8 +959,13 @@ impl World {
                     );
                     self.forwards[core].push((peer, lane));
                 }
-                Output::Answer(_) | Output::Notify(_) => unreachable!("nobody asks, and nobody has events"),
+                Output::Answer(answer) => {
+                    let (ticket, answer) = *answer;
+                    self.answered(core, ticket, &answer);
+                }
+                Output::Notify(_) => unreachable!("nobody has events"),
                 Output::Persist(number, record) => {
+                    self.check_recorded(&record);
                     let serial = self.oracle.persisted(&record);
                     self.event(14, number.0, || {
                         format!("core {core}: record {} ({serial}) {}", number.0, brief_record(&record))
@@ -936,7 +1011,7 @@ impl World {
         }
     }
 
-    fn link(&self, core: usize, id: ConnectionId) -> Option<usize> {
+    pub fn link(&self, core: usize, id: ConnectionId) -> Option<usize> {
         let places = &self.places[core];
         (places.generations[id.index as usize] == id.generation)
             .then(|| places.links[id.index as usize])
@@ -956,6 +1031,7 @@ impl World {
                 );
             }
             CloseReason::Disconnect | CloseReason::TakenOver => {}
+            CloseReason::AccountEnded => assert!(self.platform.is_some(), "there are no accounts to end"),
             CloseReason::Malformed(_) => {
                 let client = l.client;
                 assert!(
@@ -1023,6 +1099,35 @@ impl World {
         );
     }
 
+    /// Whether those who want its topic get a message, by what is known of its account and device.
+    pub fn route(&self, number: usize) -> Route {
+        let Some(platform) = &self.platform else {
+            return Route::Surely;
+        };
+        let message = &self.oracle.messages[number];
+        let purpose = self.oracle.purposes[message.topic];
+        if message.tenant != purpose.tenant() || message.is_refused {
+            return Route::Never;
+        }
+        let from = message.sent_at.unwrap_or(self.moment);
+        platform.route(message, purpose, from, message.acknowledged_at.unwrap_or(u64::MAX))
+    }
+
+    /// What is refused, or another account's, leaves no trace.
+    fn check_recorded(&self, record: &Record) {
+        let payload: &[u8] = match record {
+            Record::Queued { message, .. } => message.payload(),
+            Record::Retained { payload, .. } => payload,
+            _ => return,
+        };
+        if let Some(number) = message_number(payload) {
+            assert!(
+                self.route(number) != Route::Never,
+                "message {number} is refused or another account's, and is recorded"
+            );
+        }
+    }
+
     pub fn silence_overdue_ms(&self, link: usize) -> Option<u64> {
         let l = &self.links[link];
         if l.keep_alive_s == 0 || l.paused || !matches!(l.stage, Stage::Home { .. }) {
@@ -1070,6 +1175,7 @@ impl World {
                 }
             }
         }
+        moved |= self.platform_settles();
         moved |= self.disk_settles();
         for client in 0..self.clients.len() {
             moved |= self.client_settles(client);

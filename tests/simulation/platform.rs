@@ -1,0 +1,583 @@
+//! The device platform around the shards, where a seed has one: accounts, devices, and the application that changes them.
+//!
+//! Owns    the accounts as the control thread has them, the mailbox of every core (questions, and news of the accounts), what
+//!         was asked and not answered, and what may be so of every device at every moment.
+//! Called  by `world` (one act or one letter at a time, answers, starts and crashes) and by `main` at rest.
+//! Holds   - an account is on disk before any core hears of it; the letters of one core arrive in order, those of two cores
+//!           whenever they like;
+//!         - a device is asked about once at a time; what an answer says is on disk.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use skein::mqtt::packet::QoS;
+use skein::registry::access::{Access, AccountId, Accounts, AccountsChange, Ended, EndedWhy};
+use skein::registry::account::{Account, Token};
+use skein::registry::channel::{Channel, ChannelId};
+use skein::registry::datapoint::{DatapointId, DatapointRow};
+use skein::registry::device::{Device, DeviceChange};
+use skein::routing::shard_key::{Division, ShardKey};
+use skein::shard::Input;
+use skein::shard::query::{Answer, Query, Refusal, SentFormat, Ticket};
+use skein::shard::record::{Record, Stored};
+use skein::store::streams::DatapointRange;
+
+use crate::oracle::{Message, Purpose, Route, message_number};
+use crate::random::Random;
+use crate::world::World;
+
+/// Devices that topics name, by tenant.
+pub const DEVICES: usize = 3;
+/// Channels of every account.
+const CHANNELS: u32 = 2;
+
+pub struct Tenant {
+    pub id: AccountId,
+    pub account: Account,
+    /// By the device's number.
+    devices: Vec<Known>,
+}
+
+/// How a device treats data: a device that is not registered is as it would be once registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct State {
+    is_enabled: bool,
+    channel: Option<ChannelId>,
+}
+
+/// A change that was asked for.
+struct Change {
+    asked_at: u64,
+    /// None: not answered, and nobody knows whether it was done.
+    answered_at: Option<u64>,
+    to: State,
+}
+
+struct Known {
+    first: State,
+    changes: Vec<Change>,
+    is_asked: bool,
+}
+
+enum Asked {
+    Message(usize),
+    Device {
+        tenant: usize,
+        device: usize,
+    },
+    Sessions {
+        tenant: usize,
+        core: usize,
+    },
+    /// Whose mailbox was read when it was asked.
+    Settled,
+}
+
+enum Letter {
+    Question(Ticket, Query),
+    Accounts(AccountsChange),
+}
+
+pub struct Platform {
+    pub tenants: Vec<Tenant>,
+    accounts: Arc<Accounts>,
+    /// What each core has been told.
+    pub told: Vec<Arc<Accounts>>,
+    mailboxes: Vec<VecDeque<Letter>>,
+    asked: BTreeMap<Ticket, Asked>,
+    next_ticket: u32,
+    shard_key: Option<ShardKey>,
+}
+
+/// What has happened, for the totals.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Happened {
+    pub answers: u64,
+    pub refusals: u64,
+    pub suspensions: u64,
+    pub datapoints: u64,
+}
+
+impl Happened {
+    pub fn add(&mut self, other: &Happened) {
+        self.answers += other.answers;
+        self.refusals += other.refusals;
+        self.suspensions += other.suspensions;
+        self.datapoints += other.datapoints;
+    }
+}
+
+pub fn device_name(device: usize) -> String {
+    format!("d{device}")
+}
+
+fn channel(number: u32) -> ChannelId {
+    ChannelId::new(number).expect("a small number")
+}
+
+impl Platform {
+    pub fn new(tenants: usize, random: &mut Random) -> Platform {
+        let tenants = (0..tenants).map(|number| {
+            let id = AccountId(number as u32 + 1);
+            let mut token = || {
+                let (high, low) = (random.next().to_be_bytes(), random.next().to_be_bytes());
+                let mut bits = [0; 16];
+                bits[..8].copy_from_slice(&high);
+                bits[8..].copy_from_slice(&low);
+                Token::from_random(bits)
+            };
+            let tokens = (token(), token());
+            let mut account = Account::new(id, &format!("U{:06}", id.0), tokens.0, tokens.1, 0);
+            account.default_channel = random.percent(50).then(|| channel(0));
+            let first = State {
+                is_enabled: true,
+                channel: account.default_channel,
+            };
+            let known = || Known {
+                first,
+                changes: Vec::new(),
+                is_asked: false,
+            };
+            Tenant {
+                id,
+                account,
+                devices: (0..DEVICES).map(|_| known()).collect(),
+            }
+        });
+        Platform {
+            tenants: tenants.collect(),
+            accounts: Arc::default(),
+            told: Vec::new(),
+            mailboxes: Vec::new(),
+            asked: BTreeMap::new(),
+            next_ticket: 0,
+            shard_key: None,
+        }
+    }
+
+    /// What is on disk before the first start.
+    pub fn founding(&self) -> Vec<Record> {
+        let found = |tenant: &Tenant| {
+            let put = Record::AccountPut(Box::new(tenant.account.clone()));
+            let account = tenant.id;
+            let channels = (0..CHANNELS).map(move |number| Record::ChannelPut {
+                account,
+                channel: channel(number),
+                entry: Box::new(Channel::default()),
+            });
+            std::iter::once(put).chain(channels).collect::<Vec<_>>()
+        };
+        self.tenants.iter().flat_map(found).collect()
+    }
+
+    pub fn token(&self, tenant: usize) -> &str {
+        self.tenants[tenant].account.device_token.as_str()
+    }
+
+    /// A run of the broker begins. What was asked of the last is not answered any more.
+    pub fn start(&mut self, stored: &Stored, cores: u16, hash_key: [u64; 4]) -> Access {
+        self.accounts = Arc::new(Accounts::of(stored.accounts.iter().cloned()));
+        self.told = (0..cores).map(|_| Arc::clone(&self.accounts)).collect();
+        self.mailboxes = (0..cores).map(|_| VecDeque::new()).collect();
+        self.asked.clear();
+        for known in self.tenants.iter_mut().flat_map(|tenant| &mut tenant.devices) {
+            known.is_asked = false;
+        }
+        self.shard_key = Some(ShardKey::new(hash_key, cores, Division::Devices));
+        Access::Platform(Arc::clone(&self.accounts))
+    }
+
+    /// Whether a message was, will be, or may have been given to those who want its topic, by what was known between these
+    /// moments.
+    pub fn route(&self, message: &Message, purpose: Purpose, from: u64, to: u64) -> Route {
+        match purpose {
+            Purpose::Data { tenant, device, .. } | Purpose::State { tenant, device } if message.len > 0 => {
+                let possible = self.tenants[tenant].devices[device].possible(from, to);
+                match possible.iter().filter(|state| state.is_enabled).count() {
+                    0 => Route::Never,
+                    enabled if enabled == possible.len() => Route::Surely,
+                    _ => Route::Maybe,
+                }
+            }
+            _ => Route::Surely,
+        }
+    }
+
+    fn owner(&self, tenant: usize, device: usize) -> usize {
+        let key = self.shard_key.as_ref().expect("it has started");
+        key.owner_of_device(self.tenants[tenant].id, &device_name(device))
+            .into()
+    }
+
+    fn ask(&mut self, core: usize, asked: Asked, query: Query) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.asked.insert(ticket, asked);
+        self.mailboxes[core].push_back(Letter::Question(ticket, query));
+        ticket
+    }
+
+    pub fn is_at_rest(&self) -> bool {
+        self.asked.is_empty() && self.mailboxes.iter().all(VecDeque::is_empty)
+    }
+}
+
+impl Known {
+    /// What may be so at some moment from `from` to `to`.
+    fn possible(&self, from: u64, to: u64) -> BTreeSet<State> {
+        let mut states = BTreeSet::from([self.first]);
+        for change in self.changes.iter().take_while(|change| change.asked_at <= to) {
+            if change.answered_at.is_some_and(|at| at <= from) {
+                states.clear();
+            }
+            states.insert(change.to);
+        }
+        states
+    }
+}
+
+impl World {
+    /// One thing that an application or an operator does, or one letter that a core reads.
+    pub fn platform_acts(&mut self) {
+        if self.platform.is_none() {
+            return;
+        }
+        if self.random.percent(50) {
+            let core = self.random.below(self.shards.len());
+            self.read_mail(core);
+            return;
+        }
+        let tenants = self.platform.as_ref().map_or(0, |platform| platform.tenants.len());
+        let tenant = self.random.below(tenants);
+        let device = self.random.below(DEVICES);
+        match self.random.below(20) {
+            0..8 => self.api_message(tenant),
+            8..15 => self.change_device(tenant, device),
+            15..17 => {
+                let core = self.random.below(self.shards.len());
+                let account = self.tenant(tenant).id;
+                self.ask(core, Asked::Sessions { tenant, core }, Query::Sessions { account, from: 0 });
+            }
+            17 => {
+                let core = self.random.below(self.shards.len());
+                self.ask(core, Asked::Settled, Query::Settled);
+            }
+            18 if self.random.percent(self.profile.suspend_percent) => {
+                let is_suspended = !self.tenant(tenant).account.is_suspended;
+                self.suspend(tenant, is_suspended);
+            }
+            _ => {}
+        }
+    }
+
+    fn tenant(&self, tenant: usize) -> &Tenant {
+        &self.platform.as_ref().expect("a seed with accounts").tenants[tenant]
+    }
+
+    fn ask(&mut self, core: usize, asked: Asked, query: Query) {
+        let words = format!("core {core} is asked: {query:?}");
+        let platform = self.platform.as_mut().expect("a seed with accounts");
+        let Ticket(ticket) = platform.ask(core, asked, query);
+        self.event(40, u64::from(ticket), || format!("{ticket}: {words}"));
+    }
+
+    /// Data over HTTP, or a command.
+    fn api_message(&mut self, tenant: usize) {
+        let number = self.new_api_message(tenant);
+        let Some(number) = number else { return };
+        let message = &self.oracle.messages[number];
+        let (qos, purpose) = (message.qos, self.oracle.purposes[message.topic]);
+        let payload = self.oracle.payload(number).into_boxed_slice();
+        let account = self.tenant(tenant).id;
+        let (device, query) = match purpose {
+            Purpose::Data { device, tag, .. } => {
+                let query = Query::Send {
+                    account,
+                    device: device_name(device).into(),
+                    tag: tag.map(Into::into),
+                    payload,
+                    format: SentFormat::Json,
+                };
+                (device, query)
+            }
+            Purpose::Command { device, .. } => {
+                let query = Query::Command {
+                    account,
+                    device: device_name(device).into(),
+                    qos,
+                    payload,
+                };
+                (device, query)
+            }
+            _ => unreachable!("the API sends data and commands"),
+        };
+        let core = self.platform.as_ref().expect("a seed with accounts").owner(tenant, device);
+        let moment = self.moment;
+        let message = &mut self.oracle.messages[number];
+        (message.sent_at, message.attempts, message.runs) = (Some(moment), 1, 1);
+        self.ask(core, Asked::Message(number), query);
+    }
+
+    fn change_device(&mut self, tenant: usize, device: usize) {
+        let to = State {
+            is_enabled: self.random.percent(70),
+            channel: self
+                .random
+                .percent(70)
+                .then(|| channel(self.random.below(CHANNELS as usize) as u32)),
+        };
+        let removes = self.random.percent(15);
+        let creates = self.random.percent(30);
+        let moment = self.moment;
+        let platform = self.platform.as_mut().expect("a seed with accounts");
+        let account = platform.tenants[tenant].id;
+        let known = &mut platform.tenants[tenant].devices[device];
+        if known.is_asked {
+            return;
+        }
+        known.is_asked = true;
+        let (name, first) = (device_name(device).into(), known.first);
+        let change = DeviceChange {
+            is_enabled: Some(to.is_enabled),
+            channel: Some(to.channel),
+            ..DeviceChange::default()
+        };
+        let (to, query) = match (removes, creates) {
+            (true, _) => (first, Query::RemoveDevice { account, device: name }),
+            (_, true) => (
+                to,
+                Query::CreateDevice {
+                    account,
+                    device: name,
+                    change,
+                },
+            ),
+            _ => (
+                to,
+                Query::ChangeDevice {
+                    account,
+                    device: name,
+                    change,
+                },
+            ),
+        };
+        known.changes.push(Change {
+            asked_at: moment,
+            answered_at: None,
+            to,
+        });
+        let core = platform.owner(tenant, device);
+        self.ask(core, Asked::Device { tenant, device }, query);
+    }
+
+    fn suspend(&mut self, tenant: usize, is_suspended: bool) {
+        self.event(41, tenant as u64, || {
+            format!("account of tenant {tenant}: suspended {is_suspended}")
+        });
+        self.happened.suspensions += u64::from(is_suspended);
+        let platform = self.platform.as_mut().expect("a seed with accounts");
+        let entry = &mut platform.tenants[tenant];
+        entry.account.is_suspended = is_suspended;
+        self.disk.put(&Record::AccountPut(Box::new(entry.account.clone())));
+        platform.accounts = Arc::new(platform.accounts.with(entry.account.clone(), []));
+        let ended = is_suspended.then_some(Ended {
+            account: entry.id,
+            why: EndedWhy::Suspended,
+        });
+        for mailbox in &mut platform.mailboxes {
+            let accounts = Arc::clone(&platform.accounts);
+            mailbox.push_back(Letter::Accounts(AccountsChange { accounts, ended }));
+        }
+    }
+
+    /// A core reads one letter.
+    pub fn read_mail(&mut self, core: usize) -> bool {
+        let Some(platform) = &mut self.platform else {
+            return false;
+        };
+        match platform.mailboxes[core].pop_front() {
+            None => return false,
+            Some(Letter::Question(ticket, query)) => {
+                self.event(42, u64::from(ticket.0), || format!("core {core} reads question {}", ticket.0));
+                let query = Box::new(query);
+                self.handle(core, Input::Asked { ticket, query });
+            }
+            Some(Letter::Accounts(change)) => {
+                platform.told[core] = Arc::clone(&change.accounts);
+                self.event(43, core as u64, || format!("core {core} hears of the accounts: {:?}", change.ended));
+                self.handle(core, Input::Accounts(Box::new(change)));
+            }
+        }
+        self.drain(core);
+        true
+    }
+
+    /// An answer of a core's.
+    pub fn answered(&mut self, core: usize, ticket: Ticket, answer: &Answer) {
+        self.event(44, u64::from(ticket.0), || format!("core {core} answers {}: {answer:?}", ticket.0));
+        let moment = self.moment;
+        let platform = self.platform.as_mut().expect("only applications ask");
+        let asked = platform.asked.remove(&ticket).expect("an answer comes once");
+        self.happened.answers += 1;
+        self.happened.refusals += u64::from(matches!(answer, Answer::Refused(_)));
+        match asked {
+            Asked::Settled => assert_eq!(*answer, Answer::Done),
+            Asked::Sessions { tenant, core } => {
+                let Answer::Sessions { sessions, .. } = answer else {
+                    panic!("asked for Sessions, answered {answer:?}");
+                };
+                for session in sessions {
+                    let link = self.link(core, session.connection).expect("a connection that is there");
+                    assert_eq!(self.links[link].tenant, tenant, "a Session of another account is listed");
+                }
+            }
+            Asked::Device { tenant, device } => {
+                let known = &mut platform.tenants[tenant].devices[device];
+                known.is_asked = false;
+                match answer {
+                    Answer::Done => {
+                        let change = known.changes.last_mut().expect("it was asked for");
+                        change.answered_at = Some(moment);
+                        self.check_device_on_disk(tenant, device);
+                    }
+                    // Nothing was changed.
+                    Answer::Refused(Refusal::NoDevice | Refusal::DeviceInUse) => drop(known.changes.pop()),
+                    _ => panic!("a change of a device is answered {answer:?}"),
+                }
+            }
+            Asked::Message(number) => match answer {
+                Answer::Done | Answer::Registered | Answer::Refused(Refusal::NoMappedChannel) => {
+                    if self.oracle.messages[number].qos > QoS::AtMostOnce {
+                        self.oracle.messages[number].acknowledged_at = Some(moment);
+                        self.check_everybody_has(number);
+                    }
+                }
+                Answer::Refused(Refusal::DeviceDisabled | Refusal::NoDevice) => {
+                    self.oracle.messages[number].is_refused = true;
+                }
+                _ => panic!("message {number} is answered {answer:?}"),
+            },
+        }
+    }
+
+    /// A device that was changed is so on disk when the answer leaves.
+    fn check_device_on_disk(&self, tenant: usize, device: usize) {
+        let entry = self.tenant(tenant);
+        let known = &entry.devices[device];
+        let change = known.changes.last().expect("it was changed");
+        let stored = self.disk.tables().devices(entry.id);
+        let stored = stored.iter().find(|(name, ..)| **name == *device_name(device));
+        let state = stored.map_or(known.first, |(_, device, _): &(_, Device, _)| State {
+            is_enabled: device.is_enabled,
+            channel: device.channel,
+        });
+        assert_eq!(
+            state, change.to,
+            "device {device} of tenant {tenant} was changed, and is not so on disk"
+        );
+    }
+
+    /// Everything that the control thread and the cores owe each other, at once.
+    pub fn platform_settles(&mut self) -> bool {
+        let mut moved = false;
+        let tenants = self.platform.as_ref().map_or(0, |platform| platform.tenants.len());
+        for tenant in 0..tenants {
+            if self.tenant(tenant).account.is_suspended {
+                self.suspend(tenant, false);
+                moved = true;
+            }
+        }
+        for core in 0..self.shards.len() {
+            while self.read_mail(core) {
+                moved = true;
+            }
+        }
+        moved
+    }
+
+    /// At rest: every stream has what it must have, and nothing else.
+    pub fn check_streams(&mut self) {
+        let Some(platform) = &self.platform else { return };
+        assert!(platform.is_at_rest(), "questions without an answer");
+        let range = DatapointRange {
+            from: DatapointId::first_at(0),
+            to: DatapointId::MAX,
+            tag: None,
+            newest_first: false,
+            rows_max: usize::MAX,
+        };
+        // By message: how often it is in which channel.
+        let mut kept: BTreeMap<usize, BTreeMap<ChannelId, u32>> = BTreeMap::new();
+        let mut datapoints = 0;
+        for (tenant, entry) in platform.tenants.iter().enumerate() {
+            for number in 0..CHANNELS {
+                let stream = self.disk.tables().datapoints(entry.id, channel(number), &range);
+                for row in stream.rows {
+                    datapoints += 1;
+                    let number_of = stored_number(&row.value);
+                    let message = number_of.unwrap_or_else(|| panic!("a datapoint that nobody sent: {}", row.value));
+                    let Message { topic, tenant: of, .. } = self.oracle.messages[message];
+                    let Purpose::Data { tenant: to, tag, .. } = self.oracle.purposes[topic] else {
+                        panic!("message {message} is no data, and is in a stream");
+                    };
+                    assert_eq!((of, to), (tenant, tenant), "message {message} is in another account's stream");
+                    assert_eq!(row.tag.as_deref(), tag, "the tag of message {message}");
+                    *kept.entry(message).or_default().entry(channel(number)).or_default() += 1;
+                }
+            }
+        }
+        self.happened.datapoints = datapoints;
+        for (number, message) in self.oracle.messages.iter().enumerate() {
+            let Some(sent_at) = message.sent_at else { continue };
+            let Purpose::Data { tenant, device, .. } = self.oracle.purposes[message.topic] else {
+                continue;
+            };
+            let kept = kept.remove(&number).unwrap_or_default();
+            let count: u32 = kept.values().sum();
+            let until = message.acknowledged_at.unwrap_or(u64::MAX);
+            let possible = platform.tenants[tenant].devices[device].possible(sent_at, until);
+            let may_be_kept = |channel: &ChannelId| {
+                let state = State {
+                    is_enabled: true,
+                    channel: Some(*channel),
+                };
+                possible.contains(&state)
+            };
+            let is_own = message.tenant == tenant && message.len > 0 && !message.is_refused;
+            assert!(
+                count == 0 || is_own && kept.keys().all(may_be_kept),
+                "message {number} is kept in {kept:?}, and the device was {possible:?}"
+            );
+            let is_surely_kept = possible.iter().all(|state| state.is_enabled && state.channel.is_some());
+            let is_acknowledged = message.acknowledged_at.is_some();
+            assert!(
+                count > 0 || !(is_own && is_surely_kept && is_acknowledged),
+                "message {number} was acknowledged, and is in no stream"
+            );
+            let allowed = match message.qos {
+                // Every attempt is a message of its own.
+                QoS::AtLeastOnce => message.attempts.max(1),
+                QoS::AtMostOnce => 1,
+                QoS::ExactlyOnce => 1,
+            };
+            assert!(
+                count <= allowed,
+                "message {number} at {:?} is kept {count} times, {allowed} allowed",
+                message.qos
+            );
+        }
+    }
+}
+
+/// The message that a packed row of a stream came of.
+pub fn stored_message(row: &[u8]) -> Option<usize> {
+    stored_number(DatapointRow::unpack(row)?.value)
+}
+
+/// The message that a value in a stream came of: the object that was sent, or the bytes as digits.
+fn stored_number(value: &str) -> Option<usize> {
+    match value.strip_prefix(r#"{"value1":""#) {
+        None => message_number(value.as_bytes()),
+        Some(rest) => message_number(&hex::decode(rest.strip_suffix(r#""}"#)?).ok()?),
+    }
+}
