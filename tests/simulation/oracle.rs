@@ -1,7 +1,7 @@
 //! What must hold, by a model that shares nothing with the broker: messages by number, Sessions by client.
 //!
 //! Owns    what every message is, what the server has written and recorded of it, and who may expect it.
-//! Called  by `world` (records, commits, packets written and consumed), by `workload` (what clients saw), and by `main`
+//! Called  by `world` (records, commits, packets written and consumed), by `workload` (what clients saw), and by `run`
 //!         at rest.
 //! Holds   - every message carries its number in its payload; an empty payload (it clears a retained message) carries
 //!           none, and is known by its topic only.

@@ -1,7 +1,7 @@
 //! What is around the shards: sockets, the mesh, the store, the clock. It plays the worker of every core.
 //!
 //! Owns    the shards, every byte and batch on its way, and the order in which things happen, which the seed decides.
-//! Called  by `main` (run); calls `workload` for what clients do and `oracle` for what must hold.
+//! Called  by `run`; calls `workload` for what clients do and `oracle` for what must hold.
 //! Holds   - bytes and batches are never lost or swapped but by a connection's end;
 //!         - one step is one thing done by one part; how often each part gets its turn is the seed's choice, so every part
 //!           is slow in some seeds.
