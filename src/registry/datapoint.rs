@@ -44,11 +44,12 @@ pub struct DatapointIds {
 }
 
 impl DatapointIds {
-    /// `after_ms`: that of the newest datapoint there is.
+    /// `after_ms`: that of the newest datapoint there is. The next millisecond is the first that has room: in that one the run
+    /// before may have given any id, and the clock may have been set back since.
     pub fn new(source: u16, after_ms: u64) -> DatapointIds {
         DatapointIds {
             source,
-            last_ms: after_ms,
+            last_ms: after_ms + 1,
             sequence: 0,
         }
     }
@@ -111,9 +112,18 @@ mod tests {
         let mut ids = DatapointIds::new(3, 1_000);
         let given: Vec<_> = [5, 1_000, 1_001, 1_001, 999, 1_002].map(|now| ids.next(now)).into();
         assert!(given.is_sorted_by(|a, b| a < b));
-        assert_eq!(given[0].at_ms(), 1_000);
+        assert_eq!(given[0].at_ms(), 1_001);
         assert_eq!(given[5].at_ms(), 1_002);
         assert_eq!(given[5].to_hex(), "0000000003ea000300000001");
+    }
+
+    #[test]
+    fn the_next_run_gives_no_id_again_though_its_clock_was_set_back() {
+        let mut ids = DatapointIds::new(3, 0);
+        let last = [7, 7, 7].map(|now| ids.next(now))[2];
+        for now in [0, 6, 7, 8] {
+            assert!(DatapointIds::new(3, last.at_ms()).next(now) > last, "at {now}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! seed is played again for its last events (`SKEIN_EVENTS=200` shows more), and is printed with the command that replays
 //! it; `SKEIN_SEEDS_ALL=1` goes on after a failure.
 
+mod abuse;
 mod disk;
 mod faults;
 mod oracle;
@@ -100,6 +101,8 @@ fn check_coverage(counters: &Counters, met: &Met) {
         ("in_doubt_again", met.in_doubt_again),
         ("sent_again", met.sent_again),
         ("refused", met.refused),
+        ("abuse_answered", met.abuse_answered),
+        ("abuse_closed", met.abuse_closed),
         ("answers", met.happened.answers),
         ("refusals", met.happened.refusals),
         ("suspensions", met.happened.suspensions),

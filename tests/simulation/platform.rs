@@ -275,7 +275,7 @@ impl World {
     }
 
     fn ask(&mut self, core: usize, asked: Asked, query: Query) {
-        let words = format!("core {core} is asked: {query:?}");
+        let words = brief(core, &query);
         let platform = self.platform.as_mut().expect("a seed with accounts");
         let Ticket(ticket) = platform.ask(core, asked, query);
         self.event(40, u64::from(ticket), || format!("{ticket}: {words}"));
@@ -566,6 +566,31 @@ impl World {
                 message.qos
             );
         }
+    }
+}
+
+fn brief(core: usize, query: &Query) -> String {
+    match query {
+        Query::Send {
+            account,
+            device,
+            tag,
+            payload,
+            ..
+        } => {
+            let number = message_number(payload);
+            format!("core {core} is asked to take m{number:?} of {device} {tag:?}, {account:?}")
+        }
+        Query::Command {
+            account,
+            device,
+            payload,
+            qos,
+        } => {
+            let number = message_number(payload);
+            format!("core {core} is asked to command m{number:?} to {device}, {account:?}, {qos:?}")
+        }
+        query => format!("core {core} is asked: {query:?}"),
     }
 }
 

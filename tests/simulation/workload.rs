@@ -14,6 +14,7 @@ use skein::mqtt::packet::{Connect, Level, QoS, Will};
 
 use skein::shard::record::SessionNumber;
 
+use crate::abuse::{self, is_abuse};
 use crate::faults::Profile;
 use crate::oracle::{Message, Oracle, Purpose, Route, Seen, message_number};
 use crate::random::Random;
@@ -751,8 +752,10 @@ impl World {
             }
             v4::Packet::SubAck(suback) => {
                 let c = &mut self.clients[client];
-                c.has_suback = true;
                 let entries = c.subscribing.remove(&suback.pkid).expect("SUBACK answers a SUBSCRIBE");
+                // One that grants nothing says nothing of the Session.
+                let is_granted = |(filter, ..): &(usize, QoS, bool)| self.oracle.may_subscribe(c.tenant, *filter);
+                c.has_suback |= entries.iter().any(is_granted);
                 let codes: Vec<u8> = suback
                     .return_codes
                     .iter()
@@ -870,6 +873,16 @@ impl World {
             }
         };
         if !is_new {
+            return;
+        }
+        if is_abuse(&topic) {
+            assert_eq!(bytes, abuse::PAYLOAD, "what abusers publish comes as it is");
+            let filter = self.oracle.everything(self.clients[client].tenant);
+            let text = &self.oracle.filters[filter];
+            assert!(
+                text == "#" || topic.starts_with(text.trim_end_matches('#')),
+                "an abuser of another account published {topic}"
+            );
             return;
         }
         let topic = self.oracle.topic_number(&topic);

@@ -62,6 +62,8 @@ pub struct Link {
     pub client: usize,
     /// Its client's account; 0 where there are none.
     pub tenant: usize,
+    /// It is this abuser's, and `client` means nothing.
+    pub abuser: Option<usize>,
     pub stage: Stage,
     /// Sent by the client, not read by the server.
     pub up: Vec<u8>,
@@ -124,6 +126,9 @@ pub struct Met {
     pub sent_again: u64,
     /// CONNECT packets that were refused.
     pub refused: u64,
+    /// Packets written to abusers, and connections of theirs that were closed for what they sent.
+    pub abuse_answered: u64,
+    pub abuse_closed: u64,
     pub happened: Happened,
 }
 
@@ -138,6 +143,8 @@ impl Met {
         self.in_doubt_again += other.in_doubt_again;
         self.sent_again += other.sent_again;
         self.refused += other.refused;
+        self.abuse_answered += other.abuse_answered;
+        self.abuse_closed += other.abuse_closed;
         self.happened.add(&other.happened);
     }
 }
@@ -321,6 +328,7 @@ impl World {
             action += 1;
         }
         match action {
+            0 | 1 if self.profile.abusers > 0 && self.random.percent(10) => self.abuser_acts(),
             0 | 1 => {
                 let client = self.random.below(self.clients.len());
                 self.client_acts(client);
@@ -339,7 +347,8 @@ impl World {
             }
             4 => {
                 if let Some(link) = self.some_link() {
-                    let slow = self.clients[self.links[link].client].is_slow;
+                    let l = &self.links[link];
+                    let slow = l.abuser.is_some() || self.clients[l.client].is_slow;
                     if !slow || self.random.percent(10) {
                         let bytes = self.some_bytes(self.links[link].down.len());
                         self.carry_down(link, bytes);
@@ -406,6 +415,7 @@ impl World {
         Link {
             client,
             tenant,
+            abuser: None,
             stage: Stage::Greeting,
             up: Vec::new(),
             arrived: Vec::new(),
@@ -507,7 +517,7 @@ impl World {
             || Identity::Claimed,
             &access,
             65_535,
-            || unreachable!("clients have names"),
+            || "fresh".to_owned(),
         ) {
             Greeting::Incomplete => {}
             Greeting::Accepted {
@@ -534,6 +544,8 @@ impl World {
                 });
             }
             Greeting::Refused(code @ ConnectReturnCode::NotAuthorized) if self.platform.is_some() => self.refuse(link, code),
+            Greeting::Refused(code) if l.abuser.is_some() => self.refuse(link, code),
+            Greeting::Malformed(_) if l.abuser.is_some() => self.server_end(link),
             Greeting::Refused(code) => panic!("a CONNECT by the rules was refused: {code:?}"),
             Greeting::Malformed(error) => panic!("a CONNECT by the rules was malformed: {error:?}"),
         }
@@ -572,7 +584,19 @@ impl World {
         l.stage = Stage::Home { core: home, id };
         l.heard_at_ms = self.now_ms;
         l.home_at = self.moment;
-        let (client, clean_session) = (l.client, connect.clean_session);
+        let (client, clean_session, is_abuser) = (l.client, connect.clean_session, l.abuser.is_some());
+        if is_abuser {
+            self.event(3, link as u64, || format!("link {link}: comes home to core {home}"));
+            let input = Input::Connected {
+                connection: id,
+                connect,
+                account,
+            };
+            self.handle(home, input);
+            self.drain(home);
+            self.present(link);
+            return;
+        }
         self.links[link].resumed = self.oracle.came_home(client, link, clean_session);
         self.links[link].epoch = self.oracle.sessions[client].epoch;
         let resumed = self.links[link].resumed;
@@ -615,7 +639,9 @@ impl World {
             let Ok(packet) = decode(frame, self.links[link].level) else {
                 break;
             };
-            self.oracle.server_consumed(self.links[link].client, &packet);
+            if self.links[link].abuser.is_none() {
+                self.oracle.server_consumed(self.links[link].client, &packet);
+            }
             if packet == Packet::Disconnect {
                 break;
             }
@@ -675,14 +701,22 @@ impl World {
             return false;
         }
         if l.down.is_empty() && l.down_ends {
-            self.client_sees_end(link);
+            match self.links[link].abuser {
+                None => self.client_sees_end(link),
+                Some(_) => {
+                    self.links[link].attached = false;
+                    self.bury(link);
+                }
+            }
             return true;
         }
         if bytes == 0 {
             return false;
         }
         let read: Vec<u8> = l.down.drain(..bytes).collect();
-        self.client_reads(link, &read);
+        if l.abuser.is_none() {
+            self.client_reads(link, &read);
+        }
         true
     }
 
@@ -719,6 +753,9 @@ impl World {
 
     fn end_session_connection(&mut self, link: usize, graceful: bool) {
         let l = &self.links[link];
+        if l.abuser.is_some() {
+            return;
+        }
         self.oracle
             .connection_ended(l.client, link, l.will, graceful, self.moment);
     }
@@ -1030,6 +1067,7 @@ impl World {
                     "closed for {silent_ms} ms of silence, {allowed_ms} ms are allowed [MQTT-3.1.2-24]"
                 );
             }
+            _ if l.abuser.is_some() => self.abuser_closed(reason),
             CloseReason::Disconnect | CloseReason::TakenOver => {}
             CloseReason::AccountEnded => assert!(self.platform.is_some(), "there are no accounts to end"),
             CloseReason::Malformed(_) => {
@@ -1072,7 +1110,10 @@ impl World {
                 rest = &rest[frame.len..];
                 let packet = decode_from_server(frame).unwrap_or_else(|error| panic!("the server wrote {error:?}"));
                 self.hash = mix(self.hash ^ frame.len as u64 ^ u64::from(frame.first_byte) << 32);
-                self.server_wrote(link, &packet);
+                match self.links[link].abuser {
+                    None => self.server_wrote(link, &packet),
+                    Some(_) => self.abuser_gets(link, &packet),
+                }
             }
         }
     }
@@ -1148,6 +1189,7 @@ impl World {
     /// Everything that can still move, moves once. `false` when nothing did.
     pub fn settle_once(&mut self) -> bool {
         let mut moved = false;
+        moved |= self.abusers_leave();
         for link in self.live.clone() {
             let l = &self.links[link];
             if !l.attached && !l.up_ends {
@@ -1236,6 +1278,12 @@ fn brief_record(record: &Record) -> String {
             )
         }
         Record::Retained { topic, payload, .. } => format!("Retained m{:?} {topic}", message_number(payload)),
+        Record::Datapoint(datapoint) => format!(
+            "Datapoint m{:?} {:?} {}",
+            crate::platform::stored_message(&datapoint.row),
+            datapoint.channel,
+            datapoint.id.to_hex()
+        ),
         other => format!("{other:?}"),
     }
 }
