@@ -64,18 +64,24 @@ impl World {
             self.abuser_goes(link);
             return;
         }
-        if self.links[link].up.len() > 2_000 {
+        if self.links[link].up.len() > 2_000 || self.links[link].is_silent {
             return;
         }
         for _ in 0..self.random.between(1, 3) {
             let mut bytes = self.some_packet(abuser, link);
             if self.random.percent(3) {
                 // The rest of it never comes.
-                bytes.truncate(self.random.between(1, bytes.len()));
+                bytes.truncate(self.random.below(bytes.len()));
+                self.links[link].is_silent = true;
             }
-            self.event(50, bytes.len() as u64, || format!("abuser {abuser} writes {bytes:?} on link {link}"));
+            self.event(50, bytes.len() as u64, || {
+                format!("abuser {abuser} writes {bytes:?} on link {link}")
+            });
             if !self.links[link].up_ends {
                 self.links[link].up.extend(bytes);
+            }
+            if self.links[link].is_silent {
+                return;
             }
         }
     }
@@ -231,9 +237,6 @@ impl World {
     }
 
     pub fn abuser_closed(&mut self, reason: CloseReason) {
-        self.met.abuse_closed += u64::from(matches!(
-            reason,
-            CloseReason::Malformed(_) | CloseReason::Violation(_)
-        ));
+        self.met.abuse_closed += u64::from(matches!(reason, CloseReason::Malformed(_) | CloseReason::Violation(_)));
     }
 }

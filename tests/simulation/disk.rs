@@ -18,6 +18,7 @@ use skein::shard::record::{Fetch, Fetched, QueueFetch, Record, Stored};
 use skein::store::memory::Tables;
 
 use crate::random::Random;
+use crate::rows;
 
 /// A record on its way: its place among all records of a run of the simulation, and among those of its core.
 struct Pushed {
@@ -149,6 +150,7 @@ impl Disk {
         let mut serials = Vec::new();
         for Unit { core, records } in self.queue.drain(..self.writing) {
             for Pushed { serial, number, record } in records {
+                rows::check(&record);
                 self.tables.apply(&record);
                 self.doors[core].on_disk = number;
                 serials.push(serial);

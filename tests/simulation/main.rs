@@ -16,6 +16,7 @@ mod faults;
 mod oracle;
 mod platform;
 mod random;
+mod rows;
 mod run;
 mod workload;
 mod world;
@@ -25,7 +26,7 @@ use skein::metrics::Counters;
 use crate::run::{Outcome, run, run_reported};
 use crate::world::Met;
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 200;
 
 fn seeds() -> std::ops::Range<u64> {
     let Ok(text) = std::env::var("SKEIN_SEEDS") else {

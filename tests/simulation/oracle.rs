@@ -205,7 +205,11 @@ impl Oracle {
         if let Some(platform) = platform {
             for tenant in (0..platform.tenants.len()).cycle() {
                 // There are not many more of them.
-                if topics.len() >= profile.topics.clamp(platform.tenants.len(), 60 * platform.tenants.len()) {
+                if topics.len()
+                    >= profile
+                        .topics
+                        .clamp(platform.tenants.len(), 60 * platform.tenants.len())
+                {
                     break;
                 }
                 let (topic, purpose) = some_platform_topic(platform.token(tenant), tenant, random);
@@ -213,7 +217,9 @@ impl Oracle {
             }
         }
         let prefixes = platform.map_or(vec![String::new()], |platform| {
-            (0..platform.tenants.len()).map(|tenant| platform.token(tenant).to_owned()).collect()
+            (0..platform.tenants.len())
+                .map(|tenant| platform.token(tenant).to_owned())
+                .collect()
         });
         let words: &[&str] = if profile.topics > 100 {
             &["a", "b", "c", "d", "e", "f", "-", ""]
@@ -229,7 +235,11 @@ impl Oracle {
             }
         }
         let (topics, purposes): (Vec<String>, Vec<Purpose>) = topics.into_iter().unzip();
-        let of = |tenant: usize| (0..topics.len()).filter(|topic| purposes[*topic].tenant() == tenant).collect();
+        let of = |tenant: usize| {
+            (0..topics.len())
+                .filter(|topic| purposes[*topic].tenant() == tenant)
+                .collect()
+        };
         Oracle {
             topics_of: (0..prefixes.len()).map(of).collect(),
             prefixes,
@@ -297,7 +307,11 @@ impl Oracle {
 
     /// Bytes that a payload on this topic has at least.
     pub fn payload_min(&self, topic: usize) -> usize {
-        if self.purposes[topic].is_json() { JSON_BYTES_MIN } else { 8 }
+        if self.purposes[topic].is_json() {
+            JSON_BYTES_MIN
+        } else {
+            8
+        }
     }
 
     pub fn filter(&mut self, text: &str) -> usize {

@@ -256,7 +256,11 @@ impl World {
             15..17 => {
                 let core = self.random.below(self.shards.len());
                 let account = self.tenant(tenant).id;
-                self.ask(core, Asked::Sessions { tenant, core }, Query::Sessions { account, from: 0 });
+                self.ask(
+                    core,
+                    Asked::Sessions { tenant, core },
+                    Query::Sessions { account, from: 0 },
+                );
             }
             17 => {
                 let core = self.random.below(self.shards.len());
@@ -311,7 +315,11 @@ impl World {
             }
             _ => unreachable!("the API sends data and commands"),
         };
-        let core = self.platform.as_ref().expect("a seed with accounts").owner(tenant, device);
+        let core = self
+            .platform
+            .as_ref()
+            .expect("a seed with accounts")
+            .owner(tenant, device);
         let moment = self.moment;
         let message = &mut self.oracle.messages[number];
         (message.sent_at, message.attempts, message.runs) = (Some(moment), 1, 1);
@@ -398,13 +406,17 @@ impl World {
         match platform.mailboxes[core].pop_front() {
             None => return false,
             Some(Letter::Question(ticket, query)) => {
-                self.event(42, u64::from(ticket.0), || format!("core {core} reads question {}", ticket.0));
+                self.event(42, u64::from(ticket.0), || {
+                    format!("core {core} reads question {}", ticket.0)
+                });
                 let query = Box::new(query);
                 self.handle(core, Input::Asked { ticket, query });
             }
             Some(Letter::Accounts(change)) => {
                 platform.told[core] = Arc::clone(&change.accounts);
-                self.event(43, core as u64, || format!("core {core} hears of the accounts: {:?}", change.ended));
+                self.event(43, core as u64, || {
+                    format!("core {core} hears of the accounts: {:?}", change.ended)
+                });
                 self.handle(core, Input::Accounts(Box::new(change)));
             }
         }
@@ -414,7 +426,9 @@ impl World {
 
     /// An answer of a core's.
     pub fn answered(&mut self, core: usize, ticket: Ticket, answer: &Answer) {
-        self.event(44, u64::from(ticket.0), || format!("core {core} answers {}: {answer:?}", ticket.0));
+        self.event(44, u64::from(ticket.0), || {
+            format!("core {core} answers {}: {answer:?}", ticket.0)
+        });
         let moment = self.moment;
         let platform = self.platform.as_mut().expect("only applications ask");
         let asked = platform.asked.remove(&ticket).expect("an answer comes once");
@@ -428,7 +442,10 @@ impl World {
                 };
                 for session in sessions {
                     let link = self.link(core, session.connection).expect("a connection that is there");
-                    assert_eq!(self.links[link].tenant, tenant, "a Session of another account is listed");
+                    assert_eq!(
+                        self.links[link].tenant, tenant,
+                        "a Session of another account is listed"
+                    );
                 }
             }
             Asked::Device { tenant, device } => {
@@ -520,7 +537,11 @@ impl World {
                     let Purpose::Data { tenant: to, tag, .. } = self.oracle.purposes[topic] else {
                         panic!("message {message} is no data, and is in a stream");
                     };
-                    assert_eq!((of, to), (tenant, tenant), "message {message} is in another account's stream");
+                    assert_eq!(
+                        (of, to),
+                        (tenant, tenant),
+                        "message {message} is in another account's stream"
+                    );
                     assert_eq!(row.tag.as_deref(), tag, "the tag of message {message}");
                     *kept.entry(message).or_default().entry(channel(number)).or_default() += 1;
                 }

@@ -642,7 +642,10 @@ impl World {
             }
         }
         let is_allowed = |filter: usize| self.oracle.may_subscribe(c.tenant, filter);
-        let entries = filters.iter().map(|(filter, qos)| (*filter, *qos, is_allowed(*filter))).collect();
+        let entries = filters
+            .iter()
+            .map(|(filter, qos)| (*filter, *qos, is_allowed(*filter)))
+            .collect();
         c.subscribing.insert(id, entries);
         let named = filters
             .iter()

@@ -64,6 +64,8 @@ pub struct Link {
     pub tenant: usize,
     /// It is this abuser's, and `client` means nothing.
     pub abuser: Option<usize>,
+    /// Half a packet was its last.
+    pub is_silent: bool,
     pub stage: Stage,
     /// Sent by the client, not read by the server.
     pub up: Vec<u8>,
@@ -416,6 +418,7 @@ impl World {
             client,
             tenant,
             abuser: None,
+            is_silent: false,
             stage: Stage::Greeting,
             up: Vec::new(),
             arrived: Vec::new(),
@@ -512,13 +515,7 @@ impl World {
         let acceptor = self.random.below(self.shards.len());
         let access = self.access_of(acceptor);
         let l = &mut self.links[link];
-        match greet(
-            &l.arrived,
-            || Identity::Claimed,
-            &access,
-            65_535,
-            || "fresh".to_owned(),
-        ) {
+        match greet(&l.arrived, || Identity::Claimed, &access, 65_535, || "fresh".to_owned()) {
             Greeting::Incomplete => {}
             Greeting::Accepted {
                 connect,
@@ -543,7 +540,9 @@ impl World {
                     format!("link {link}: CONNECT accepted, home is core {home}")
                 });
             }
-            Greeting::Refused(code @ ConnectReturnCode::NotAuthorized) if self.platform.is_some() => self.refuse(link, code),
+            Greeting::Refused(code @ ConnectReturnCode::NotAuthorized) if self.platform.is_some() => {
+                self.refuse(link, code)
+            }
             Greeting::Refused(code) if l.abuser.is_some() => self.refuse(link, code),
             Greeting::Malformed(_) if l.abuser.is_some() => self.server_end(link),
             Greeting::Refused(code) => panic!("a CONNECT by the rules was refused: {code:?}"),
