@@ -121,7 +121,10 @@ impl World {
             1 => link.up[if level == Level::V311 { 8 } else { 10 }] = 9,
             2 => link.up[4] = b'X',
             3 => link.up = packet(0xc0, &[]),
-            4 => drop(link.up.pop()),
+            4 => {
+                link.up.pop();
+                link.is_silent = true;
+            }
             _ => {}
         }
         let bytes = link.up.len();
