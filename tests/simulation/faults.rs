@@ -79,6 +79,7 @@ impl Profile {
                 4 * payload_max + 500
             },
             overflow_wait_ms: random.pick(&[0, 40, 1_000]),
+            publishes_per_s_max: random.pick(&[0, 0, 0, 3, 30]),
             retained_memory_bytes_max: random.pick(&[1 << 30, 1 << 30, 3_000, 300, 0]),
             outbox_bytes_max: if ample_outbox {
                 1 << 30
