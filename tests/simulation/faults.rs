@@ -18,6 +18,7 @@ pub struct Profile {
     /// What clients publish and subscribe to that is another account's.
     pub foreign_percent: usize,
     pub suspend_percent: usize,
+    pub rotate_percent: usize,
     /// Clients that keep no rule.
     pub abusers: usize,
     pub steps: usize,
@@ -104,6 +105,7 @@ impl Profile {
             clients: random.between(2.max(tenants), 12),
             foreign_percent: random.pick(&[0, 5, 20]),
             suspend_percent: random.pick(&[0, 20, 100]),
+            rotate_percent: random.pick(&[0, 0, 100]),
             abusers: random.pick(&[0, 0, 1, 3]),
             steps: random.between(500, 4_000),
             limits,

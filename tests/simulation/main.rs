@@ -107,6 +107,7 @@ fn check_coverage(counters: &Counters, met: &Met) {
         ("answers", met.happened.answers),
         ("refusals", met.happened.refusals),
         ("suspensions", met.happened.suspensions),
+        ("rotations", met.happened.rotations),
         ("datapoints", met.happened.datapoints),
         ("refused_bad_token", counters.refused_bad_token),
         ("refused_disabled", counters.refused_disabled),

@@ -86,6 +86,14 @@ impl Purpose {
     }
 }
 
+/// A topic below a token that is its account's no more.
+#[derive(Clone, Copy, Debug)]
+pub struct Retired {
+    pub at: u64,
+    /// When the last core had heard of it.
+    pub known_at: Option<u64>,
+}
+
 /// Whether those who want its topic get a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
@@ -165,6 +173,11 @@ pub struct Oracle {
     /// By tenant: its topics, and what they begin with. One of "" where there are no accounts.
     pub topics_of: Vec<Vec<usize>>,
     prefixes: Vec<String>,
+    /// Of tokens that were rotated away.
+    past_prefixes: Vec<Vec<String>>,
+    topic_numbers: BTreeMap<String, usize>,
+    /// By topic: when its token was rotated away, and since when every core knows.
+    pub retired: Vec<Option<Retired>>,
     pub filters: Vec<String>,
     filter_numbers: BTreeMap<String, usize>,
     /// By filter, then topic.
@@ -242,6 +255,9 @@ impl Oracle {
         };
         Oracle {
             topics_of: (0..prefixes.len()).map(of).collect(),
+            past_prefixes: vec![Vec::new(); prefixes.len()],
+            topic_numbers: topics.iter().cloned().zip(0..).collect(),
+            retired: vec![None; topics.len()],
             prefixes,
             topics,
             purposes,
@@ -274,6 +290,50 @@ impl Oracle {
     /// Whether a tenant may subscribe to this.
     pub fn may_subscribe(&self, tenant: usize, filter: usize) -> bool {
         is_below(&self.prefixes[tenant], &self.filters[filter])
+    }
+
+    pub fn has_rotated(&self, tenant: usize) -> bool {
+        !self.past_prefixes[tenant].is_empty()
+    }
+
+    /// Whether a topic is below a token that is or was the tenant's.
+    pub fn is_or_was_below(&self, tenant: usize, topic: &str) -> bool {
+        is_below(&self.prefixes[tenant], topic) || self.was_below(tenant, topic)
+    }
+
+    /// Whether a filter is below a token that was the tenant's.
+    pub fn was_below(&self, tenant: usize, filter: &str) -> bool {
+        self.past_prefixes[tenant].iter().any(|prefix| is_below(prefix, filter))
+    }
+
+    /// A tenant has another token: the same topics below it.
+    pub fn rotate(&mut self, tenant: usize, token: &str, moment: u64) {
+        let before = std::mem::replace(&mut self.prefixes[tenant], token.to_owned());
+        let old = std::mem::take(&mut self.topics_of[tenant]);
+        for topic in old {
+            self.retired[topic] = Some(Retired {
+                at: moment,
+                known_at: None,
+            });
+            let text = self.topics[topic].replacen(&before, token, 1);
+            let number = self.topics.len();
+            for (filter, matching) in self.filters.iter().zip(&mut self.matching) {
+                matching.push(matches(filter, &text));
+            }
+            self.topic_numbers.insert(text.clone(), number);
+            self.topics.push(text);
+            self.purposes.push(self.purposes[topic]);
+            self.retired.push(None);
+            self.topics_of[tenant].push(number);
+        }
+        self.past_prefixes[tenant].push(before);
+    }
+
+    /// Every core knows of every rotation.
+    pub fn rotations_are_known(&mut self, moment: u64) {
+        for retired in self.retired.iter_mut().flatten() {
+            retired.known_at.get_or_insert(moment);
+        }
     }
 
     /// The filter of all that is a tenant's.
@@ -331,8 +391,8 @@ impl Oracle {
     }
 
     pub fn topic_number(&self, text: &str) -> usize {
-        let place = self.topics.binary_search_by(|topic| topic.as_str().cmp(text));
-        place.unwrap_or_else(|_| panic!("nobody published to {text}"))
+        let place = self.topic_numbers.get(text);
+        *place.unwrap_or_else(|| panic!("nobody published to {text}"))
     }
 
     pub fn in_rings(&mut self, message: usize, change: i64) {
@@ -672,12 +732,14 @@ impl Oracle {
     }
 
     /// What a fresh subscriber to `#` must get: topic and message.
+    /// Nothing below a token that was rotated away.
     pub fn retained(&self) -> BTreeMap<usize, usize> {
         let kept = self
             .retained
             .iter()
             .filter_map(|(topic, order)| Some((topic, order.last()?.1?)));
         kept.map(|(topic, message)| (self.topic_number(topic), message))
+            .filter(|(topic, _)| self.retired[*topic].is_none())
             .collect()
     }
 }
@@ -836,10 +898,8 @@ impl World {
                 match c.subscribing.get(&suback.packet_id.get()) {
                     Some(entries) if c.link == Some(link) => {
                         for (filter, ..) in entries {
-                            if !is_below(&self.oracle.prefixes[c.tenant], &self.oracle.filters[*filter]) {
-                                continue;
-                            }
-                            if session.is_durable {
+                            let is_own = is_below(&self.oracle.prefixes[c.tenant], &self.oracle.filters[*filter]);
+                            if is_own && session.is_durable {
                                 let number = session.number.expect("a durable Session has a number");
                                 let key = (number, self.oracle.filters[*filter].clone());
                                 let mut records = self.oracle.subscribed.get(&key).into_iter().flatten();
@@ -924,7 +984,9 @@ impl World {
         // A level 3 client's repetition may be answered in the turn in which its PUBREL came.
         let is_first = message.attempts <= 1 || self.links[link].level == Level::V311;
         // What is another account's is dropped; again, it is dropped again.
-        let is_first = is_first && message.tenant == oracle.purposes[message.topic].tenant();
+        let is_first = is_first
+            && message.tenant == oracle.purposes[message.topic].tenant()
+            && oracle.retired[message.topic].is_none();
         if qos == QoS::ExactlyOnce && is_first && session.is_durable && session.link == Some(link) {
             let record = oracle.packet_id_records.get(&(client, id));
             assert!(

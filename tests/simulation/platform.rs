@@ -95,6 +95,7 @@ pub struct Happened {
     pub answers: u64,
     pub refusals: u64,
     pub suspensions: u64,
+    pub rotations: u64,
     pub datapoints: u64,
 }
 
@@ -103,6 +104,7 @@ impl Happened {
         self.answers += other.answers;
         self.refusals += other.refusals;
         self.suspensions += other.suspensions;
+        self.rotations += other.rotations;
         self.datapoints += other.datapoints;
     }
 }
@@ -217,6 +219,13 @@ impl Platform {
         ticket
     }
 
+    fn tell_all(&mut self, ended: Option<Ended>) {
+        for mailbox in &mut self.mailboxes {
+            let accounts = Arc::clone(&self.accounts);
+            mailbox.push_back(Letter::Accounts(AccountsChange { accounts, ended }));
+        }
+    }
+
     pub fn is_at_rest(&self) -> bool {
         self.asked.is_empty() && self.mailboxes.iter().all(VecDeque::is_empty)
     }
@@ -266,7 +275,8 @@ impl World {
                 let core = self.random.below(self.shards.len());
                 self.ask(core, Asked::Settled, Query::Settled);
             }
-            18 if self.random.percent(self.profile.suspend_percent) => {
+            18 if self.random.percent(self.profile.rotate_percent) => self.rotate(tenant),
+            19 if self.random.percent(self.profile.suspend_percent) => {
                 let is_suspended = !self.tenant(tenant).account.is_suspended;
                 self.suspend(tenant, is_suspended);
             }
@@ -392,9 +402,46 @@ impl World {
             account: entry.id,
             why: EndedWhy::Suspended,
         });
-        for mailbox in &mut platform.mailboxes {
-            let accounts = Arc::clone(&platform.accounts);
-            mailbox.push_back(Letter::Accounts(AccountsChange { accounts, ended }));
+        platform.tell_all(ended);
+    }
+
+    /// A tenant gets another device token.
+    fn rotate(&mut self, tenant: usize) {
+        let bits = [self.random.next(), self.random.next()].map(u64::to_be_bytes);
+        let platform = self.platform.as_mut().expect("a seed with accounts");
+        // What was asked names topics that would be others when it is read.
+        if !platform.is_at_rest() {
+            return;
+        }
+        let entry = &mut platform.tenants[tenant];
+        let token = Token::from_random(std::array::from_fn(|at| bits[at / 8][at % 8]));
+        let before = std::mem::replace(&mut entry.account.device_token, token);
+        self.disk.put(&Record::AccountPut(Box::new(entry.account.clone())));
+        platform.accounts = Arc::new(platform.accounts.with(entry.account.clone(), []));
+        let ended = Ended {
+            account: entry.id,
+            why: EndedWhy::TokenRotated { before },
+        };
+        platform.tell_all(Some(ended));
+        self.event(45, tenant as u64, || {
+            format!("tenant {tenant} has another token, {}", token.as_str())
+        });
+        self.happened.rotations += 1;
+        self.oracle.rotate(tenant, token.as_str(), self.moment);
+        for client in self.clients.iter_mut().filter(|client| client.tenant == tenant) {
+            client.retire_subscriptions();
+        }
+    }
+
+    /// If every core has heard of the accounts as they are: nothing below an older token goes anywhere.
+    pub fn rotations_are_known(&mut self) {
+        let Some(platform) = &self.platform else { return };
+        if platform.told.iter().all(|told| Arc::ptr_eq(told, &platform.accounts)) {
+            let moment = self.moment;
+            self.oracle.rotations_are_known(moment);
+            for client in &mut self.clients {
+                client.end_retired_subscriptions(moment);
+            }
         }
     }
 
@@ -418,6 +465,8 @@ impl World {
                     format!("core {core} hears of the accounts: {:?}", change.ended)
                 });
                 self.handle(core, Input::Accounts(Box::new(change)));
+                self.drain(core);
+                self.rotations_are_known();
             }
         }
         self.drain(core);
@@ -564,7 +613,8 @@ impl World {
                 };
                 possible.contains(&state)
             };
-            let is_own = message.tenant == tenant && message.len > 0 && !message.is_refused;
+            let route = self.route(number);
+            let is_own = route != Route::Never && message.len > 0;
             assert!(
                 count == 0 || is_own && kept.keys().all(may_be_kept),
                 "message {number} is kept in {kept:?}, and the device was {possible:?}"
@@ -572,7 +622,7 @@ impl World {
             let is_surely_kept = possible.iter().all(|state| state.is_enabled && state.channel.is_some());
             let is_acknowledged = message.acknowledged_at.is_some();
             assert!(
-                count > 0 || !(is_own && is_surely_kept && is_acknowledged),
+                count > 0 || !(is_own && route == Route::Surely && is_surely_kept && is_acknowledged),
                 "message {number} was acknowledged, and is in no stream"
             );
             let allowed = match message.qos {

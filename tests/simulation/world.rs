@@ -27,7 +27,7 @@ use skein::shard::{CloseReason, ConnectionId, Input, Lane, Millis, Output, PeerI
 
 use crate::disk::Disk;
 use crate::faults::Profile;
-use crate::oracle::{Oracle, Route, message_number};
+use crate::oracle::{Oracle, Retired, Route, message_number};
 use crate::platform::{Happened, Platform};
 use crate::random::{Random, mix};
 use crate::workload::Client;
@@ -298,6 +298,7 @@ impl World {
         self.met.other_cores += u64::from(cores != self.profile.cores);
         self.disk_is_full = false;
         self.start();
+        self.rotations_are_known();
         self.check_promised(&promised);
         let cores = self.profile.cores;
         self.event(31, u64::from(cores), || format!("the broker starts on {cores} cores"));
@@ -540,10 +541,8 @@ impl World {
                     format!("link {link}: CONNECT accepted, home is core {home}")
                 });
             }
-            Greeting::Refused(code @ ConnectReturnCode::NotAuthorized) if self.platform.is_some() => {
-                self.refuse(link, code)
-            }
-            Greeting::Refused(code) if l.abuser.is_some() => self.refuse(link, code),
+            // A client's account may be suspended, or its token another by now: see what the client makes of it.
+            Greeting::Refused(code) if self.platform.is_some() || l.abuser.is_some() => self.refuse(link, code),
             Greeting::Malformed(_) if l.abuser.is_some() => self.server_end(link),
             Greeting::Refused(code) => panic!("a CONNECT by the rules was refused: {code:?}"),
             Greeting::Malformed(error) => panic!("a CONNECT by the rules was malformed: {error:?}"),
@@ -1150,7 +1149,13 @@ impl World {
             return Route::Never;
         }
         let from = message.sent_at.unwrap_or(self.moment);
-        platform.route(message, purpose, from, message.acknowledged_at.unwrap_or(u64::MAX))
+        let until = message.acknowledged_at.unwrap_or(u64::MAX);
+        let route = platform.route(message, purpose, from, until);
+        match self.oracle.retired[message.topic] {
+            Some(Retired { known_at: Some(at), .. }) if from >= at => Route::Never,
+            Some(retired) if until >= retired.at && route == Route::Surely => Route::Maybe,
+            _ => route,
+        }
     }
 
     /// What is refused, or another account's, leaves no trace.
