@@ -58,9 +58,14 @@ impl Expiry {
         }
     }
 
+    /// When the Session of a client ends that left in this second: not before its time, whenever in the second that was.
+    fn ends(&self, since_s: u64) -> Millis {
+        self.unix_time.millis(since_s + 1 + self.after_s)
+    }
+
     pub fn next_deadline(&self) -> Option<Millis> {
         let (since_s, _) = self.due.front()?;
-        Some(self.unix_time.millis(since_s + self.after_s))
+        Some(self.ends(*since_s))
     }
 
     /// Clients that are away as a start finds them, since then or, where nothing is known, since now.
@@ -93,7 +98,7 @@ impl Shard {
 
     pub(super) fn client_left(&mut self, session: SessionKey) {
         let Some(expiry) = &mut self.expiry else { return };
-        let since_s = expiry.unix_time.at(self.now.millis());
+        let since_s = expiry.unix_time.at(self.now_ms);
         expiry.away.insert(session.number, since_s);
         expiry.due.push_back((since_s, session));
         let session = session.number;
@@ -114,7 +119,7 @@ impl Shard {
             let Some((since_s, session)) = expiry.due.front().copied() else {
                 return;
             };
-            if expiry.unix_time.millis(since_s + expiry.after_s) > now {
+            if expiry.ends(since_s) > now {
                 return;
             }
             expiry.due.pop_front();

@@ -80,6 +80,7 @@ impl Profile {
                 4 * payload_max + 500
             },
             overflow_wait_ms: random.pick(&[0, 40, 1_000]),
+            session_expiry_s: random.pick(&[None, None, None, Some(1), Some(20)]),
             publishes_per_s_max: random.pick(&[0, 0, 0, 3, 30]),
             retained_memory_bytes_max: random.pick(&[1 << 30, 1 << 30, 3_000, 300, 0]),
             outbox_bytes_max: if ample_outbox {

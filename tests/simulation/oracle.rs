@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use skein::mqtt::client::ServerPacket;
 use skein::mqtt::packet::{Level, Packet, QoS};
-use skein::mqtt::reason::ConnectReturnCode;
+use skein::mqtt::reason::{ConnectReturnCode, SubscribeReturnCode};
 use skein::shard::record::{Record, SessionNumber};
 
 use crate::faults::Profile;
@@ -35,6 +35,8 @@ pub struct Message {
     pub link: usize,
     /// How often its publisher has sent it.
     pub attempts: u32,
+    /// How often it was sent again in another Session than the one it was sent in, and its publisher could not know.
+    pub strays: u32,
     /// In how many runs of the broker it has been sent, and the last of them.
     pub runs: u32,
     pub last_run: u64,
@@ -146,6 +148,10 @@ pub struct ServerSession {
     /// Counts Sessions of this client.
     pub epoch: u64,
     link: Option<usize>,
+    /// When its client went away, and whether the broker has died since.
+    away: Option<(u64, bool)>,
+    /// It had ended when the broker died, and the disk does not know: nor does the model know its identifiers any more.
+    is_revived: bool,
     inflight: BTreeMap<u16, Inflight>,
     to_send_again: VecDeque<u16>,
     /// Flows that ended in this run of the broker, for which the disk may not know it yet.
@@ -178,6 +184,10 @@ pub struct Oracle {
     topic_numbers: BTreeMap<String, usize>,
     /// By topic: when its token was rotated away, and since when every core knows.
     pub retired: Vec<Option<Retired>>,
+    /// By topic: since when every core has known its token.
+    known_from: Vec<Option<u64>>,
+    /// By tenant: since when every core has known of its last rotation; `None` while some do not.
+    turned_at: Vec<Option<u64>>,
     pub filters: Vec<String>,
     filter_numbers: BTreeMap<String, usize>,
     /// By filter, then topic.
@@ -206,6 +216,7 @@ pub struct Oracle {
     pub crashed_at: u64,
     crashed_place: u64,
     inflight_max: usize,
+    session_expiry_ms: Option<u64>,
     ample_queue: bool,
     pub missing_qos0: u64,
     pub missing: u64,
@@ -258,6 +269,8 @@ impl Oracle {
             past_prefixes: vec![Vec::new(); prefixes.len()],
             topic_numbers: topics.iter().cloned().zip(0..).collect(),
             retired: vec![None; topics.len()],
+            known_from: vec![Some(0); topics.len()],
+            turned_at: vec![Some(0); prefixes.len()],
             prefixes,
             topics,
             purposes,
@@ -280,6 +293,7 @@ impl Oracle {
             crashed_at: 0,
             crashed_place: 0,
             inflight_max: profile.limits.inflight_max,
+            session_expiry_ms: profile.limits.session_expiry_s.map(|seconds| seconds * 1_000),
             ample_queue: profile.ample_queue,
             missing_qos0: 0,
             missing: 0,
@@ -324,9 +338,11 @@ impl Oracle {
             self.topics.push(text);
             self.purposes.push(self.purposes[topic]);
             self.retired.push(None);
+            self.known_from.push(None);
             self.topics_of[tenant].push(number);
         }
         self.past_prefixes[tenant].push(before);
+        self.turned_at[tenant] = None;
     }
 
     /// Every core knows of every rotation.
@@ -334,6 +350,25 @@ impl Oracle {
         for retired in self.retired.iter_mut().flatten() {
             retired.known_at.get_or_insert(moment);
         }
+        for known in self.known_from.iter_mut().chain(&mut self.turned_at) {
+            known.get_or_insert(moment);
+        }
+    }
+
+    /// What rotations leave of a route.
+    pub fn as_rotated(&self, route: Route, topic: usize, from: u64, until: u64) -> Route {
+        let is_known = self.known_from[topic].is_some_and(|at| at <= from);
+        match self.retired[topic] {
+            Some(Retired { known_at: Some(at), .. }) if from >= at => Route::Never,
+            Some(retired) if until >= retired.at && route == Route::Surely => Route::Maybe,
+            _ if !is_known && route == Route::Surely => Route::Maybe,
+            _ => route,
+        }
+    }
+
+    /// Whether a connection that came home then may be of a token that is rotated away.
+    pub fn may_be_of_the_past(&self, tenant: usize, home_at: u64) -> bool {
+        self.turned_at[tenant].is_none_or(|at| at >= home_at)
     }
 
     /// The filter of all that is a tenant's.
@@ -424,7 +459,7 @@ impl Oracle {
     }
 
     /// Returns the record's place among all records.
-    pub fn persisted(&mut self, record: &Record) -> usize {
+    pub fn persisted(&mut self, record: &Record, now_ms: u64) -> usize {
         let serial = self.on_disk.len();
         self.on_disk.push(false);
         match record {
@@ -451,6 +486,7 @@ impl Oracle {
                 let mut durable = self.durable[client].iter_mut();
                 let ended = durable.find(|durable| durable.number == *session && durable.ended.is_none());
                 ended.expect("a Session that began ends once").ended = Some(serial);
+                self.expired(client, *session, now_ms);
             }
             Record::Subscribed { session, filter, .. } => {
                 let key = (*session, filter.to_string());
@@ -491,8 +527,33 @@ impl Oracle {
         serial
     }
 
+    /// A Session ends that nobody has replaced: its client has been away for too long.
+    fn expired(&mut self, client: usize, number: SessionNumber, now_ms: u64) {
+        let session = &mut self.sessions[client];
+        if !session.exists || session.number != Some(number) {
+            return;
+        }
+        let expiry_ms = self
+            .session_expiry_ms
+            .expect("Sessions expire where an operator says so");
+        let (since_ms, has_died) = session
+            .away
+            .expect("the Session of a client that is here does not expire");
+        // That a client was back is not on disk at once: a crash may count from when it left before.
+        assert!(
+            has_died || now_ms - since_ms >= expiry_ms,
+            "a Session expires after {} ms, not {expiry_ms}",
+            now_ms - since_ms
+        );
+        *session = ServerSession {
+            epoch: session.epoch + 1,
+            ..ServerSession::default()
+        };
+        self.packet_id_records.retain(|(of, _), _| *of != client);
+    }
+
     /// The broker is dead. What is not on disk has never been; a Session is what the disk has of it.
-    pub fn crashed(&mut self, moment: u64) {
+    pub fn crashed(&mut self, moment: u64, now_ms: u64) {
         (self.crashed_at, self.crashed_place) = (moment, self.place);
         self.rings.clear();
         let Oracle {
@@ -532,6 +593,8 @@ impl Oracle {
             let (survivor, more) = (left.next().map(|durable| durable.number), left.count());
             assert_eq!(more, 0, "two Sessions of client {client} are on disk");
             let session = &mut self.sessions[client];
+            let away_ms = session.away.map_or(now_ms, |(since_ms, _)| since_ms);
+            session.away = Some((away_ms, true));
             if survivor.is_some() && session.number == survivor && session.exists {
                 self.session_outlives(client, &lost);
                 continue;
@@ -541,6 +604,8 @@ impl Oracle {
                 is_durable: survivor.is_some(),
                 number: survivor,
                 epoch: session.epoch + 1,
+                away: session.away,
+                is_revived: survivor.is_some(),
                 ..ServerSession::default()
             };
             self.packet_id_records.retain(|(of, _), _| *of != client);
@@ -572,11 +637,19 @@ impl Oracle {
     }
 
     /// Returns whether a Session is resumed.
-    pub fn came_home(&mut self, client: usize, link: usize, clean_session: bool) -> bool {
+    pub fn came_home(&mut self, client: usize, link: usize, clean_session: bool, now_ms: u64) -> bool {
+        let expiry_ms = self.session_expiry_ms;
         let session = &mut self.sessions[client];
         // The older connection is closed by the same input; its Session is gone with it if it was clean.
         let resumed = session.exists && session.is_durable && !clean_session;
         if resumed {
+            if let (Some(expiry_ms), Some((since_ms, false))) = (expiry_ms, session.away) {
+                let away_ms = now_ms - since_ms;
+                assert!(
+                    away_ms <= expiry_ms + 2_000,
+                    "a Session is resumed after {away_ms} ms, and expires after {expiry_ms}"
+                );
+            }
             let places = session.inflight.iter();
             let mut pending: Vec<(u64, u16)> = places.filter_map(|(id, flow)| Some((flow.place?, *id))).collect();
             pending.sort_unstable();
@@ -590,15 +663,24 @@ impl Oracle {
             self.packet_id_records.retain(|(of, _), _| *of != client);
         }
         session.exists = true;
+        session.away = None;
         session.is_durable = !clean_session;
         session.link = Some(link);
         resumed
     }
 
-    pub fn connection_ended(&mut self, client: usize, link: usize, will: Option<usize>, graceful: bool, moment: u64) {
+    pub fn connection_ended(
+        &mut self,
+        client: usize,
+        link: usize,
+        will: Option<usize>,
+        graceful: bool,
+        (moment, now_ms): (u64, u64),
+    ) {
         let session = &mut self.sessions[client];
         if session.link == Some(link) {
             session.link = None;
+            session.away = Some((now_ms, false));
             if !session.is_durable {
                 session.exists = false;
                 session.epoch += 1;
@@ -705,7 +787,7 @@ impl Oracle {
             let (Some(sent_at), Some(_)) = (message.sent_at, message.acknowledged_at) else {
                 continue;
             };
-            if route(number) != Route::Surely {
+            if route(number) != Route::Surely || self.retired[message.topic].is_some() {
                 continue;
             }
             if let Some(kept) = kept.get(&message.topic) {
@@ -897,9 +979,9 @@ impl World {
                 let c = &self.clients[client];
                 match c.subscribing.get(&suback.packet_id.get()) {
                     Some(entries) if c.link == Some(link) => {
-                        for (filter, ..) in entries {
+                        for ((filter, ..), code) in entries.iter().zip(suback.codes()) {
                             let is_own = is_below(&self.oracle.prefixes[c.tenant], &self.oracle.filters[*filter]);
-                            if is_own && session.is_durable {
+                            if is_own && session.is_durable && code != SubscribeReturnCode::Failure {
                                 let number = session.number.expect("a durable Session has a number");
                                 let key = (number, self.oracle.filters[*filter].clone());
                                 let mut records = self.oracle.subscribed.get(&key).into_iter().flatten();
@@ -986,8 +1068,14 @@ impl World {
         // What is another account's is dropped; again, it is dropped again.
         let is_first = is_first
             && message.tenant == oracle.purposes[message.topic].tenant()
-            && oracle.retired[message.topic].is_none();
-        if qos == QoS::ExactlyOnce && is_first && session.is_durable && session.link == Some(link) {
+            && oracle.retired[message.topic].is_none()
+            && !oracle.may_be_of_the_past(message.tenant, self.links[link].home_at);
+        if qos == QoS::ExactlyOnce
+            && is_first
+            && !session.is_revived
+            && session.is_durable
+            && session.link == Some(link)
+        {
             let record = oracle.packet_id_records.get(&(client, id));
             assert!(
                 record.is_some_and(is_committed),

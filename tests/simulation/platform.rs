@@ -629,7 +629,7 @@ impl World {
                 // Every attempt is a message of its own.
                 QoS::AtLeastOnce => message.attempts.max(1),
                 QoS::AtMostOnce => 1,
-                QoS::ExactlyOnce => 1,
+                QoS::ExactlyOnce => 1 + message.strays,
             };
             assert!(
                 count <= allowed,

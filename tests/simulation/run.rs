@@ -190,7 +190,8 @@ fn everybody_leaves(world: &mut World) {
             late_ms.unwrap_or(0) <= 500,
             "a silent connection is {late_ms:?} ms over its time [MQTT-3.1.2-24]"
         );
-        world.pass_time(due.saturating_sub(world.now_ms).max(1));
+        let now = world.now_ms - world.started_ms;
+        world.pass_time(due.saturating_sub(now).max(1));
     }
     settle(world);
     for client in 0..world.clients.len() {

@@ -530,6 +530,7 @@ impl World {
             publisher: 0,
             link: 0,
             attempts: 0,
+            strays: 0,
             runs: 0,
             last_run: u64::MAX,
             sent_at: None,
@@ -798,16 +799,19 @@ impl World {
                     false if level == Level::V311 => 0x80,
                     _ => *qos as u8,
                 };
-                let is_of_the_past =
-                    |(filter, ..): &(usize, QoS, bool)| self.oracle.was_below(tenant, &self.oracle.filters[*filter]);
+                let may_be_past = self.oracle.may_be_of_the_past(tenant, self.links[link].home_at);
+                let is_of_the_past = |(filter, ..): &(usize, QoS, bool)| {
+                    let was = self.oracle.was_below(tenant, &self.oracle.filters[*filter]);
+                    may_be_past && (was || self.oracle.may_subscribe(tenant, *filter))
+                };
                 let granted = entries.iter().zip(&codes).map(|(entry, answered)| {
                     let may_be_either = is_of_the_past(entry) && (*answered == 0x80 || *answered == entry.1 as u8);
                     if may_be_either { *answered } else { code(entry) }
                 });
                 let granted: Vec<u8> = granted.collect();
                 assert_eq!(codes, granted, "one code per filter, in order [MQTT-3.9.3-1]");
-                for (filter, qos, is_wanted) in entries {
-                    if !is_wanted {
+                for ((filter, qos, is_wanted), code) in entries.into_iter().zip(codes) {
+                    if !is_wanted || code == 0x80 {
                         continue;
                     }
                     // A later SUBSCRIBE for the same filter may be in force by now.
@@ -866,7 +870,10 @@ impl World {
                 .iter()
                 .map(|out| (out.id, out.message, out.is_released))
                 .collect();
+            // Its Session ended while it was away, another began of which it has not heard, and this one resumes that.
+            let is_stray = self.clients[client].epoch != epoch;
             for (id, message, is_released) in again {
+                self.oracle.messages[message].strays += u32::from(is_stray);
                 if is_released {
                     self.send(client, &v4::Packet::PubRel(v4::PubRel { pkid: id }));
                 } else {
@@ -950,7 +957,7 @@ impl World {
         }
         copies.exact += u32::from(qos == QoS::ExactlyOnce);
         assert!(
-            copies.exact <= 1,
+            copies.exact <= 1 + message.strays,
             "message {number} came {} times at QoS 2",
             copies.exact
         );
@@ -958,7 +965,7 @@ impl World {
             message.attempts.max(1)
         } else {
             // What was sent below QoS 2 before a crash may be forgotten.
-            message.runs.max(1)
+            message.runs.max(1) + message.strays
         };
         assert!(
             copies.fresh <= allowed,

@@ -27,7 +27,7 @@ use skein::shard::{CloseReason, ConnectionId, Input, Lane, Millis, Output, PeerI
 
 use crate::disk::Disk;
 use crate::faults::Profile;
-use crate::oracle::{Oracle, Retired, Route, message_number};
+use crate::oracle::{Oracle, Route, message_number};
 use crate::platform::{Happened, Platform};
 use crate::random::{Random, mix};
 use crate::workload::Client;
@@ -154,7 +154,10 @@ impl Met {
 pub struct World {
     pub random: Random,
     pub profile: Profile,
+    /// Of Unix time, too.
     pub now_ms: u64,
+    /// When this run of the broker began: its clock begins at 0.
+    pub started_ms: u64,
     /// Counts everything that happens; no two events share one.
     pub moment: u64,
     pub shards: Vec<Shard>,
@@ -198,6 +201,7 @@ impl World {
         let mut world = World {
             random,
             now_ms: 0,
+            started_ms: 0,
             moment: 1,
             shards: Vec::new(),
             links: Vec::new(),
@@ -231,6 +235,7 @@ impl World {
     fn start(&mut self) {
         let cores = self.profile.cores as usize;
         self.disk.start(cores);
+        self.started_ms = self.now_ms;
         let hash_key = [(); 4].map(|()| self.random.next());
         let stored = self.disk.stored(self.profile.limits.retained_memory_bytes_max);
         let access = match &mut self.platform {
@@ -244,7 +249,9 @@ impl World {
             hash_key,
             limits: self.profile.limits.clone(),
             access: access.clone(),
-            unix_time: UnixTime::default(),
+            unix_time: UnixTime {
+                epoch_ms: self.started_ms,
+            },
             v1_topics: false,
             newest_datapoint_ms: stored.newest_datapoint_ms,
         };
@@ -290,7 +297,7 @@ impl World {
             self.bury(link);
         }
         let promised = self.promised();
-        self.oracle.crashed(self.moment);
+        self.oracle.crashed(self.moment, self.now_ms);
         let cores = self.profile.cores;
         if self.random.percent(60) {
             self.profile.cores = self.random.pick(&[1, 2, 3, 4, 5]);
@@ -595,7 +602,7 @@ impl World {
             self.present(link);
             return;
         }
-        self.links[link].resumed = self.oracle.came_home(client, link, clean_session);
+        self.links[link].resumed = self.oracle.came_home(client, link, clean_session, self.now_ms);
         self.links[link].epoch = self.oracle.sessions[client].epoch;
         let resumed = self.links[link].resumed;
         self.event(3, link as u64, || {
@@ -755,7 +762,7 @@ impl World {
             return;
         }
         self.oracle
-            .connection_ended(l.client, link, l.will, graceful, self.moment);
+            .connection_ended(l.client, link, l.will, graceful, (self.moment, self.now_ms));
     }
 
     /// Forgets a link that has no end left.
@@ -937,7 +944,7 @@ impl World {
         for core in 0..self.shards.len() {
             if self.shards[core]
                 .next_deadline()
-                .is_some_and(|due| due <= Millis(self.now_ms))
+                .is_some_and(|Millis(due)| due <= self.now_ms - self.started_ms)
             {
                 self.event(10, core as u64, || format!("core {core}: tick"));
                 self.handle(core, Input::Tick);
@@ -951,7 +958,7 @@ impl World {
         for link in self.resumed[core].drain(..) {
             self.links[link].heard_at_ms = self.now_ms;
         }
-        self.shards[core].handle(input, Millis(self.now_ms))
+        self.shards[core].handle(input, Millis(self.now_ms - self.started_ms))
     }
 
     /// Does everything that a shard says, and looks at what it has written.
@@ -1001,7 +1008,7 @@ impl World {
                 Output::Notify(_) => unreachable!("nobody has events"),
                 Output::Persist(number, record) => {
                     self.check_recorded(&record);
-                    let serial = self.oracle.persisted(&record);
+                    let serial = self.oracle.persisted(&record, self.now_ms);
                     self.event(14, number.0, || {
                         format!("core {core}: record {} ({serial}) {}", number.0, brief_record(&record))
                     });
@@ -1151,11 +1158,7 @@ impl World {
         let from = message.sent_at.unwrap_or(self.moment);
         let until = message.acknowledged_at.unwrap_or(u64::MAX);
         let route = platform.route(message, purpose, from, until);
-        match self.oracle.retired[message.topic] {
-            Some(Retired { known_at: Some(at), .. }) if from >= at => Route::Never,
-            Some(retired) if until >= retired.at && route == Route::Surely => Route::Maybe,
-            _ => route,
-        }
+        self.oracle.as_rotated(route, message.topic, from, until)
     }
 
     /// What is refused, or another account's, leaves no trace.
