@@ -975,13 +975,17 @@ impl World {
             }
             ServerPacket::SubAck(suback) => {
                 let moment = self.moment;
+                // A core that has not heard of a token refuses it, which level 3 has no code for.
+                let may_be_past = self
+                    .oracle
+                    .may_be_of_the_past(self.clients[client].tenant, self.links[link].home_at);
                 let session = &mut self.oracle.sessions[client];
                 let c = &self.clients[client];
                 match c.subscribing.get(&suback.packet_id.get()) {
                     Some(entries) if c.link == Some(link) => {
                         for ((filter, ..), code) in entries.iter().zip(suback.codes()) {
                             let is_own = is_below(&self.oracle.prefixes[c.tenant], &self.oracle.filters[*filter]);
-                            if is_own && session.is_durable && code != SubscribeReturnCode::Failure {
+                            if is_own && !may_be_past && session.is_durable && code != SubscribeReturnCode::Failure {
                                 let number = session.number.expect("a durable Session has a number");
                                 let key = (number, self.oracle.filters[*filter].clone());
                                 let mut records = self.oracle.subscribed.get(&key).into_iter().flatten();
