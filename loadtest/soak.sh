@@ -304,7 +304,7 @@ fit() {
       grown = (slope < 0 ? -slope : slope) * (x[n] - x[1])
       noise = errors * error * (x[n] - x[1])
       if (noise < part * mean_y) noise = part * mean_y
-      printf "%.1f %.1f %.1f %s %d\n", mean_y, slope * 3600, error * 3600, grown < noise || grown == 0 ? "flat" : "growing", n
+      printf "%.1f %.1f %.1f %d %s\n", mean_y, slope * 3600, error * 3600, n, grown < noise || grown == 0 ? "flat" : "not flat"
     }' "$directory/samples"
 }
 
@@ -325,17 +325,17 @@ for at in "${!columns[@]}"; do
 done
 # grows NAME UNIT JUDGED: how a column went.
 grows() {
-  local mean slope error is_flat count verdict=
-  read -r mean slope error is_flat count <<<"${fits[$1]}" || true
+  local mean slope error count flat verdict=
+  read -r mean slope error count flat <<<"${fits[$1]}" || true
   if [ -z "$mean" ]; then
     check "$1" "" "too few samples"
     return
   fi
   if [ "$3" = yes ] && [ "$seconds" -ge "$judged_s_min" ]; then
     verdict=met
-    [ "$is_flat" = flat ] || verdict=MISSED
+    [ "$flat" = flat ] || verdict=MISSED
   fi
-  check "$1" "$verdict" "mean $mean$2, slope $slope ± $error$2 per hour over $count samples, $is_flat"
+  check "$1" "$verdict" "mean $mean$2, slope $slope ± $error$2 per hour over $count samples: $flat"
 }
 grows anonymous " KiB" yes
 grows mapped " KiB" no
@@ -377,9 +377,9 @@ if [ -n "$json" ]; then
     printf '{\n  "seconds": %d,\n  "rate": %d,\n  "growth": {' "$seconds" "$rate"
     comma=
     for name in anonymous mapped resident descriptors threads; do
-      read -r mean slope error is_flat _ <<<"${fits[$name]}" || true
+      read -r mean slope error _ flat <<<"${fits[$name]}" || true
       [ -z "$mean" ] || printf '%s\n    "%s": { "mean": %s, "slope_per_hour": %s, "standard_error": %s, "is_flat": %s }' \
-        "$comma" "$name" "$mean" "$slope" "$error" "$([ "$is_flat" = flat ] && echo true || echo false)"
+        "$comma" "$name" "$mean" "$slope" "$error" "$([ "$flat" = flat ] && echo true || echo false)"
       comma=,
     done
     printf '\n  },\n  "samples": {\n    "columns": [%s],\n    "rows": [' "$(printf ', "%s"' "${columns[@]}" | cut -c 3-)"
