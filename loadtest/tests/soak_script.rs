@@ -92,7 +92,7 @@ fn a_scenario_that_fails_ends_it_and_is_named() {
 fn fitted(reading: impl Fn(f64) -> f64, directory: &Path) -> String {
     let line = |i: u32| format!("{} {}\n", i * 10, reading(f64::from(i * 10)));
     let samples: String = (1..=360).map(line).collect();
-    fs::write(directory.join("samples"), samples).unwrap();
+    fs::write(directory.join("samples"), samples).expect("the directory was made above");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("soak.sh");
     let function = "eval \"$(sed -n '/^warm_up=/p; /^noise_[a-z]*=/p; /^fit() {/,/^}/p' \"$1\")\"; fit 2";
     let output = Command::new("bash")
@@ -101,9 +101,9 @@ fn fitted(reading: impl Fn(f64) -> f64, directory: &Path) -> String {
         .env("directory", directory)
         .env("seconds", "3600")
         .output()
-        .unwrap();
+        .expect("bash runs it");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]
