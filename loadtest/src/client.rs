@@ -19,7 +19,7 @@ use rustix::fd::OwnedFd;
 use rustix::net::sockopt;
 
 use crate::dial::dial;
-use crate::packet::{self, Credentials, SessionKind};
+use crate::packet::{self, Credentials, SessionKind, Will};
 use crate::source_ports::SourcePorts;
 use crate::transport::{Layers, Stage, Target};
 
@@ -168,10 +168,21 @@ impl Connection {
         session: SessionKind,
         credentials: &Credentials,
     ) -> Result<Connection> {
+        Connection::begin_with(target, client_id, session, None, credentials)
+    }
+
+    /// As [`Connection::begin`], with a Will.
+    pub fn begin_with(
+        target: &Target,
+        client_id: &str,
+        session: SessionKind,
+        will: Option<Will<'_>>,
+        credentials: &Credentials,
+    ) -> Result<Connection> {
         let mut connection = Connection::dial(target)?;
         connection.set_nonblocking()?;
         let mut bytes = Vec::new();
-        packet::connect(&mut bytes, client_id, session, 0, credentials);
+        packet::connect_with(&mut bytes, client_id, session, 0, will, credentials);
         connection.send(&[], &bytes)?;
         Ok(connection)
     }

@@ -1,4 +1,4 @@
-//! A small broker for tests of the scenarios: sessions, retained messages, a QoS 2 without memory, one
+//! A small broker for tests of the scenarios: sessions, retained messages, Wills, a QoS 2 without memory, one
 //! lock.
 //!
 //! Called  by their tests, which give it a rule to break. With a `Platform` it takes that account's clients alone, below its
@@ -38,6 +38,9 @@ pub enum Fault {
     LosesOne,
     /// It reaches everybody twice.
     DoublesOne,
+    /// Wills are published for nobody, or after DISCONNECT too.
+    ForgetsWills,
+    KeepsWills,
 }
 
 #[derive(Default)]
@@ -46,6 +49,13 @@ struct State {
     retained: HashMap<Vec<u8>, Vec<u8>>,
     published: u64,
     published_at_qos_1: u64,
+    wills: u16,
+}
+
+struct Will {
+    topic: Vec<u8>,
+    qos: u8,
+    payload: Vec<u8>,
 }
 
 #[derive(Default)]
@@ -129,8 +139,12 @@ impl FakeBroker {
     fn serve(&self, socket: TcpStream) {
         let mut id = String::new();
         let client = socket.peer_addr().ok();
-        self.talk(socket, &mut id);
+        let mut will = None;
+        self.talk(socket, &mut id, &mut will);
         let mut state = self.state.lock().unwrap();
+        if let Some(will) = will.filter(|_| self.fault != Fault::ForgetsWills) {
+            publish_will(&mut state, &will);
+        }
         let Some(session) = state.sessions.get_mut(&id) else {
             return;
         };
@@ -148,7 +162,7 @@ impl FakeBroker {
         }
     }
 
-    fn talk(&self, mut socket: TcpStream, id: &mut String) -> Option<()> {
+    fn talk(&self, mut socket: TcpStream, id: &mut String, will: &mut Option<Will>) -> Option<()> {
         let (mut bytes, mut buffer) = (Vec::new(), [0; 65_536]);
         while let Ok(n @ 1..) = socket.read(&mut buffer) {
             bytes.extend_from_slice(&buffer[..n]);
@@ -159,13 +173,21 @@ impl FakeBroker {
                 let mut state = self.state.lock().unwrap();
                 match frame.kind() {
                     1 => {
-                        let mut words = strings(&frame.body[10..]).into_iter();
-                        *id = words.next()?;
-                        if self.platform.is_some() && (id.len() > 23 || !words.eq([USER, DEVICE_TOKEN])) {
+                        let (flags, mut fields) = (frame.body[7], fields(&frame.body[10..]).into_iter());
+                        *id = String::from_utf8(fields.next()?).unwrap();
+                        if flags & 4 == 4 {
+                            *will = Some(Will {
+                                topic: fields.next()?,
+                                qos: flags >> 3 & 3,
+                                payload: fields.next()?,
+                            });
+                        }
+                        if self.platform.is_some() && (id.len() > 23 || !fields.eq([USER, DEVICE_TOKEN].map(Vec::from)))
+                        {
                             socket.write_all(&[0x20, 2, 0, 4]).ok()?;
                             return None;
                         }
-                        self.connect(&mut state, id, frame.body[7] & 2 == 2, &socket)?;
+                        self.connect(&mut state, id, flags & 2 == 2, &socket)?;
                     }
                     8 => {
                         let filter = &frame.body[4..frame.body.len() - 1];
@@ -252,7 +274,10 @@ impl FakeBroker {
                     }
                     12 if self.fault == Fault::IgnoresPings => {}
                     12 => socket.write_all(&[0xD0, 0]).ok()?,
-                    14 => return None,
+                    14 => {
+                        will.take_if(|_| self.fault != Fault::KeepsWills);
+                        return None;
+                    }
                     _ => {}
                 }
             }
@@ -269,7 +294,7 @@ impl FakeBroker {
         let is_present = state.sessions.contains_key(id);
         socket.write_all(&[0x20, 2, u8::from(is_present), 0]).ok()?;
         let is_publisher = is_clean && id[10..].starts_with('p');
-        if is_clean && !is_publisher && !id[10..].starts_with(['r', 'n', 's']) {
+        if is_clean && !is_publisher && !id[10..].starts_with(['h', 'n', 'r', 's']) {
             return Some(());
         }
         let session = state.sessions.entry(id.to_string()).or_default();
@@ -324,13 +349,28 @@ fn matches(filter: &[u8], topic: &[u8]) -> bool {
     levels.next().is_none()
 }
 
-/// Those of a CONNECT behind its flags: client id, user name, password.
-fn strings(mut bytes: &[u8]) -> Vec<String> {
-    let mut strings = Vec::new();
+fn publish_will(state: &mut State, will: &Will) {
+    state.wills += 1;
+    let mut packet = Vec::new();
+    let topic = std::str::from_utf8(&will.topic).unwrap();
+    let at = packet::publish_packet(&mut packet, topic, will.qos, will.payload.len());
+    packet[at..].copy_from_slice(&will.payload);
+    packet[at - 2..at].copy_from_slice(&state.wills.to_be_bytes());
+    for session in state.sessions.values_mut() {
+        let wants = session.filters.iter().any(|filter| matches(filter, &will.topic));
+        if let Some(socket) = session.socket.as_mut().filter(|_| wants) {
+            drop(socket.write_all(&packet));
+        }
+    }
+}
+
+/// Those of a CONNECT behind its flags: client id, Will, user name, password.
+fn fields(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut fields = Vec::new();
     while let Some((length, rest)) = bytes.split_first_chunk::<2>() {
-        let (text, rest) = rest.split_at(u16::from_be_bytes(*length) as usize);
-        strings.push(String::from_utf8_lossy(text).into_owned());
+        let (field, rest) = rest.split_at(u16::from_be_bytes(*length) as usize);
+        fields.push(field.to_vec());
         bytes = rest;
     }
-    strings
+    fields
 }

@@ -93,7 +93,26 @@ pub enum SessionKind {
     Durable,
 }
 
+/// What the broker publishes for a client that goes without DISCONNECT [MQTT-3.1.2-8].
+#[derive(Clone, Copy, Debug)]
+pub struct Will<'a> {
+    pub topic: &'a str,
+    pub qos: u8,
+    pub payload: &'a [u8],
+}
+
 pub fn connect(out: &mut Vec<u8>, client_id: &str, session: SessionKind, keep_alive_s: u16, credentials: &Credentials) {
+    connect_with(out, client_id, session, keep_alive_s, None, credentials);
+}
+
+pub fn connect_with(
+    out: &mut Vec<u8>,
+    client_id: &str,
+    session: SessionKind,
+    keep_alive_s: u16,
+    will: Option<Will<'_>>,
+    credentials: &Credentials,
+) {
     assert!(
         client_id.len() <= TOPIC_BYTES_MAX,
         "a name given by a flag is checked before"
@@ -103,6 +122,10 @@ pub fn connect(out: &mut Vec<u8>, client_id: &str, session: SessionKind, keep_al
         SessionKind::Durable => 0,
     };
     let mut length = 10 + 2 + client_id.len();
+    if let Some(will) = will {
+        flags |= 0b100 | will.qos << 3;
+        length += 2 + will.topic.len() + 2 + will.payload.len();
+    }
     if let Some(name) = &credentials.username {
         flags |= 0x80;
         length += 2 + name.len();
@@ -117,6 +140,10 @@ pub fn connect(out: &mut Vec<u8>, client_id: &str, session: SessionKind, keep_al
     out.extend([4, flags]);
     out.extend(keep_alive_s.to_be_bytes());
     push_string(out, client_id);
+    if let Some(will) = will {
+        push_string(out, will.topic);
+        push_bytes(out, will.payload);
+    }
     for text in [&credentials.username, &credentials.password].into_iter().flatten() {
         push_string(out, text);
     }
@@ -275,8 +302,12 @@ fn push_remaining_length(out: &mut Vec<u8>, mut length: usize) {
 }
 
 fn push_string(out: &mut Vec<u8>, text: &str) {
-    out.extend((text.len() as u16).to_be_bytes());
-    out.extend(text.as_bytes());
+    push_bytes(out, text.as_bytes());
+}
+
+fn push_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend((bytes.len() as u16).to_be_bytes());
+    out.extend(bytes);
 }
 
 #[cfg(test)]
@@ -334,6 +365,17 @@ mod tests {
         };
         connect(&mut out, "a", SessionKind::Clean, 0, &with);
         assert_eq!(out, b"\x10\x14\x00\x04MQTT\x04\xc2\x00\x00\x00\x01a\x00\x01u\x00\x02pw");
+        out.clear();
+        let will = Will {
+            topic: "w",
+            qos: 2,
+            payload: b"end",
+        };
+        connect_with(&mut out, "a", SessionKind::Clean, 0, Some(will), &with);
+        assert_eq!(
+            out,
+            b"\x10\x1c\x00\x04MQTT\x04\xd6\x00\x00\x00\x01a\x00\x01w\x00\x03end\x00\x01u\x00\x02pw"
+        );
         out.clear();
         subscribe(&mut out, "b/#", 1);
         assert_eq!(out, b"\x82\x08\x00\x01\x00\x03b/#\x01");

@@ -14,6 +14,8 @@ use super::message::ShardMessage;
 
 /// Capacity of emptied batches that one core keeps for reuse. Those made by other cores come here too.
 const SPARE_BYTES_MAX: usize = 1024 * 1024;
+/// Their number, for each peer and lane. A core that is sent more batches than it sends would gather small ones for hours.
+const SPARES_MAX: usize = 4;
 
 #[derive(Default)]
 struct Waiting {
@@ -91,7 +93,8 @@ impl Peers {
     }
 
     pub fn recycle(&mut self, mut batch: Vec<u8>) {
-        if self.spare_bytes + batch.capacity() <= SPARE_BYTES_MAX {
+        let has_room = self.spare_bytes + batch.capacity() <= SPARE_BYTES_MAX;
+        if has_room && self.spare.len() < self.waiting.len() * 2 * SPARES_MAX {
             batch.clear();
             self.spare_bytes += batch.capacity();
             self.spare.push(batch);
@@ -115,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spare_batches_are_bounded_in_bytes_and_used_again() {
+    fn spare_batches_are_bounded_in_bytes_and_number_and_used_again() {
         let mut peers = Peers::new(2);
         for _ in 0..10 {
             peers.recycle(Vec::with_capacity(SPARE_BYTES_MAX / 4));
@@ -126,6 +129,11 @@ mod tests {
         assert_eq!(peers.spare_bytes, SPARE_BYTES_MAX / 4 * 3);
         let (batch, _) = peers.take(PeerId(1), Lane::ToHome).unwrap();
         assert_eq!(batch.capacity(), SPARE_BYTES_MAX / 4);
+        let mut peers = Peers::new(2);
+        for _ in 0..1000 {
+            peers.recycle(Vec::with_capacity(64));
+        }
+        assert_eq!(peers.spare.len(), 2 * 2 * SPARES_MAX);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use anyhow::Result;
 use rustix::event::epoll;
 
 use crate::client::{Connection, Received};
-use crate::packet::{self, Credentials, Publish, SessionKind, Stamp};
+use crate::packet::{self, Credentials, Publish, SessionKind, Stamp, Will};
 use crate::poller::Poller;
 use crate::sequence::Streams;
 use crate::transport::Target;
@@ -32,7 +32,20 @@ impl Client {
         session: SessionKind,
         credentials: &Credentials,
     ) -> Result<Client> {
-        let connection = Connection::begin(target, id, session, credentials)?;
+        Client::begin_with(target, poller, token, id, session, None, credentials)
+    }
+
+    /// As [`Client::begin`], with a Will.
+    pub fn begin_with(
+        target: &Target,
+        poller: &Poller,
+        token: u64,
+        id: &str,
+        session: SessionKind,
+        will: Option<Will<'_>>,
+        credentials: &Credentials,
+    ) -> Result<Client> {
+        let connection = Connection::begin_with(target, id, session, will, credentials)?;
         poller.add(connection.socket(), token)?;
         let mut client = Client {
             connection,

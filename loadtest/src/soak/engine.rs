@@ -1,4 +1,5 @@
-//! The thread that drives a soak: publishers on a schedule, subscribers that leave and come back, visitors for what is retained.
+//! The thread that drives a soak: publishers on a schedule, subscribers that leave and come back, visitors for what is retained,
+//! and `wills`.
 //!
 //! Owns    all connections, what each subscriber has seen, the counts, the lines it prints meanwhile.
 //! Called  by `soak::run`.
@@ -16,7 +17,8 @@ use rustix::event::epoll::EventFlags;
 
 use super::Settings;
 use super::clients::{Client, Memory, Taken};
-use super::report::{Line, Soak};
+use super::report::{Line, Soak, WillFigures};
+use super::wills::Wills;
 use crate::acknowledgement::{AcknowledgementFaults, Answer, Unacknowledged};
 use crate::broker_process::BrokerProcess;
 use crate::client::{check_connack, check_suback};
@@ -49,6 +51,8 @@ const PUBLISHERS: u64 = 0;
 const SUBSCRIBERS: u64 = 1 << 32;
 const BOARDS: u64 = 2 << 32;
 const VISITORS: u64 = 3 << 32;
+const HEIRS: u64 = 4 << 32;
+const TESTATORS: u64 = 5 << 32;
 const TIMER: u64 = u64::MAX;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +119,8 @@ pub struct Engine<'a> {
     boards: Vec<Board>,
     visitors: Vec<Option<Visitor>>,
     visits: u64,
+    /// Where clients come and go.
+    wills: Option<Wills<'a>>,
     /// By QoS; a stream is a pair.
     streams: [Streams; 3],
     answers: Vec<u8>,
@@ -202,6 +208,7 @@ impl<'a> Engine<'a> {
                 });
             }
         }
+        let wills = (settings.churn > 0.0).then(|| Wills::begin(targets, settings, run, &poller, HEIRS));
         let streams = || Streams::new(pairs.len());
         let histogram = || Histogram::new_with_bounds(100, 3_600_000_000_000, 3);
         Ok(Engine {
@@ -216,6 +223,7 @@ impl<'a> Engine<'a> {
             boards,
             visitors: Vec::new(),
             visits: 0,
+            wills: wills.transpose()?,
             answers: Vec::new(),
             counts: Counts::default(),
             latency: histogram()?,
@@ -304,6 +312,9 @@ impl<'a> Engine<'a> {
             if self.settings.churn > 0.0 && now >= (churned + 1).saturating_mul(churn_ns) {
                 self.leave((churned % self.pairs.len() as u64) as usize, &mut returning, now)?;
                 self.visit(now)?;
+                if let Some(wills) = &mut self.wills {
+                    wills.visit(&self.poller, TESTATORS, now)?;
+                }
                 churned += 1;
             }
             self.step_away(&mut returning, now)?;
@@ -331,6 +342,7 @@ impl<'a> Engine<'a> {
             self.sweep(now)?;
             let is_done = self.visitors.iter().all(Option::is_none)
                 && self.boards.iter().all(|board| board.acknowledged == board.set)
+                && self.wills.as_ref().is_none_or(Wills::is_settled)
                 && self.pairs.iter().all(|pair| {
                     let is_acknowledged = pair.unacknowledged.as_ref().is_none_or(|u| u.in_flight() == 0);
                     let has_all = pair.memory.next == pair.sent || (pair.qos == 0 && begin.elapsed() > QUIET_MAX);
@@ -365,11 +377,11 @@ impl<'a> Engine<'a> {
         let mut buffer = self.buffer();
         let begin = Instant::now();
         let is_up = |pair: &Pair| pair.state == State::Here;
-        while !self.pairs.iter().all(is_up) {
+        while !(self.pairs.iter().all(is_up) && self.wills.as_ref().is_none_or(Wills::are_awaited)) {
             if begin.elapsed() > PATIENCE {
                 let up = self.pairs.iter().filter(|pair| is_up(pair)).count();
                 bail!(
-                    "{up} of {} subscribers are up after {} s",
+                    "{up} of {} subscribers are up after {} s, and not all who wait for Wills",
                     self.pairs.len(),
                     PATIENCE.as_secs()
                 );
@@ -398,6 +410,13 @@ impl<'a> Engine<'a> {
                 BOARDS => self
                     .board_ready(index, flags, buffer)
                     .with_context(|| format!("publisher of retained messages {index}"))?,
+                HEIRS | TESTATORS => {
+                    let Some(wills) = &mut self.wills else { continue };
+                    match token & !u64::from(u32::MAX) {
+                        HEIRS => wills.heir_ready(&self.poller, index, flags, buffer),
+                        _ => wills.testator_ready(&self.poller, index, flags, buffer),
+                    }?;
+                }
                 _ => self
                     .visitor_ready(index, flags, buffer)
                     .with_context(|| "visitor".to_string())?,
@@ -473,7 +492,8 @@ impl<'a> Engine<'a> {
             match pair.state {
                 State::Quiets { since_ns } => {
                     let is_idle = pair.unacknowledged.as_ref().is_none_or(|u| u.in_flight() == 0);
-                    if (is_idle && pair.memory.next == pair.sent) || now - since_ns > QUIET_MAX.as_nanos() as u64 {
+                    let most = if pair.qos == 0 { QUIET_MAX } else { PATIENCE };
+                    if (is_idle && pair.memory.next == pair.sent) || now - since_ns > most.as_nanos() as u64 {
                         if let Some(client) = pair.subscriber.take() {
                             client.close();
                         }
@@ -514,6 +534,11 @@ impl<'a> Engine<'a> {
             if matches!(pair.state, State::AwaitsConnack | State::AwaitsSuback) && is_late(pair.since_ns, PATIENCE) {
                 bail!("subscriber {i} got no answer for {} s", PATIENCE.as_secs());
             }
+        }
+        if let Some(since_ns) = self.wills.as_ref().and_then(Wills::waits_since_ns)
+            && is_late(since_ns, PATIENCE)
+        {
+            bail!("a client with a Will got no answer for {} s", PATIENCE.as_secs());
         }
         for visitor in &mut self.visitors {
             if visitor
@@ -748,6 +773,7 @@ impl<'a> Engine<'a> {
             + self.counts.sessions_lost
             + self.counts.retained_stale
             + self.counts.retained_missing
+            + self.wills.as_ref().map_or(0, |wills| wills.counts.unexpected)
     }
 
     pub fn report(
@@ -766,6 +792,14 @@ impl<'a> Engine<'a> {
         }
         let faults = [0, 1, 2].map(|qos: usize| self.streams[qos].faults());
         let counts = self.counts;
+        let mut wills = WillFigures::default();
+        if let Some(of) = self.wills {
+            wills = of.counts;
+            // A run that ends early waited for none of them.
+            if failure.is_none() {
+                wills.missing = of.end();
+            }
+        }
         let seconds = self.ended_ns as f64 / 1e9;
         let span = self.span;
         let timeline = self.watch.stop();
@@ -782,7 +816,8 @@ impl<'a> Engine<'a> {
         let is_broken = failure.is_some()
             || is_lossy
             || faults.iter().any(|faults| faults.doubled + faults.out_of_order > 0)
-            || counts.sessions_lost + counts.retained_stale + counts.retained_missing > 0;
+            || counts.sessions_lost + counts.retained_stale + counts.retained_missing > 0
+            || wills.missing + wills.unexpected > 0;
         for pair in self.pairs {
             pair.publisher.close();
             pair.subscriber.into_iter().for_each(Client::close);
@@ -809,6 +844,7 @@ impl<'a> Engine<'a> {
             retained_read: counts.retained_read,
             retained_stale: counts.retained_stale,
             retained_missing: counts.retained_missing,
+            wills,
             broker_cpu_us: span.and_then(|span| span.costs(counts.received).broker_cpu_us),
             generator_cpus: span.map_or(0.0, |span| span.own_cpu.as_secs_f64() / span.time.as_secs_f64()),
             memory: self.memory,

@@ -1,5 +1,5 @@
 //! A mixed load for hours: all QoS over several transports, clients that come and go, Sessions that wait for them, retained
-//! messages; every message is checked from the first minute to the last, and the broker's memory is to stay flat.
+//! messages, Wills; every message is checked from the first minute to the last, and the broker's memory is to stay flat.
 //!
 //! Owns    the flags of the scenario.
 //! Called  by `main`.
@@ -11,6 +11,7 @@ mod engine;
 mod report;
 #[cfg(test)]
 mod tests;
+mod wills;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -48,7 +49,8 @@ pub struct Settings {
     /// Messages a second over all pairs, on a schedule
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub rate: u64,
-    /// Subscribers that leave and come back, a second, all in turn; each brings a visitor who reads a retained message. 0: none
+    /// Subscribers that leave and come back, a second, all in turn; each brings a visitor who reads a retained message, and a client
+    /// with a Will, which every second one leaves. 0: none
     #[arg(long, default_value_t = 1.0)]
     pub churn: f64,
     /// Seconds a subscriber stays away

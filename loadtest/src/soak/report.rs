@@ -42,6 +42,7 @@ pub struct Soak {
     pub retained_stale: u64,
     /// None with the retain flag came to a visitor within 5 s.
     pub retained_missing: u64,
+    pub wills: WillFigures,
     pub broker_cpu_us: Option<f64>,
     pub generator_cpus: f64,
     /// Of the broker, under load.
@@ -53,6 +54,19 @@ pub struct Soak {
     /// Why the run ended before its time.
     pub failure: Option<String>,
     pub verdict: Verdict,
+}
+
+/// Of clients that came with a Will.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct WillFigures {
+    /// Who went with DISCONNECT, and without: Wills of the latter are due.
+    pub kept: u64,
+    pub left: u64,
+    pub received: u64,
+    /// Due and not received.
+    pub missing: u64,
+    /// Came twice, or though its client had sent DISCONNECT.
+    pub unexpected: u64,
 }
 
 /// How it went since the last line.
@@ -112,12 +126,15 @@ impl Figures for Soak {
         let by_qos = self.faults.iter().enumerate();
         let by_qos = by_qos.map(|(qos, faults)| format!("; QoS {qos} {faults}"));
         let counts = format!(
-            "{} messages sent, {} received, {} Sessions lost, {} retained messages stale, {} missing{}{}",
+            "{} messages sent, {} received, {} Sessions lost, {} retained messages stale, {} missing, {} Wills missing, {} \
+             unexpected{}{}",
             grouped(self.sent),
             grouped(self.received),
             self.sessions_lost,
             self.retained_stale,
             self.retained_missing,
+            self.wills.missing,
+            self.wills.unexpected,
             by_qos.collect::<String>(),
             self.acknowledgements.told()
         );
@@ -146,6 +163,10 @@ impl Figures for Soak {
         page.count("Retained messages read", self.retained_read, "");
         page.count("  of them stale", self.retained_stale, "");
         page.count("Retained messages that did not come", self.retained_missing, "");
+        page.count("Wills left", self.wills.left, "");
+        page.count("Wills received", self.wills.received, "");
+        page.count("  of them twice, or after DISCONNECT", self.wills.unexpected, "");
+        page.count("Wills that did not come", self.wills.missing, "");
         for (what, count) in [
             ("Messages of another run", self.foreign),
             ("Due and not sent", self.not_sent),
@@ -203,6 +224,15 @@ impl Display for Soak {
             grouped(self.retained_read),
             self.retained_stale,
             self.retained_missing
+        )?;
+        writeln!(
+            f,
+            "wills        {} left and {} kept by DISCONNECT, {} received, {} unexpected, {} did not come",
+            grouped(self.wills.left),
+            grouped(self.wills.kept),
+            grouped(self.wills.received),
+            self.wills.unexpected,
+            self.wills.missing
         )?;
         writeln!(
             f,

@@ -32,6 +32,11 @@ fn an_honest_broker_keeps_every_message_for_those_who_leave_and_come_back() {
         figures.comings_back >= 10 && figures.retained_read >= 10 && figures.retained_set >= 4,
         "{figures}"
     );
+    let wills = figures.wills;
+    assert!(
+        wills.left >= 8 && wills.kept >= 8 && wills.received == wills.left,
+        "{figures}"
+    );
     assert!(figures.lines.len() >= 3 && figures.memory.is_some(), "{figures}");
     assert_eq!((broker.session_count(), broker.retained_count()), (0, 0));
 }
@@ -60,7 +65,14 @@ fn all_transports_carry_it() {
 
 #[test]
 fn what_a_broker_breaks_is_found() {
-    for fault in [Fault::LosesOne, Fault::DoublesOne, Fault::Forgets, Fault::KeepsTheFirst] {
+    for fault in [
+        Fault::LosesOne,
+        Fault::DoublesOne,
+        Fault::Forgets,
+        Fault::KeepsTheFirst,
+        Fault::ForgetsWills,
+        Fault::KeepsWills,
+    ] {
         let broker = FakeBroker::start(fault);
         let figures = run(&broker.address, None, &settings()).unwrap();
         assert_eq!(figures.verdict, Verdict::RulesBroken, "{fault:?} {figures}");
@@ -72,6 +84,11 @@ fn what_a_broker_breaks_is_found() {
         assert_eq!(
             figures.retained_stale > 0,
             fault == Fault::KeepsTheFirst,
+            "{fault:?} {figures}"
+        );
+        assert_eq!(
+            (figures.wills.missing > 0, figures.wills.unexpected > 0),
+            (fault == Fault::ForgetsWills, fault == Fault::KeepsWills),
             "{fault:?} {figures}"
         );
     }
