@@ -100,6 +100,37 @@ fn help_and_version_exit_0() {
     }
 }
 
+/// The one setting that has a password.
+#[test]
+fn no_secret_is_repeated() {
+    let relay = |url: &'static str| [("SKEIN_SMTP_RELAY", url)];
+    for arguments in [
+        &["--help"][..],
+        &["config"],
+        &["--print-config"],
+        &["account", "--help"],
+    ] {
+        let output = skein(arguments, &relay("smtp://user:s3cret@mail.example"));
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(
+            !String::from_utf8_lossy(&output.stdout).contains("s3cret"),
+            "{arguments:?}"
+        );
+    }
+    // A URL that is none, by each way it may come.
+    const WRONG: &str = "smtp://user:s3cret@mail.example:port";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("smtp-relay = \"{WRONG}\"\n")).unwrap();
+    for refusal in [
+        refusal(&["--smtp-relay", WRONG], &[]),
+        refusal(&[], &relay(WRONG)),
+        refusal(&["--config", file.path().to_str().unwrap()], &[]),
+    ] {
+        assert!(refusal.starts_with("skein: --smtp-relay is no relay"), "{refusal}");
+        assert!(!refusal.contains("s3cret"), "{refusal}");
+    }
+}
+
 #[test]
 fn doctor_examines_this_host_for_people_and_for_machines() {
     let directory = tempfile::tempdir().unwrap();
