@@ -76,11 +76,8 @@ pub fn each<V>(
             Err(Stop::Failed(mut found)) => {
                 for failure in &mut found {
                     let inner = std::mem::take(&mut failure.variant);
-                    failure.variant = if inner.is_empty() {
-                        name.clone()
-                    } else {
-                        format!("{name}, {inner}")
-                    };
+                    let words = [name.as_str(), &inner].into_iter().filter(|words| !words.is_empty());
+                    failure.variant = words.collect::<Vec<_>>().join(", ");
                 }
                 failures.extend(found);
             }

@@ -33,6 +33,8 @@ pub struct Client<'a> {
     /// What a report says of the bytes sent, the latest last.
     sent: VecDeque<String>,
     next_id: u16,
+    /// Of the protocol, as its last CONNECT says.
+    level: u8,
 }
 
 impl<'a> Client<'a> {
@@ -51,6 +53,7 @@ impl<'a> Client<'a> {
                 kept: VecDeque::new(),
                 sent: VecDeque::new(),
                 next_id: 0,
+                level: 4,
             }),
             Err(error) => Err(Stop::Failed(vec![Failure {
                 variant: String::new(),
@@ -69,6 +72,10 @@ impl<'a> Client<'a> {
             self.sent.pop_front();
         }
         self.sent.push_back(self.bench.show(bytes));
+        if bytes.first().is_some_and(|first| first & 0xF0 == 0x10) {
+            let is_level3 = bytes.windows(9).take(3).any(|window| window == b"\0\x06MQIsdp\x03");
+            self.level = if is_level3 { 3 } else { 4 };
+        }
         let _ = self.stream.write_all(bytes);
     }
 
@@ -127,7 +134,7 @@ impl<'a> Client<'a> {
                 Err(fault) => return self.failed("well-formed packets", fault),
                 Ok(Some((packet, length))) => {
                     self.buffer.drain(..length);
-                    if let Some(fault) = packet.fault() {
+                    if let Some(fault) = packet.fault(self.level) {
                         let received = format!("{fault}: {}", self.bench.show_packet(&packet));
                         return self.failed("well-formed packets", received);
                     }

@@ -197,11 +197,13 @@ impl Packet {
     }
 
     /// The rule that its form breaks, if any: [MQTT-2.2.2-1], [MQTT-2.3.1-1], [MQTT-2.3.1-5], [MQTT-3.3.1-2] and their like.
-    pub fn fault(&self) -> Option<String> {
+    /// At level 3 a PUBREL that is sent again has DUP set.
+    pub fn fault(&self, level: u8) -> Option<String> {
         let flags = self.first & 15;
         let (wanted_flags, wanted_length) = match self.kind() {
             PUBLISH => return self.message().err(),
             CONNACK | PUBACK | PUBREC | PUBCOMP | UNSUBACK => (0, 2..=2),
+            PUBREL if level == 3 => (flags & 8 | 2, 2..=2),
             PUBREL => (2, 2..=2),
             SUBACK => (0, 3..=usize::MAX),
             PINGRESP => (0, 0..=0),
@@ -321,7 +323,7 @@ mod tests {
         let bytes = publish(2, "a/b", 7, vec![b'x'; 200]);
         assert_eq!(Packet::cut(&bytes[..bytes.len() - 1]), Ok(None));
         let (packet, length) = Packet::cut(&bytes).unwrap().unwrap();
-        assert_eq!((length, packet.fault()), (bytes.len(), None));
+        assert_eq!((length, packet.fault(4)), (bytes.len(), None));
         let message = packet.message().unwrap();
         assert_eq!((message.topic.as_str(), message.qos, message.id), ("a/b", 1, 7));
         assert!(Packet::cut(&[0x30, 0xFF, 0xFF, 0xFF, 0xFF, 0x01]).is_err());
@@ -343,8 +345,18 @@ mod tests {
             &[0xE0, 0],
         ] {
             let (packet, _) = Packet::cut(bytes).unwrap().unwrap();
-            assert!(packet.fault().is_some(), "{bytes:?}");
+            assert!(packet.fault(4).is_some(), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn dup_in_a_pubrel_is_for_level_3() {
+        let again = Packet {
+            first: 0x6A,
+            body: vec![0, 1],
+        };
+        assert!(again.fault(4).is_some());
+        assert_eq!(again.fault(3), None);
     }
 
     #[test]

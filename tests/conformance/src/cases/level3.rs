@@ -19,6 +19,7 @@ pub const CASES: &[Case] = &[
     case(&["V31-11"], "SUBSCRIBE, UNSUBSCRIBE and PUBREL with DUP", dup),
     case(&["V31-12"], "a SUBSCRIBE to a forbidden topic", forbidden),
     case(&["V31-14"], "QoS 1 and 2, unacknowledged, after a reconnect", again),
+    case(&["V31-14"], "PUBREL, after a reconnect", release_again),
     case(&["V31-15"], "a PUBLISH of QoS 2 twice before its PUBREL", twice),
     case(
         &["V31-16"],
@@ -216,6 +217,22 @@ fn again(bench: &Bench) -> Outcome {
         client.leave();
         Ok(())
     })
+}
+
+fn release_again(bench: &Bench) -> Outcome {
+    let topic = bench.topic("t");
+    let durable = hello(bench, "a").durable();
+    let mut client = enter(bench, &durable)?;
+    client.subscribe(&[(&topic, 2)])?;
+    bench.client("p")?.publish(&topic, "x", 2, false)?;
+    let message = client.delivered(&topic, "x", 2, false)?;
+    client.send(acknowledgement(PUBREC, message.id));
+    client.expect(acknowledgement(PUBREL | 2, message.id), "PUBREL")?;
+    client.drop_connection();
+    let mut client = enter(bench, &durable)?;
+    client.expect(acknowledgement(PUBREL | 10, message.id), "PUBREL again, with DUP")?;
+    client.send(acknowledgement(PUBCOMP, message.id));
+    client.nothing("nothing after PUBCOMP")
 }
 
 fn twice(bench: &Bench) -> Outcome {

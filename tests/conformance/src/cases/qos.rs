@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::bench::{Bench, Outcome, each};
+use crate::bench::{Bench, Outcome, each, skip};
 use crate::client::{Client, Event};
 use crate::packet::*;
 use crate::{Case, case};
@@ -51,7 +51,8 @@ pub const CASES: &[Case] = &[
     ),
 ];
 
-/// A durable Session that holds `count` deliveries of this QoS, unacknowledged: some brokers send only so many at once.
+/// A durable Session that holds `count` deliveries of this QoS, unacknowledged. Some brokers send only so many at once: the
+/// first two are waited for, of the rest those that come are taken.
 fn in_flight<'a>(bench: &'a Bench<'a>, qos: u8, count: u8) -> Outcome<(Client<'a>, Vec<Message>)> {
     let topic = bench.topic("t");
     let (mut client, _) = bench.enter(&bench.hello("a").durable())?;
@@ -62,7 +63,7 @@ fn in_flight<'a>(bench: &'a Bench<'a>, qos: u8, count: u8) -> Outcome<(Client<'a
     }
     let mut messages = Vec::new();
     while messages.len() < usize::from(count) {
-        let within = if messages.is_empty() {
+        let within = if messages.len() < 2 {
             bench.settings.timeout
         } else {
             bench.settings.silence
@@ -125,10 +126,7 @@ fn at_least_once_out(bench: &Bench) -> Outcome {
     let topic = bench.topic("t");
     let (mut client, messages) = in_flight(bench, 1, 2)?;
     if messages.len() < 2 {
-        return client.failed(
-            "two deliveries without waiting for PUBACK",
-            format!("{}", messages.len()),
-        );
+        return skip("the broker has one delivery in flight at a time, as it may");
     }
     for message in &messages {
         if message.dup || message.qos != 1 {
@@ -233,10 +231,7 @@ fn exactly_once_across(bench: &Bench) -> Outcome {
 fn sent_again(bench: &Bench) -> Outcome {
     let (mut client, messages) = in_flight(bench, 2, 2)?;
     if messages.len() < 2 {
-        return client.failed(
-            "two deliveries without waiting for PUBREC",
-            format!("{}", messages.len()),
-        );
+        return skip("the broker has one delivery in flight at a time, as it may");
     }
     client.send(acknowledgement(PUBREC, messages[0].id));
     client.expect(acknowledgement(PUBREL | 2, messages[0].id), "PUBREL")?;
