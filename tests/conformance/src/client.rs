@@ -288,14 +288,18 @@ impl<'a> Client<'a> {
         self.answer(PINGRESP).map(|_| ())
     }
 
-    /// SUBSCRIBE with these filters; the return codes, one for each.
+    /// SUBSCRIBE with these filters; the return codes, one for each, none above what was asked for.
     pub fn subscribe_codes(&mut self, filters: &[(&str, u8)]) -> Outcome<Vec<u8>> {
         let id = self.id();
         self.send(subscribe(id, filters));
         let packet = self.answer(SUBACK)?;
         let codes = packet.body[2..].to_vec();
-        if packet.id() != id || codes.len() != filters.len() || codes.iter().any(|code| !matches!(code, 0..=2 | 0x80)) {
-            let expected = format!("SUBACK {id} with {} return codes", filters.len());
+        let is_answer = |(code, (_, asked)): (&u8, &(&str, u8))| code <= asked || *code == 0x80;
+        if packet.id() != id || codes.len() != filters.len() || !codes.iter().zip(filters).all(is_answer) {
+            let expected = format!(
+                "SUBACK {id} with {} return codes, each up to the QoS asked for or 0x80",
+                filters.len()
+            );
             return self.unexpected(expected, &Event::Packet(packet));
         }
         Ok(codes)

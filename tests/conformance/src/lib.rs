@@ -140,9 +140,16 @@ pub fn run(settings: &Settings, only: &[String]) -> Result<Report, String> {
     Ok(Report::new(findings.collect()))
 }
 
+/// For the first connection of all: a broker may be slow to begin.
+const ENTER_TIMEOUT_MIN: Duration = Duration::from_secs(10);
+
 /// That somebody is there and lets these credentials in: without it every case would say the same.
 fn enter(settings: &Settings) -> Result<(), String> {
-    let bench = Bench::new(settings, 999);
+    let patient = Settings {
+        timeout: settings.timeout.max(ENTER_TIMEOUT_MIN),
+        ..settings.clone()
+    };
+    let bench = Bench::new(&patient, 999);
     let advice = "give --user and --password that it lets in";
     let problem = |failures: Vec<Failure>| {
         let failure = failures.into_iter().next();

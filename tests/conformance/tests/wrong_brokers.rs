@@ -27,8 +27,8 @@ enum Fault {
     Out(fn(Packet) -> Vec<Packet>),
     /// Of each packet from the client, what the broker gets in its place.
     In(fn(Packet) -> Vec<Packet>),
-    /// Packets of this kind from the broker change places with the next of the kind.
-    Swapped(u8),
+    /// Such a packet from the broker changes places with the next of the kind.
+    Swapped(fn(&Packet) -> bool),
     /// The client never learns that the broker has closed.
     NeverCloses,
     /// The end of a client is told the broker as a DISCONNECT.
@@ -52,7 +52,7 @@ fn is(packet: &Packet, kinds: &[u8]) -> bool {
 
 /// A PUBLISH with its parts changed, whatever else as it is.
 fn publishing(packet: Packet, change: impl FnOnce(&mut Message)) -> Vec<Packet> {
-    let Ok(mut message) = packet.message() else {
+    let (PUBLISH, Ok(mut message)) = (packet.kind(), packet.message()) else {
         return vec![packet];
     };
     change(&mut message);
@@ -91,19 +91,30 @@ const WRONG: &[Wrong] = &[
         if is(&packet, &[CONNACK]) { packet.body[0] = 0; }
         same(packet)
     }), "3.1.4-3 3.2.2-2"),
-    ("return code 2 is 3, 1 is 9, 0 with a long body", Fault::Out(|mut packet| {
-        if is(&packet, &[CONNACK]) {
-            match packet.body[1] {
-                0 => packet.body.push(0),
-                1 => packet.body[1] = 9,
-                _ => packet.body[1] = 3,
-            }
-        }
+    ("CONNACK has a body of three bytes", Fault::Out(|mut packet| {
+        static SEEN: AtomicUsize = AtomicUsize::new(0);
+        if is(&packet, &[CONNACK]) && SEEN.fetch_add(1, Ordering::Relaxed) > 0 { packet.body.push(0); }
         same(packet)
     }), "3.1.2-2 3.1.3-5 3.1.3-8 3.1.3-9 3.1.4-4 V31-1 V31-4 V31-7 V31-8"),
     ("CONNACK comes second", Fault::Out(|packet| {
-        if is(&packet, &[CONNACK]) { [one(PINGRESP, []), one(CONNACK, packet.body)].concat() } else { same(packet) }
+        static SEEN: AtomicUsize = AtomicUsize::new(0);
+        if is(&packet, &[CONNACK]) && SEEN.fetch_add(1, Ordering::Relaxed) > 0 {
+            [one(PINGRESP, []), same(packet)].concat()
+        } else { same(packet) }
     }), "3.2.0-1 3.1.4-4"),
+    ("a return code says another thing", Fault::Out(|mut packet| {
+        if is(&packet, &[CONNACK]) && packet.body[1] > 0 { packet.body[1] += 6; }
+        same(packet)
+    }), "3.1.2-2 3.1.3-8 3.1.3-7 3.2.2-4 V31-4"),
+    ("who is refused is let in", Fault::Out(|packet| {
+        if is(&packet, &[CONNACK]) { one(CONNACK, [packet.body[0], 0]) } else { same(packet) }
+    }), "3.1.2-2 3.1.3-7 3.1.3-8 3.2.2-4 V31-2 V31-4"),
+    ("who has no identifier is nobody", Fault::In(|mut packet| {
+        if packet.first & 0xF0 == 0x10 && packet.body[..2] == [0, 4] && packet.body[10..12] == [0, 0] {
+            packet.body = [&packet.body[..10], &field("nobody"), &packet.body[12..]].concat();
+        }
+        same(packet)
+    }), "3.1.3-6 3.1.3-7 3.1.3-8 3.1.4-5"),
     ("identifiers of acknowledgements are one too high", Fault::Out(|packet| {
         if is(&packet, &[PUBACK, PUBREC, PUBCOMP, SUBACK, UNSUBACK]) {
             let id = packet.id().wrapping_add(1);
@@ -127,7 +138,7 @@ const WRONG: &[Wrong] = &[
     ("RETAIN is always 1 in deliveries", Fault::Out(|packet| publishing(packet, |message| message.retain = true)),
         "3.3.1-9 3.3.1-10 3.1.2-16"),
     ("deliveries are all at QoS 0", Fault::Out(|packet| publishing(packet, |message| message.qos = 0)),
-        "3.3.1-5 3.3.5-1 3.8.4-6 4.3.2-1 4.3.3-1"),
+        "3.3.1-5 3.3.5-1 3.8.4-6 4.1.0-2 4.3.2-1 4.3.3-1"),
     ("deliveries at QoS 1 have identifier 1, those at QoS 0 have one", Fault::Out(|packet| match packet.first & 6 {
         0 if is(&packet, &[PUBLISH]) => publishing(packet, |message| message.payload.splice(0..0, [0, 7]).for_each(drop)),
         2 if is(&packet, &[PUBLISH]) => publishing(packet, |message| message.id = 1),
@@ -140,7 +151,7 @@ const WRONG: &[Wrong] = &[
     ("return codes are in the wrong order", Fault::Out(|mut packet| {
         if is(&packet, &[SUBACK]) { packet.body[2..].reverse(); }
         same(packet)
-    }), "3.8.4-4 "),
+    }), "3.8.4-4 3.8.4-5 3.9.3-1"),
     ("a return code is missing", Fault::Out(|mut packet| {
         if is(&packet, &[SUBACK]) && packet.body.len() > 3 { packet.body.pop(); }
         same(packet)
@@ -153,10 +164,11 @@ const WRONG: &[Wrong] = &[
         if is(&packet, &[PINGRESP]) { packet.first |= 1; }
         same(packet)
     }), "2.2.2-1 3.12.4-1"),
-    ("deliveries change places", Fault::Swapped(PUBLISH), "4.6.0-1 4.6.0-5 4.6.0-6 7.1.1-1"),
-    ("PUBACKs change places", Fault::Swapped(PUBACK), "4.6.0-2"),
-    ("PUBRECs change places", Fault::Swapped(PUBREC), "4.6.0-3"),
-    ("PUBRELs change places", Fault::Swapped(PUBREL), "4.6.0-4"),
+    ("deliveries change places", Fault::Swapped(|packet| packet.kind() == PUBLISH), "4.6.0-5 4.6.0-6 7.1.1-1"),
+    ("what is sent again changes places", Fault::Swapped(|packet| packet.first & 0xF8 == PUBLISH | 8), "4.6.0-1"),
+    ("PUBACKs change places", Fault::Swapped(|packet| packet.kind() == PUBACK), "4.6.0-2"),
+    ("PUBRECs change places", Fault::Swapped(|packet| packet.kind() == PUBREC), "4.6.0-3"),
+    ("PUBRELs change places", Fault::Swapped(|packet| packet.kind() == PUBREL), "4.6.0-4"),
     ("the topic of deliveries loses U+FEFF and its case", Fault::Out(|packet| {
         publishing(packet, |message| message.topic = message.topic.replace('\u{feff}', "").replace(['Q', 'R'], "q"))
     }), "1.5.3-3 3.3.2-3"),
@@ -182,7 +194,7 @@ const WRONG: &[Wrong] = &[
     ("UNSUBSCRIBE unsubscribes from nothing", Fault::In(|packet| {
         if packet.first == 0xA2 { one(0xA2, [&packet.body[..2], &field("nothing")].concat()) } else { same(packet) }
     }), "3.10.4-1 3.10.4-2 3.10.4-6"),
-    ("UNSUBSCRIBE ends whatever is in flight", Fault::In(|packet| {
+    ("no PUBREC is heard", Fault::In(|packet| {
         if is(&packet, &[PUBREC]) { Vec::new() } else { same(packet) }
     }), "3.10.4-3 4.3.3-1"),
     ("flags of headers are mended", Fault::In(|mut packet| {
@@ -200,7 +212,7 @@ const WRONG: &[Wrong] = &[
     ("any end is like DISCONNECT", Fault::Polite, "3.1.2-8 3.1.2-16 3.1.2-17 3.1.3-1"),
     ("Clean Session is always 1", Fault::In(|packet| connecting(packet, |flags| *flags |= 2)),
         "3.1.2-4 3.1.2-5 3.1.3-2 3.1.4-3 3.2.2-2 4.1.0-1 4.4.0-1 4.5.0-1 V31-14 V31-16"),
-    ("Clean Session is always 0", Fault::In(|packet| connecting(packet, |flags| *flags &= !2)), "3.1.2-6 3.1.4-3 3.1.3-6"),
+    ("Clean Session is always 0", Fault::In(|packet| connecting(packet, |flags| *flags &= !2)), "3.1.2-6 3.1.4-3"),
     ("nothing is retained", Fault::In(|packet| publishing(packet, |message| message.retain = false)),
         "3.3.1-5 3.3.1-6 3.3.1-8 3.3.1-10 3.3.1-12 3.1.2-7 V31-16"),
     ("everything is retained, nothing empty is", Fault::In(|packet| publishing(packet, |message| {
@@ -225,10 +237,6 @@ const WRONG: &[Wrong] = &[
         }
         same(packet)
     }), "3.1.4-2 3.1.2-4 3.2.2-2 V31-16"),
-    ("what follows a CONNECT is published before it", Fault::Out(|packet| match packet.kind() {
-        CONNACK if packet.body[1] != 0 => one(CONNACK, [0, 0]),
-        _ => same(packet),
-    }), "3.1.4-5 3.1.3-8 3.1.3-7 3.1.2-2 V31-2 V31-4"),
 ];
 
 /// Statements that no fault here is about, and why.
@@ -268,7 +276,8 @@ fn inward(mut client: TcpStream, mut server: TcpStream, fault: Fault) {
                     change(packet).iter().for_each(|packet| write(&mut server, packet));
                 }
             }
-            Fault::MendsStrings => {
+            // No string is as short as that, but PINGREQ is.
+            Fault::MendsStrings if length > 2 => {
                 bytes[..length]
                     .iter_mut()
                     .filter(|byte| **byte >= 0x80 && !is_header(**byte))
@@ -311,7 +320,7 @@ fn outward(mut server: TcpStream, mut client: TcpStream, fault: Fault) {
             buffer.drain(..length);
             match fault {
                 Fault::Out(change) => change(packet).iter().for_each(|packet| write(&mut client, packet)),
-                Fault::Swapped(kind) if packet.kind() == kind => match held.take() {
+                Fault::Swapped(is_one) if is_one(&packet) => match held.take() {
                     None => held = Some(packet),
                     Some(first) => [packet, first].iter().for_each(|packet| write(&mut client, packet)),
                 },
@@ -364,7 +373,8 @@ fn every_fault_fails_the_statements_about_it() {
             scope.spawn(|| {
                 while let Some((name, fault, wanted)) = WRONG.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let settings = Settings {
-                        timeout: Duration::from_secs(1),
+                        timeout: Duration::from_millis(500),
+                        silence: Duration::from_millis(150),
                         ..Settings::at(relay(broker.mqtt, *fault))
                     };
                     let only = names(wanted);
@@ -376,10 +386,6 @@ fn every_fault_fails_the_statements_about_it() {
                             if !others.is_empty() {
                                 passed.lock().unwrap().push(format!("{name}: {others:?} do not fail"));
                             }
-                        }
-                        // A CONNACK that lets nobody in is found before anything is played.
-                        Err(sentence) if name.contains("CONNACK") || name.contains("return code 2") => {
-                            assert!(sentence.contains("CONNECT of MQTT 3.1.1"), "{sentence}");
                         }
                         Err(sentence) => passed.lock().unwrap().push(format!("{name}: {sentence}")),
                     }
