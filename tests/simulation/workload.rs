@@ -874,8 +874,12 @@ impl World {
             // Its Session ended while it was away, another began of which it has not heard, and this one resumes that.
             let is_stray = self.clients[client].epoch != epoch;
             if is_stray {
-                // Nor can the server know what the client thinks that it has received.
-                self.clients[client].received_ids.clear();
+                // Nor can the server know what the client thinks that it has received, and subscribed to.
+                let c = &mut self.clients[client];
+                c.received_ids.clear();
+                c.subscriptions.clear();
+                c.has_suback = false;
+                c.epoch = epoch;
             }
             for (id, message, is_released) in again {
                 self.oracle.messages[message].strays += u32::from(is_stray);

@@ -263,6 +263,10 @@ impl World {
         self.places = (0..cores).map(|_| Places::default()).collect();
         self.forwards = vec![Vec::new(); cores];
         self.resumed = vec![Vec::new(); cores];
+        // What a start finds to mend.
+        for core in 0..cores {
+            self.drain(core);
+        }
     }
 
     /// The process dies, and the next begins. What was on its way to clients may come, or a part of it, or nothing.
