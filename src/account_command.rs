@@ -134,24 +134,25 @@ fn default_channel(text: &str) -> Result<DefaultChannel, String> {
 }
 
 fn bound(text: &str) -> Result<Bound<u32>, String> {
+    let refused = |_| {
+        format!(
+            "`{text}` is no bound: give 1 to {}, 0 for any number, or default",
+            u32::MAX
+        )
+    };
     match text {
         "default" => Ok(Bound::Default),
-        _ => text.parse().map(Bound::Own).map_err(|_| {
-            format!(
-                "`{text}` is no bound: give 1 to {}, 0 for any number, or default",
-                u32::MAX
-            )
-        }),
+        _ => text.parse::<u32>().map(Bound::Own).map_err(refused),
     }
 }
 
 fn bound_bytes(text: &str) -> Result<Bound<u64>, String> {
     match text {
         "default" => Ok(Bound::Default),
-        _ => text
-            .parse()
-            .map(|Size(bytes)| Bound::Own(bytes))
-            .map_err(|why| format!("{why}; or 0 for any number, or default")),
+        _ => match text.parse::<Size>() {
+            Ok(size) => Ok(Bound::Own(size.0)),
+            Err(why) => Err(format!("{why}; or 0 for any number, or default")),
+        },
     }
 }
 

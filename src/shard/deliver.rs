@@ -119,12 +119,13 @@ impl Shard {
             true => Keeping::Clean,
             false => Keeping::Durable { record: record.0 },
         };
-        let bytes = message.topic.as_str().len() + message.payload.len();
-        let no_room = match self.limits_kept {
-            true => without_room(&self.access, client.account, bytes, limits),
+        // For what may have to wait: `None` if it may.
+        let (access, account, limits_kept) = (&self.access, client.account, self.limits_kept);
+        let no_room = || match limits_kept {
+            true => without_room(access, account, message, limits),
             false => None,
         };
-        let limits = no_room.as_ref().unwrap_or(limits);
+        let mut is_out_of_room = false;
         let link = client.connection.map(|id| (id, &mut connections[id.index as usize]));
         let offered = match link {
             Some((id, connection)) => {
@@ -138,6 +139,9 @@ impl Shard {
                         Offered::DroppedOutboxFull
                     }
                 } else {
+                    let no_room = no_room();
+                    is_out_of_room = no_room.is_some();
+                    let limits = no_room.as_ref().unwrap_or(limits);
                     let outbox = Some((&mut connection.outbox, &mut self.pool));
                     client
                         .outbound()
@@ -149,9 +153,14 @@ impl Shard {
                 offered
             }
             None if qos == QoS::AtMostOnce => Offered::DroppedAway,
-            None => client
-                .outbound()
-                .offer(message, shared, qos, retain, keeping, None, limits),
+            None => {
+                let no_room = no_room();
+                is_out_of_room = no_room.is_some();
+                let limits = no_room.as_ref().unwrap_or(limits);
+                client
+                    .outbound()
+                    .offer(message, shared, qos, retain, keeping, None, limits)
+            }
         };
         match offered {
             Offered::Sent => match qos {
@@ -170,7 +179,7 @@ impl Shard {
             Offered::DroppedOutboxFull => self.counters.dropped_outbox_full += 1,
             Offered::DroppedQueueFull => {
                 self.counters.dropped_queue_full += 1;
-                self.counters.refused_account_storage += u64::from(no_room.is_some());
+                self.counters.refused_account_storage += u64::from(is_out_of_room);
             }
             Offered::DroppedAway => self.counters.dropped_away += 1,
         }

@@ -72,9 +72,16 @@ pub(super) fn charge(access: &Access, account: AccountId, outbound: &mut Outboun
     }
 }
 
-/// The bounds of a queue whose account has no room for so much more: nothing waits there.
-pub(super) fn without_room(access: &Access, account: AccountId, bytes: usize, limits: &Limits) -> Option<Limits> {
+/// The bounds of a queue whose account has no room for this message: nothing waits there.
+#[cold]
+pub(super) fn without_room(
+    access: &Access,
+    account: AccountId,
+    message: &Message<'_>,
+    limits: &Limits,
+) -> Option<Limits> {
     let tenant = access.tenant(account)?;
+    let bytes = message.topic.as_str().len() + message.payload.len();
     (!tenant.has_room(bytes)).then_some(Limits {
         queued_max: 0,
         ..*limits
