@@ -15,7 +15,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use skein::config::Size;
 use skein::http::admin::{Answer, Endpoints, Request, Shown, SocketPath, alone, commands_to_paste};
-use skein::http::desk::{AccountSettings, DefaultChannel, NewAccount, Tokens, UserChange};
+use skein::http::desk::{AccountSettings, Bound, DefaultChannel, NewAccount, QuotaSettings, Tokens, UserChange};
 use skein::registry::channel::ChannelId;
 use skein::store::error::StoreError;
 
@@ -91,6 +91,21 @@ struct Settings {
     /// Bytes its datapoints may take, such as 500MB; then the oldest go
     #[arg(long, value_name = "SIZE")]
     max_storage: Option<Size>,
+    /// Connections it may have at a time: a number, 0 for any, or default for what --account-connections says
+    #[arg(long, value_name = "N", value_parser = bound)]
+    max_connections: Option<Bound<u32>>,
+    /// Durable sessions it may have, in place of --account-sessions
+    #[arg(long, value_name = "N", value_parser = bound)]
+    max_sessions: Option<Bound<u32>>,
+    /// Filters it may hold over all its sessions, in place of --account-subscriptions
+    #[arg(long, value_name = "N", value_parser = bound)]
+    max_subscriptions: Option<Bound<u32>>,
+    /// PUBLISH packets it may send in a second, in place of --account-publish-rate
+    #[arg(long, value_name = "N", value_parser = bound)]
+    max_publish_rate: Option<Bound<u32>>,
+    /// Bytes of its messages that may wait or be retained, in place of --account-message-storage
+    #[arg(long, value_name = "SIZE", value_parser = bound_bytes)]
+    max_message_storage: Option<Bound<u64>>,
     /// Channel that new devices are mapped to, which is made if it is not there; or off
     #[arg(long, value_name = "N", value_parser = default_channel)]
     default_channel: Option<DefaultChannel>,
@@ -118,11 +133,41 @@ fn default_channel(text: &str) -> Result<DefaultChannel, String> {
     }
 }
 
+fn bound(text: &str) -> Result<Bound<u32>, String> {
+    let refused = |_| {
+        format!(
+            "`{text}` is no bound: give 1 to {}, 0 for any number, or default",
+            u32::MAX
+        )
+    };
+    match text {
+        "default" => Ok(Bound::Default),
+        _ => text.parse::<u32>().map(Bound::Own).map_err(refused),
+    }
+}
+
+fn bound_bytes(text: &str) -> Result<Bound<u64>, String> {
+    match text {
+        "default" => Ok(Bound::Default),
+        _ => match text.parse::<Size>() {
+            Ok(size) => Ok(Bound::Own(size.0)),
+            Err(why) => Err(format!("{why}; or 0 for any number, or default")),
+        },
+    }
+}
+
 impl From<Settings> for AccountSettings {
     fn from(settings: Settings) -> AccountSettings {
         AccountSettings {
             devices_max: settings.max_devices,
             storage_bytes_max: settings.max_storage.map(|size| size.0),
+            quotas: QuotaSettings {
+                connections_max: settings.max_connections,
+                sessions_max: settings.max_sessions,
+                subscriptions_max: settings.max_subscriptions,
+                publishes_per_s_max: settings.max_publish_rate,
+                kept_bytes_max: settings.max_message_storage,
+            },
             default_channel: settings.default_channel,
             user: UserChange {
                 email1: settings.email1,
@@ -356,6 +401,7 @@ fn plain(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use skein::registry::quota::OwnQuotas;
 
     fn shown(user_id: &str, user_alias: &str) -> Shown {
         Shown {
@@ -367,6 +413,7 @@ mod tests {
             devices_max: 1_000,
             events: 2,
             storage_bytes_max: 5 << 30,
+            quotas: OwnQuotas::default(),
             default_channel: ChannelId::new(7),
             email1: String::new(),
             email2: String::new(),
@@ -397,6 +444,25 @@ mod tests {
         let one: Shown = serde_json::from_str(&as_json(&Request::Suspend { user_id }, &accounts)).unwrap();
         assert_eq!((list, &one), (accounts.to_vec(), &accounts[0]));
         assert_eq!(as_json(&Request::List { show_tokens: false }, &[]), "[]\n");
+    }
+
+    #[test]
+    fn a_bound_is_a_number_or_the_default() {
+        assert_eq!(bound("default"), Ok(Bound::Default));
+        assert_eq!(bound("0"), Ok(Bound::Own(0)));
+        assert_eq!(bound_bytes("1 KiB"), Ok(Bound::Own(1_024)));
+        assert_eq!(bound_bytes("default"), Ok(Bound::Default));
+        for bad in ["", "-1", "off", "4294967296"] {
+            assert!(
+                bound(bad).unwrap_err().contains("0 for any number, or default"),
+                "{bad}"
+            );
+        }
+        assert!(
+            bound_bytes("lots")
+                .unwrap_err()
+                .ends_with("0 for any number, or default")
+        );
     }
 
     #[test]

@@ -126,6 +126,9 @@ pub const AGGREGATE_PATH_BYTES_MAX: usize = 1_024;
 pub const ACCOUNT_DEVICES_MAX: u32 = 1_000;
 /// Bytes of a new account's datapoints, keys included (`skein account add --max-storage`); then the oldest go.
 pub const ACCOUNT_STORAGE_BYTES_MAX: u64 = 5_242_880_000;
+/// How often those are looked at who wait for their account's turn to publish (`--account-publish-rate`): so evenly a flood
+/// that is held back comes.
+pub const ACCOUNT_TURN_MS: u64 = 20;
 /// Calls of the HTTP API in a second by one account (`--api-rate`), and times that one device may send over HTTP
 /// (`--connector-rate`); a further one is answered with 429.
 pub const API_CALLS_PER_S: u32 = 20;

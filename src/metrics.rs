@@ -70,6 +70,9 @@ counters! {
     connects_accepted,
     /// CONNECT packets answered with another return code.
     connects_refused,
+    /// Of these, those whose account had as many connections, or durable sessions, as it may.
+    refused_account_connections,
+    refused_account_sessions,
     /// Connections handed to another core after their CONNECT.
     handoffs,
     /// Connections closed by the client's DISCONNECT.
@@ -149,6 +152,8 @@ counters! {
     dropped_outbox_full,
     /// Messages dropped: the Session's queue was at its bound.
     dropped_queue_full,
+    /// Of these, those whose account had no room for what waits.
+    refused_account_storage,
     /// QoS 0 messages dropped: the Session was away.
     dropped_away,
     /// Queued messages that could not be read back from disk: their values are damaged.
@@ -168,6 +173,8 @@ counters! {
     /// Sessions that a start found, and those that ended because their clients stayed away.
     sessions_restored,
     sessions_expired,
+    /// Messages that were delivered and not retained, for their account had no room; the topic has none then.
+    refused_account_retained,
     /// Retained messages sent to new subscriptions.
     retained_delivered,
     /// Retained messages that were given up because their value on disk was damaged.
@@ -176,12 +183,16 @@ counters! {
     subscribed,
     /// SUBSCRIBE filters refused by the access rules or a bound.
     subscribe_refused,
+    /// Of these, those whose account had as many as it may.
+    refused_account_subscriptions,
     /// UNSUBSCRIBE filters that were held.
     unsubscribed,
     /// Times a connection was paused because another core or its own acknowledgements were behind.
     pauses,
     /// Times a connection was held back because the queue of a subscriber was full.
     held_back,
+    /// Times a connection was held back because its account had published as often as it may.
+    held_back_account_rate,
     /// Batches sent to other cores.
     batches_sent,
 }

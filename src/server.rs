@@ -36,6 +36,7 @@ use crate::net::handoff::passages;
 use crate::net::listener::{Listener, listen_on};
 use crate::net::transport::{Transport, Transports};
 use crate::registry::access::{Access, Accounts};
+use crate::registry::quota::Quotas;
 use crate::routing::shard_key::{Division, ShardKey};
 use crate::shard::record::Stored;
 use crate::shard::restore::restore;
@@ -334,7 +335,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
         },
         access: match config.access {
             config::Access::Open => Access::Open,
-            config::Access::Platform => Access::Platform(Arc::new(accounts(&stored))),
+            config::Access::Platform => Access::Platform(Arc::new(accounts(&stored, config.account_quotas))),
         },
         v1_topics: config.api.v1,
         newest_datapoint_ms: stored.newest_datapoint_ms,
@@ -486,8 +487,8 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
 }
 
 /// The accounts that a start finds, with their events.
-fn accounts(stored: &Stored) -> Accounts {
-    let mut accounts = Accounts::default();
+fn accounts(stored: &Stored, quotas: Quotas) -> Accounts {
+    let mut accounts = Accounts::bounded(quotas);
     for (account, events) in &stored.accounts {
         accounts = accounts.with(account.clone(), events.iter().cloned());
     }

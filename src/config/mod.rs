@@ -12,6 +12,7 @@ pub use raw::Raw;
 pub use units::{Expiry, Networks, Origins, Port, ProxyPorts, Size, Span};
 
 use crate::limits;
+use crate::registry::quota::Quotas;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -64,6 +65,8 @@ pub struct Config {
     pub outbox_bytes_max: usize,
     pub subscriptions_per_session_max: usize,
     pub client_id_chars_max: usize,
+    /// Only with [`Access::Platform`]: of an account that has no others of its own.
+    pub account_quotas: Quotas,
     pub connect_timeout: Duration,
     pub log: LogLevel,
     pub log_format: LogFormat,
@@ -239,6 +242,7 @@ impl Default for Config {
             outbox_bytes_max: limits::OUTBOX_BYTES_MAX,
             subscriptions_per_session_max: limits::SUBSCRIPTIONS_PER_SESSION_MAX,
             client_id_chars_max: limits::PLATFORM_CLIENT_ID_CHARS_MAX,
+            account_quotas: Quotas::default(),
             connect_timeout: Duration::from_millis(limits::CONNECT_TIMEOUT_MS),
             log: LogLevel::Info,
             log_format: LogFormat::Text,
@@ -423,6 +427,19 @@ impl Config {
                 },
                 23..=65_535,
             )?,
+            account_quotas: Quotas {
+                connections_max: count("account-connections", raw.account_connections, 0, 0..=100_000_000)? as u32,
+                sessions_max: count("account-sessions", raw.account_sessions, 0, 0..=100_000_000)? as u32,
+                subscriptions_max: count("account-subscriptions", raw.account_subscriptions, 0, 0..=100_000_000)?
+                    as u32,
+                publishes_per_s_max: count("account-publish-rate", raw.account_publish_rate, 0, 0..=1_000_000)? as u32,
+                kept_bytes_max: size(
+                    "account-message-storage",
+                    raw.account_message_storage,
+                    0,
+                    0..=1024 * KIB * KIB * KIB,
+                )? as u64,
+            },
             connect_timeout: span(
                 "connect-timeout",
                 raw.connect_timeout,
@@ -691,6 +708,11 @@ mod tests {
             "--max-outbox=1 MiB",
             "--max-subscriptions=11",
             "--client-id-max=23",
+            "--account-connections=13",
+            "--account-sessions=14",
+            "--account-subscriptions=15",
+            "--account-publish-rate=16",
+            "--account-message-storage=17KiB",
             "--connect-timeout=500ms",
             "--log=debug",
             "--log-format=json",
@@ -751,6 +773,13 @@ mod tests {
             outbox_bytes_max: 1 << 20,
             subscriptions_per_session_max: 11,
             client_id_chars_max: 23,
+            account_quotas: Quotas {
+                connections_max: 13,
+                sessions_max: 14,
+                subscriptions_max: 15,
+                publishes_per_s_max: 16,
+                kept_bytes_max: 17 * 1024,
+            },
             connect_timeout: Duration::from_millis(500),
             log: LogLevel::Debug,
             log_format: LogFormat::Json,

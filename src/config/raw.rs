@@ -200,6 +200,26 @@ pub struct Raw {
     #[arg(long, env = "SKEIN_CLIENT_ID_MAX", value_name = "N", hide_env = true)]
     pub client_id_max: Option<u64>,
 
+    /// Connections that one account may have at a time; 0: any number
+    #[arg(long, env = "SKEIN_ACCOUNT_CONNECTIONS", value_name = "N", hide_env = true)]
+    pub account_connections: Option<u64>,
+
+    /// Durable sessions that one account may have, connected or not; 0: any number
+    #[arg(long, env = "SKEIN_ACCOUNT_SESSIONS", value_name = "N", hide_env = true)]
+    pub account_sessions: Option<u64>,
+
+    /// Filters that one account may hold over all its sessions; 0: any number
+    #[arg(long, env = "SKEIN_ACCOUNT_SUBSCRIPTIONS", value_name = "N", hide_env = true)]
+    pub account_subscriptions: Option<u64>,
+
+    /// PUBLISH packets that one account may send in a second before it has to wait; 0: any number
+    #[arg(long, env = "SKEIN_ACCOUNT_PUBLISH_RATE", value_name = "N", hide_env = true)]
+    pub account_publish_rate: Option<u64>,
+
+    /// Bytes of one account's messages that wait or are retained; 0: any number
+    #[arg(long, env = "SKEIN_ACCOUNT_MESSAGE_STORAGE", value_name = "SIZE", hide_env = true)]
+    pub account_message_storage: Option<Size>,
+
     /// Time from accepting a connection to its whole CONNECT
     #[arg(long, env = "SKEIN_CONNECT_TIMEOUT", value_name = "DURATION", hide_env = true)]
     pub connect_timeout: Option<Span>,
@@ -263,6 +283,11 @@ impl Raw {
             max_outbox: self.max_outbox.or(under.max_outbox),
             max_subscriptions: self.max_subscriptions.or(under.max_subscriptions),
             client_id_max: self.client_id_max.or(under.client_id_max),
+            account_connections: self.account_connections.or(under.account_connections),
+            account_sessions: self.account_sessions.or(under.account_sessions),
+            account_subscriptions: self.account_subscriptions.or(under.account_subscriptions),
+            account_publish_rate: self.account_publish_rate.or(under.account_publish_rate),
+            account_message_storage: self.account_message_storage.or(under.account_message_storage),
             connect_timeout: self.connect_timeout.or(under.connect_timeout),
             log: self.log.or(under.log),
             log_format: self.log_format.or(under.log_format),

@@ -28,6 +28,7 @@ use super::desk::{AccountSettings, Desk, DeskError, NewAccount, Tokens};
 use crate::limits::{ADMIN_ANSWER_MS, ADMIN_CONNECTIONS_MAX, ADMIN_LINE_BYTES_MAX, ADMIN_REQUEST_MS};
 use crate::registry::account::{Account, Token};
 use crate::registry::channel::ChannelId;
+use crate::registry::quota::OwnQuotas;
 
 /// In the data directory.
 const SOCKET: &str = "admin.sock";
@@ -73,6 +74,8 @@ pub struct Shown {
     pub devices_max: u32,
     pub events: usize,
     pub storage_bytes_max: u64,
+    /// Its own; null: as the broker has it.
+    pub quotas: OwnQuotas,
     pub default_channel: Option<ChannelId>,
     pub email1: String,
     pub email2: String,
@@ -150,6 +153,7 @@ impl Shown {
             devices_max: account.devices_max,
             events,
             storage_bytes_max: account.storage_bytes_max,
+            quotas: account.quotas,
             default_channel: account.default_channel,
             email1: account.email1.clone(),
             email2: account.email2.clone(),

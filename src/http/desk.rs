@@ -92,8 +92,29 @@ pub struct AccountLock(#[expect(dead_code, reason = "held, not read")] OwnedMute
 pub struct AccountSettings {
     pub devices_max: Option<u32>,
     pub storage_bytes_max: Option<u64>,
+    pub quotas: QuotaSettings,
     pub default_channel: Option<DefaultChannel>,
     pub user: UserChange,
+}
+
+/// Bounds of an account's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QuotaSettings {
+    pub connections_max: Option<Bound<u32>>,
+    pub sessions_max: Option<Bound<u32>>,
+    pub subscriptions_max: Option<Bound<u32>>,
+    pub publishes_per_s_max: Option<Bound<u32>>,
+    pub kept_bytes_max: Option<Bound<u64>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bound<T> {
+    /// That of the broker, whatever it is.
+    Default,
+    /// 0: any number.
+    Own(T),
 }
 
 /// Where new devices are mapped to.

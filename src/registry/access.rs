@@ -9,13 +9,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use sha2::{Digest, Sha256};
 
 use super::account::{Account, Token};
 use super::channel::ChannelId;
 use super::event::Event;
+use super::quota::{Quotas, Usage};
 use crate::mqtt::packet::Connect;
 use crate::mqtt::reason::ConnectReturnCode;
 use crate::mqtt::topic::{TopicFilter, TopicName};
@@ -59,6 +59,25 @@ impl Access {
         }
     }
 
+    /// What is known of an account; nothing in `--access open`.
+    #[inline]
+    pub fn tenant(&self, account: AccountId) -> Option<&Arc<Tenant>> {
+        match self {
+            Access::Open => None,
+            Access::Platform(accounts) => accounts.tenant(account),
+        }
+    }
+
+    /// Whether any account is bounded in how often it may publish.
+    pub fn limits_publishes(&self) -> bool {
+        matches!(self, Access::Platform(accounts) if accounts.publish_limited > 0)
+    }
+
+    /// Whether any account is bounded in what is kept for it.
+    pub fn limits_kept(&self) -> bool {
+        matches!(self, Access::Platform(accounts) if accounts.kept_limited > 0)
+    }
+
     /// Tells one snapshot from the next.
     pub fn version(&self) -> u64 {
         match self {
@@ -74,8 +93,10 @@ pub struct Tenant {
     pub account: Account,
     /// The enabled events of each channel.
     pub events: HashMap<ChannelId, Vec<Event>>,
-    /// Devices registered, over all cores: nothing but a bound depends on it.
-    devices: Arc<AtomicU32>,
+    /// Its own where it has any, else the broker's.
+    pub quotas: Quotas,
+    /// Over all cores and snapshots.
+    pub usage: Arc<Usage>,
 }
 
 impl Tenant {
@@ -85,27 +106,39 @@ impl Tenant {
 
     /// Makes room for one more device; false at the account's limit.
     pub fn take_device(&self) -> bool {
-        let max = self.account.devices_max;
-        let taken = self
-            .devices
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-                (count < max).then_some(count + 1)
-            });
-        taken.is_ok()
+        self.usage.devices.take_below(self.account.devices_max)
     }
 
     /// A device that a start found: it is there, whatever the limit.
     pub fn count_device(&self) {
-        self.devices.fetch_add(1, Ordering::Relaxed);
+        self.usage.devices.add();
     }
 
     pub fn give_device_back(&self) {
-        let before = self.devices.fetch_sub(1, Ordering::Relaxed);
-        assert!(before > 0, "a device is counted before it is removed");
+        self.usage.devices.give_back(1);
     }
 
     pub fn device_count(&self) -> u32 {
-        self.devices.load(Ordering::Relaxed)
+        self.usage.devices.now()
+    }
+
+    /// Whether so many more bytes may be kept for it.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.usage.kept.has_room(bytes, self.quotas.kept_bytes_max)
+    }
+
+    /// Takes its turn to publish; false where it has none now.
+    pub fn take_publish(&self, now_ms: u64) -> bool {
+        let per_s = self.quotas.publishes_per_s_max;
+        per_s == 0 || self.usage.publishes.take(per_s, now_ms)
+    }
+
+    /// Turns to publish that it has now.
+    pub fn publishes_ready(&self, now_ms: u64) -> u64 {
+        match self.quotas.publishes_per_s_max {
+            0 => u64::MAX,
+            per_s => self.usage.publishes.ready(per_s, now_ms),
+        }
     }
 }
 
@@ -113,6 +146,11 @@ impl Tenant {
 #[derive(Clone, Debug, Default)]
 pub struct Accounts {
     version: u64,
+    /// Of accounts that have none of their own.
+    quotas: Quotas,
+    /// Accounts that are bounded in how often they may publish, and in what is kept for them.
+    publish_limited: u32,
+    kept_limited: u32,
     /// By [`AccountId`]: ids are given in ascending order, and never again.
     by_id: Vec<Option<Arc<Tenant>>>,
     by_user: BTreeMap<Box<str>, AccountId>,
@@ -122,6 +160,14 @@ pub struct Accounts {
 }
 
 impl Accounts {
+    /// None; those to come have these bounds unless they have others of their own.
+    pub fn bounded(quotas: Quotas) -> Accounts {
+        Accounts {
+            quotas,
+            ..Accounts::default()
+        }
+    }
+
     /// Those that a start finds, each with its events.
     pub fn of<E: IntoIterator<Item = Event>>(found: impl IntoIterator<Item = (Account, E)>) -> Accounts {
         let mut accounts = Accounts::default();
@@ -148,7 +194,10 @@ impl Accounts {
     }
 
     fn put(&mut self, account: Account, events: impl IntoIterator<Item = Event>) {
-        let devices = self.take(account.id).map(|before| Arc::clone(&before.devices));
+        let usage = self.take(account.id).map(|before| Arc::clone(&before.usage));
+        let quotas = account.quotas.over(&self.quotas);
+        self.publish_limited += u32::from(quotas.publishes_per_s_max > 0);
+        self.kept_limited += u32::from(quotas.kept_bytes_max > 0);
         let mut by_channel: HashMap<ChannelId, Vec<Event>> = HashMap::new();
         for event in events {
             if let (true, Some(channel)) = (event.is_enabled, event.channel) {
@@ -166,12 +215,15 @@ impl Accounts {
         self.by_id[place] = Some(Arc::new(Tenant {
             account,
             events: by_channel,
-            devices: devices.unwrap_or_default(),
+            quotas,
+            usage: usage.unwrap_or_default(),
         }));
     }
 
     fn take(&mut self, id: AccountId) -> Option<Arc<Tenant>> {
         let tenant = self.by_id.get_mut(id.0 as usize)?.take()?;
+        self.publish_limited -= u32::from(tenant.quotas.publishes_per_s_max > 0);
+        self.kept_limited -= u32::from(tenant.quotas.kept_bytes_max > 0);
         let account = &tenant.account;
         self.by_user.remove(&account.user_id);
         self.by_device_token.remove(&digest(account.device_token.as_str()));
@@ -197,6 +249,11 @@ impl Accounts {
     pub fn by_device_token(&self, token: &str) -> Option<&Arc<Tenant>> {
         let tenant = self.tenant(*self.by_device_token.get(&digest(token))?)?;
         tenant.account.device_token.is(token.as_bytes()).then_some(tenant)
+    }
+
+    /// Whose topic it is.
+    pub fn of_topic(&self, topic: &str) -> Option<&Arc<Tenant>> {
+        self.by_device_token(topic.split('/').next().unwrap_or_default())
     }
 
     /// `X-APITOKEN`
@@ -275,6 +332,7 @@ pub enum EndedWhy {
 mod tests {
     use super::*;
     use crate::mqtt::packet::Level;
+    use crate::registry::quota::OwnQuotas;
 
     fn account(id: u32) -> Account {
         let token = |kind: u8| Token::from_random([kind + id as u8; 16]);
@@ -409,5 +467,31 @@ mod tests {
         assert!(one.take_device() && two.take_device() && !one.take_device());
         two.give_device_back();
         assert!(one.take_device());
+    }
+
+    #[test]
+    fn quotas_are_the_account_s_own_or_the_broker_s_and_usage_outlives_a_change() {
+        let broker = Quotas {
+            connections_max: 2,
+            ..Quotas::default()
+        };
+        let first = Accounts::bounded(broker).with(account(1), []);
+        let access = |accounts: &Accounts| Access::Platform(Arc::new(accounts.clone()));
+        assert!(!access(&first).limits_publishes() && !access(&first).limits_kept());
+        let mut changed = account(1);
+        changed.quotas = OwnQuotas {
+            publishes_per_s_max: Some(1),
+            kept_bytes_max: Some(10),
+            ..OwnQuotas::default()
+        };
+        let second = first.with(changed, []);
+        assert!(access(&second).limits_publishes() && access(&second).limits_kept());
+        let [one, two] = [&first, &second].map(|accounts| accounts.tenant(AccountId(1)).unwrap());
+        assert_eq!((two.quotas.connections_max, two.quotas.kept_bytes_max), (2, 10));
+        one.usage.kept.change(0, 10);
+        assert!(one.has_room(1) && !two.has_room(1));
+        assert!(two.take_publish(0) && !two.take_publish(0) && one.take_publish(0));
+        let third = second.without(AccountId(1));
+        assert!(!access(&third).limits_publishes() && !access(&third).limits_kept());
     }
 }

@@ -9,6 +9,7 @@
 use std::fmt;
 
 use super::access::AccountId;
+use super::quota::OwnQuotas;
 
 /// A new account's devices, and bytes of its datapoints, unless the operator says otherwise.
 pub use crate::limits::{ACCOUNT_DEVICES_MAX, ACCOUNT_STORAGE_BYTES_MAX};
@@ -100,6 +101,9 @@ pub struct Account {
     pub next_event: u32,
     /// Milliseconds of Unix time.
     pub created_ms: u64,
+    /// Not there in older stores, nor where it says nothing.
+    #[serde(default, skip_serializing_if = "OwnQuotas::is_empty")]
+    pub quotas: OwnQuotas,
 }
 
 impl Account {
@@ -121,6 +125,7 @@ impl Account {
             storage_bytes_max: ACCOUNT_STORAGE_BYTES_MAX,
             next_event: 1,
             created_ms,
+            quotas: OwnQuotas::default(),
         }
     }
 }

@@ -10,3 +10,4 @@ pub mod datapoint;
 pub mod device;
 pub mod devices;
 pub mod event;
+pub mod quota;

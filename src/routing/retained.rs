@@ -41,6 +41,13 @@ pub struct Retained {
     is_used: bool,
 }
 
+impl Retained {
+    /// What it takes with its topic, wherever its payload is.
+    pub fn bytes(&self, topic: &str) -> usize {
+        topic.len() + self.payload_bytes as usize
+    }
+}
+
 pub struct RetainedMessages {
     topics: BTreeMap<Box<str>, Retained>,
     sequence: u64,

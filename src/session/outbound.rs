@@ -158,6 +158,8 @@ pub struct Outbound {
     asked: Option<u64>,
     /// Answers on their way to a connection that has ended.
     stale_answers: u32,
+    /// What the account has been charged of `waiting_bytes`: the caller's.
+    pub charged_bytes: usize,
 }
 
 impl Outbound {
@@ -177,9 +179,13 @@ impl Outbound {
         }
     }
 
-    /// Nothing in flight and nothing queued.
+    /// Nothing in flight, nothing queued, and nothing charged for.
     pub fn is_idle(&self) -> bool {
-        self.inflight.is_empty() && self.is_clear() && self.asked.is_none() && self.stale_answers == 0
+        self.inflight.is_empty()
+            && self.is_clear()
+            && self.asked.is_none()
+            && self.stale_answers == 0
+            && self.charged_bytes == 0
     }
 
     /// Whether a message may be written past this state at once: nothing waits that came before it.
@@ -208,7 +214,8 @@ impl Outbound {
         self.is_given_up = true;
     }
 
-    fn waiting_bytes(&self) -> usize {
+    /// Bytes of the queue, wherever it is.
+    pub fn waiting_bytes(&self) -> usize {
         self.queued_bytes + self.stored_bytes
     }
 

@@ -296,19 +296,20 @@ impl Shard {
     pub(super) fn accounts_changed(&mut self, change: AccountsChange) {
         let AccountsChange { accounts, ended } = change;
         self.access = Access::Platform(accounts);
+        self.look_at_quotas();
         let Some(Ended { account, why }) = ended else { return };
         self.close_connections_of(account);
         match why {
             EndedWhy::Suspended => {}
             EndedWhy::TokenRotated { before } => {
                 self.unsubscribe_all_of(account);
-                self.clear_retained_below(&before);
+                self.clear_retained_below(account, &before);
             }
             EndedWhy::Removed { device_token } => {
                 for index in self.clients.of_account(account) {
                     self.counters.dropped_session_ended += self.end_session(index);
                 }
-                self.clear_retained_below(&device_token);
+                self.clear_retained_below(account, &device_token);
                 self.devices.remove_account(account);
             }
         }
@@ -327,7 +328,11 @@ impl Shard {
         for index in self.clients.of_account(account) {
             let client = &mut self.clients.sessions[index as usize];
             let session = client.number;
-            for filter in std::mem::take(&mut client.filters).as_slice() {
+            let filters = std::mem::take(&mut client.filters);
+            if let Some(tenant) = self.access.tenant(account) {
+                tenant.usage.subscriptions.give_back(filters.len() as u32);
+            }
+            for filter in filters.as_slice() {
                 let text: Box<str> = self.subscriptions.filter_text(*filter).into();
                 if let Unsubscribed::LastOnCore(_) = self.subscriptions.unsubscribe_id(*filter, index) {
                     self.withdraw(account, TopicFilter::trusted(&text));
@@ -339,11 +344,14 @@ impl Shard {
         }
     }
 
-    fn clear_retained_below(&mut self, token: &Token) {
+    fn clear_retained_below(&mut self, account: AccountId, token: &Token) {
         let filter = format!("{}/#", token.as_str());
         while let Some((topic, retained)) = self.retained.next(TopicFilter::trusted(&filter), None, u64::MAX) {
-            let (topic, qos) = (Box::<str>::from(topic), retained.qos);
+            let (topic, qos, bytes) = (Box::<str>::from(topic), retained.qos, retained.bytes(topic));
             self.retained.remove(&topic);
+            if let Some(tenant) = self.access.tenant(account) {
+                tenant.usage.kept.change(bytes, 0);
+            }
             let payload = [].into();
             self.persist(Record::Retained { topic, payload, qos });
         }

@@ -149,6 +149,8 @@ pub mod paused {
     pub const ENDED_SESSION: u8 = 8;
     /// It has published as often as it may in this second.
     pub const RATE: u8 = 16;
+    /// Its account has published as often as it may for now.
+    pub const ACCOUNT_RATE: u8 = 32;
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! A client comes home, and every way it leaves.
 //!
 //! Called  on `Input::Connected` and `Input::Disconnected`, and by `Shard::close`.
-//! Holds   - CONNACK is the first packet of a connection [MQTT-3.2.0-1];
+//! Holds   - who comes beyond what its account may have is refused, and has ended nothing; who takes over needs no room;
+//!         - CONNACK is the first packet of a connection [MQTT-3.2.0-1];
 //!         - one connection per Client Identifier: the older is closed first, its Will published [MQTT-3.1.4-2];
 //!         - a clean Session ends with its connection, a durable one when a clean CONNECT replaces it [MQTT-3.1.2-6], which
 //!           is answered when the disk knows, or when its client has stayed away for too long (`shard::expiry`).
@@ -17,7 +18,7 @@ use crate::session::message::Message;
 use crate::session::will::Ending;
 
 use super::clients::{Client, Connection, State, paused};
-use super::event::{CloseReason, ConnectionId, Lane, PeerId};
+use super::event::{CloseReason, ConnectionId, Lane, Output, PeerId};
 use super::message::{Published, ShardMessage};
 use super::receipt::Then;
 use super::record::Record;
@@ -26,6 +27,9 @@ use super::{Shard, mark};
 impl Shard {
     pub(super) fn connected(&mut self, id: ConnectionId, connect: Connect, account: AccountId) {
         let existing = self.clients.find(account, &connect.client_id);
+        if !self.take_places(account, connect.clean_session, existing) {
+            return self.refuse(id);
+        }
         if let Some(older) = existing.and_then(|client| self.clients.sessions[client as usize].connection) {
             self.close(older, CloseReason::TakenOver);
         }
@@ -56,21 +60,14 @@ impl Shard {
             self.client_is_back(self.clients.sessions[client as usize].number);
         }
 
-        let index = id.index as usize;
-        if self.clients.connections.len() <= index {
-            self.clients.connections.resize_with(index + 1, Connection::default);
-        }
-        let connection = &mut self.clients.connections[index];
-        assert!(
-            connection.state == State::Closed,
-            "the shell reuses an id after it said that its socket is gone"
-        );
+        let now = self.now;
+        let connection = self.place_of(id);
         *connection = Connection {
             will: connect.will.map(Box::new),
             generation: id.generation,
             client,
-            last_packet: self.now,
-            connected: self.now,
+            last_packet: now,
+            connected: now,
             keep_alive_s: connect.keep_alive_s,
             level_is_v31: connect.level == Level::V31,
             state: State::Open,
@@ -91,6 +88,57 @@ impl Shard {
         } else {
             self.accept(id, session_present);
         }
+    }
+
+    /// Takes what a CONNECT needs of its account's bounds; false if there is none left.
+    fn take_places(&mut self, account: AccountId, clean_session: bool, existing: Option<u32>) -> bool {
+        let Some(tenant) = self.access.tenant(account) else {
+            return true;
+        };
+        let (usage, quotas) = (&tenant.usage, &tenant.quotas);
+        let existing = existing.map(|client| &self.clients.sessions[client as usize]);
+        if existing.is_some_and(|client| client.connection.is_some()) {
+            // The older gives its place back in a moment.
+            usage.connections.add();
+        } else if !usage.connections.take(quotas.connections_max) {
+            self.counters.refused_account_connections += 1;
+            return false;
+        }
+        let resumes = existing.is_some_and(|client| !client.is_clean());
+        if !clean_session && !resumes && !usage.sessions.take(quotas.sessions_max) {
+            usage.connections.give_back(1);
+            self.counters.refused_account_sessions += 1;
+            return false;
+        }
+        true
+    }
+
+    /// CONNACK with return code 3, and the end.
+    fn refuse(&mut self, id: ConnectionId) {
+        self.counters.connects_refused += 1;
+        *self.place_of(id) = Connection {
+            generation: id.generation,
+            ..Connection::default()
+        };
+        let out = self.clients.connections[id.index as usize]
+            .outbox
+            .writer(&mut self.pool);
+        encode::connack(out, false, ConnectReturnCode::ServerUnavailable);
+        self.outputs.push_back(Output::Close(id, CloseReason::Refused));
+    }
+
+    /// Where a new connection goes.
+    fn place_of(&mut self, id: ConnectionId) -> &mut Connection {
+        let index = id.index as usize;
+        if self.clients.connections.len() <= index {
+            self.clients.connections.resize_with(index + 1, Connection::default);
+        }
+        let connection = &mut self.clients.connections[index];
+        assert!(
+            connection.state == State::Closed,
+            "the shell reuses an id after it said that its socket is gone"
+        );
+        connection
     }
 
     /// CONNACK, then whatever waits for the client.
@@ -133,6 +181,9 @@ impl Shard {
         let client = &mut self.clients.sessions[index as usize];
         let account = client.account;
         client.connection = None;
+        if let Some(tenant) = self.access.tenant(account) {
+            tenant.usage.connections.give_back(1);
+        }
         if client.is_clean() {
             self.counters.dropped_session_ended += self.end_session(index);
         } else {
@@ -143,7 +194,8 @@ impl Shard {
             if let Some(received) = &mut client.received {
                 received.disconnected();
             }
-            client.trim();
+            self.charge(index);
+            self.clients.sessions[index as usize].trim();
             let key = self.clients.key(index);
             self.client_left(key);
         }
@@ -159,6 +211,7 @@ impl Shard {
     pub(super) fn end_session(&mut self, index: u32) -> u64 {
         let client = self.clients.remove(index);
         let queued = client.outbound.as_ref().map_or(0, |outbound| outbound.queued());
+        self.give_back_all_of(&client);
         if !client.is_clean() {
             self.forget_expiry(client.number);
             self.last_ended = self.persist(Record::SessionEnded { session: client.number });

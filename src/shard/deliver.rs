@@ -18,6 +18,7 @@ use super::clients::Clients;
 use super::event::{CloseReason, ConnectionId, Output, PeerId, RecordNumber, Violation};
 use super::message::Doubt;
 use super::overflow::Publisher;
+use super::quota::{charge, without_room};
 use super::receipt::{ReceiptId, Then};
 use super::record::{Fetch, QueueEntry, QueueFetch, QueueWindow, Record, SessionKey};
 use super::{Shard, mark};
@@ -118,6 +119,13 @@ impl Shard {
             true => Keeping::Clean,
             false => Keeping::Durable { record: record.0 },
         };
+        // For what may have to wait: `None` if it may.
+        let (access, account, limits_kept) = (&self.access, client.account, self.limits_kept);
+        let no_room = || match limits_kept {
+            true => without_room(access, account, message, limits),
+            false => None,
+        };
+        let mut is_out_of_room = false;
         let link = client.connection.map(|id| (id, &mut connections[id.index as usize]));
         let offered = match link {
             Some((id, connection)) => {
@@ -131,6 +139,9 @@ impl Shard {
                         Offered::DroppedOutboxFull
                     }
                 } else {
+                    let no_room = no_room();
+                    is_out_of_room = no_room.is_some();
+                    let limits = no_room.as_ref().unwrap_or(limits);
                     let outbox = Some((&mut connection.outbox, &mut self.pool));
                     client
                         .outbound()
@@ -142,9 +153,14 @@ impl Shard {
                 offered
             }
             None if qos == QoS::AtMostOnce => Offered::DroppedAway,
-            None => client
-                .outbound()
-                .offer(message, shared, qos, retain, keeping, None, limits),
+            None => {
+                let no_room = no_room();
+                is_out_of_room = no_room.is_some();
+                let limits = no_room.as_ref().unwrap_or(limits);
+                client
+                    .outbound()
+                    .offer(message, shared, qos, retain, keeping, None, limits)
+            }
         };
         match offered {
             Offered::Sent => match qos {
@@ -152,13 +168,19 @@ impl Shard {
                 QoS::AtLeastOnce => self.counters.delivered_qos1 += 1,
                 QoS::ExactlyOnce => self.counters.delivered_qos2 += 1,
             },
-            Offered::Queued => {}
-            Offered::QueuedFull => self.overflows.filled.push(SessionKey {
-                index: session,
-                number: client.number,
-            }),
+            Offered::Queued => charge(&self.access, client.account, client.outbound()),
+            Offered::QueuedFull => {
+                charge(&self.access, client.account, client.outbound());
+                self.overflows.filled.push(SessionKey {
+                    index: session,
+                    number: client.number,
+                });
+            }
             Offered::DroppedOutboxFull => self.counters.dropped_outbox_full += 1,
-            Offered::DroppedQueueFull => self.counters.dropped_queue_full += 1,
+            Offered::DroppedQueueFull => {
+                self.counters.dropped_queue_full += 1;
+                self.counters.refused_account_storage += u64::from(is_out_of_room);
+            }
             Offered::DroppedAway => self.counters.dropped_away += 1,
         }
         let is_kept = matches!(offered, Offered::Sent | Offered::Queued | Offered::QueuedFull);
@@ -255,6 +277,7 @@ impl Shard {
         let outbound = client.outbound.as_mut();
         let outbound = outbound.expect("deliveries that wait for the store are not idle");
         self.counters.dropped_damaged += outbound.returned(entries, is_end);
+        charge(&self.access, client.account, outbound);
         if let Some(id) = connection {
             self.refill(id);
         }
@@ -312,6 +335,7 @@ impl Shard {
             };
             let (pool, limits) = (&mut self.pool, &self.delivery_limits);
             outbound.refill(&mut connection.outbox, pool, level, self.committed.0, limits, wrote);
+            charge(&self.access, client.account, outbound);
             if let Some((from, after)) = outbound.wants_stored(self.committed.0) {
                 let session = SessionKey {
                     index: connection.client,

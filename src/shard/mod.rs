@@ -33,6 +33,9 @@ pub mod peers;
 mod platform_tests;
 mod publish;
 pub mod query;
+mod quota;
+#[cfg(test)]
+mod quota_tests;
 mod rate;
 pub mod receipt;
 pub mod record;
@@ -187,6 +190,8 @@ pub struct Shard {
     in_doubt: HashMap<Origin, Vec<SessionNumber>, RandomState>,
     unsettled: HashSet<Origin, RandomState>,
 
+    /// Whether any account is bounded in what is kept for it.
+    limits_kept: bool,
     overflows: Overflows,
     publish_rate: PublishRate,
     /// None: durable Sessions wait for their clients for ever.
@@ -220,7 +225,7 @@ impl Shard {
         let session_expiry_s = limits.session_expiry_s;
         assert!(core.0 < cores, "a core is one of the cores");
         let [a, b, c, d] = hash_key;
-        Shard {
+        let mut shard = Shard {
             core,
             cores,
             packet_bytes_max: limits.packet_bytes_max,
@@ -263,6 +268,7 @@ impl Shard {
             in_doubt: HashMap::with_hasher(RandomState::with_seeds(a, b, c, d)),
             unsettled: HashSet::with_hasher(RandomState::with_seeds(a, b, c, d)),
             publish_rate: PublishRate::new(limits.publishes_per_s_max, RandomState::with_seeds(a, b, c, d)),
+            limits_kept: false,
             overflows: Overflows::new(limits.overflow_wait_ms, RandomState::with_seeds(a, b, c, d)),
             expiry: session_expiry_s
                 .map(|after_s| Expiry::new(after_s, unix_time, RandomState::with_seeds(a, b, c, d))),
@@ -273,7 +279,9 @@ impl Shard {
             cores_wanting: Recent::default(),
             due: Vec::new(),
             text: String::new(),
-        }
+        };
+        shard.look_at_quotas();
+        shard
     }
 
     /// The home core of a client, on any core of a run.
@@ -438,8 +446,9 @@ impl Shard {
                 }
             };
             connection.last_packet = now;
+            let level = connection.level();
             if let Some(run) = Run::beginning_with(frame, &bytes[consumed..], self.packet_bytes_max)
-                && !self.publish_rate.is_limited()
+                && !(self.publish_rate.is_limited() && self.counts_publishes_of(id))
             {
                 consumed += run.frames.len();
                 self.publish_run(id, &run);
@@ -447,9 +456,13 @@ impl Shard {
             }
             consumed += frame.len;
             let last_record = self.last_record;
-            match decode_after(frame, connection.level(), topic) {
+            match decode_after(frame, level, topic) {
                 Ok(packet) => {
                     if let Packet::Publish(publish) = &packet {
+                        if self.publish_rate.is_limited() && !self.may_publish_now(id) {
+                            // It is presented again when it may.
+                            return consumed - frame.len;
+                        }
                         topic = Some(publish.topic);
                     }
                     self.packet(id, packet);
@@ -467,12 +480,7 @@ impl Shard {
     #[inline]
     fn packet(&mut self, id: ConnectionId, packet: Packet<'_>) {
         match packet {
-            Packet::Publish(publish) => {
-                self.publish(id, publish);
-                if self.publish_rate.is_limited() {
-                    self.count_publish(id);
-                }
-            }
+            Packet::Publish(publish) => self.publish(id, publish),
             Packet::PubAck(packet_id) => self.puback(id, packet_id),
             Packet::PubRec(packet_id) => self.pubrec(id, packet_id),
             Packet::PubRel(packet_id) => self.pubrel(id, packet_id),
@@ -593,6 +601,7 @@ impl Shard {
     fn tick(&mut self, now: Millis) {
         self.give_up_overflows();
         self.end_second(now);
+        self.give_turns(now);
         self.expire_sessions(now);
         let mut due = std::mem::take(&mut self.due);
         self.deadlines.expire(now, &mut due);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::mqtt::packet::PacketId;
 use crate::mqtt::topic::{TopicFilter, TopicName};
-use crate::registry::access::{Access, AccountId, Accounts};
+use crate::registry::access::{Access, AccountId};
 use crate::registry::devices::Entry;
 use crate::routing::shard_key::Owners;
 use crate::routing::subscriptions::Subscribed;
@@ -62,8 +62,11 @@ pub fn restore(shards: &mut [Shard], stored: Stored) {
         } = retained;
         let account = match &accounts {
             None => AccountId::default(),
-            Some(accounts) => match account_of(accounts, &topic) {
-                Some(account) => account,
+            Some(accounts) => match accounts.of_topic(&topic) {
+                Some(tenant) => {
+                    tenant.usage.kept.change(0, topic.len() + payload_bytes as usize);
+                    tenant.id()
+                }
                 // Nobody can get it. It stays on disk for a run with `--access open`.
                 None => continue,
             },
@@ -113,11 +116,6 @@ pub fn restore(shards: &mut [Shard], stored: Stored) {
 }
 
 /// Whose token a topic begins with.
-fn account_of(accounts: &Accounts, topic: &str) -> Option<AccountId> {
-    let first = topic.split('/').next().unwrap_or_default();
-    Some(accounts.by_device_token(first)?.id())
-}
-
 /// A filter that is new on its core, and the cores that own its topics.
 type NewFilter = (Box<str>, std::ops::Range<u16>);
 
@@ -134,6 +132,10 @@ impl Shard {
             let outbound = Outbound::stored(backlog.first, backlog.end, backlog.entries, bytes);
             client.outbound = Some(Box::new(outbound));
             self.counters.queued_restored += backlog.entries;
+        }
+        let tenant = self.access.tenant(stored.account).cloned();
+        if let Some(tenant) = &tenant {
+            tenant.usage.sessions.add();
         }
         if !stored.received.is_empty() {
             let received = client.received.get_or_insert_default();
@@ -153,6 +155,9 @@ impl Shard {
             let (filter_id, subscribed) = self.subscriptions.subscribe(filter, index, qos);
             if subscribed != Subscribed::Replaced {
                 self.clients.sessions[index as usize].filters.insert(filter_id);
+                if let Some(tenant) = &tenant {
+                    tenant.usage.subscriptions.add();
+                }
             }
             if subscribed == Subscribed::FirstOnCore && self.cores > 1 {
                 let owners = match self.shard_key.owners(stored.account, filter) {
@@ -162,6 +167,7 @@ impl Shard {
                 first.push((text, owners));
             }
         }
+        self.charge(index);
         (self.clients.key(index), first)
     }
 }

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use crate::limits::{RETAINED_CHUNK_BYTES, RETAINED_CHUNK_MESSAGES};
 use crate::mqtt::packet::QoS;
 use crate::mqtt::topic::{TopicFilter, TopicName};
+use crate::registry::access::Access;
 use crate::routing::subscriptions::FilterId;
 use crate::session::message::Message;
 use crate::session::outbound;
@@ -249,6 +250,12 @@ impl Shard {
             let Some(payload) = payload else {
                 // Not on disk either: its value was damaged, which the store has reported. The topic has none, so a scan
                 // does not ask for it for ever.
+                if let Some(retained) = self.retained.get(&topic)
+                    && let Access::Platform(accounts) = &self.access
+                    && let Some(tenant) = accounts.of_topic(&topic)
+                {
+                    tenant.usage.kept.change(retained.bytes(&topic), 0);
+                }
                 self.retained.remove(&topic);
                 self.counters.retained_damaged += 1;
                 continue;

@@ -109,7 +109,12 @@ impl Shard {
         }
         let (filter_id, subscribed) = self.subscriptions.subscribe(filter, index, qos);
         if subscribed != Subscribed::Replaced {
-            if client.filters.len() >= self.subscriptions_max {
+            let has_room = client.filters.len() < self.subscriptions_max;
+            let tenant = self.access.tenant(client.account);
+            let is_taken = has_room
+                && tenant.is_none_or(|tenant| tenant.usage.subscriptions.take(tenant.quotas.subscriptions_max));
+            if !is_taken {
+                self.counters.refused_account_subscriptions += u64::from(has_room);
                 // No owner has been told of it yet.
                 self.subscriptions.unsubscribe_id(filter_id, index);
                 return None;
@@ -192,6 +197,9 @@ impl Shard {
             self.counters.unsubscribed += 1;
             let client = &mut self.clients.sessions[index as usize];
             client.filters.remove(removed);
+            if let Some(tenant) = self.access.tenant(client.account) {
+                tenant.usage.subscriptions.give_back(1);
+            }
             let session = client.number;
             if !session.is_clean() {
                 let filter = filter.as_str().into();

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use crate::mqtt::topic::TopicName;
+use crate::registry::access::AccountId;
 use crate::routing::recent::Recent;
 use crate::session::message::Message;
 
@@ -53,7 +54,7 @@ impl Shard {
         record: Option<RecordNumber>,
     ) -> Dispatched {
         let Published { message, origin, .. } = published;
-        let retained = (published.retain && is_routed).then(|| self.retain(message));
+        let retained = (published.retain && is_routed).then(|| self.retain(published.account, message));
         if self.cores == 1 {
             let delivered = if is_routed {
                 self.deliver(message, *origin)
@@ -117,7 +118,7 @@ impl Shard {
     pub(super) fn publish_from(&mut self, from: PeerId, receipt: Option<ReceiptId>, published: &Published<'_>) {
         let Published { message, origin, .. } = published;
         let (is_routed, stored) = self.admit(published, receipt.is_some());
-        let retained = (published.retain && is_routed).then(|| self.retain(message));
+        let retained = (published.retain && is_routed).then(|| self.retain(published.account, message));
         let interested = self.find_interested(message.topic);
         // What is not routed nobody gets.
         let cores = if is_routed { interested.answer() } else { &[] };
@@ -172,9 +173,12 @@ impl Shard {
         congested
     }
 
-    /// Replaces or clears the retained message of the topic [MQTT-3.3.1-5] [MQTT-3.3.1-10].
-    fn retain(&mut self, message: &Message<'_>) -> RecordNumber {
-        let payload: Arc<[u8]> = message.payload.into();
+    /// Replaces or clears the retained message of the topic [MQTT-3.3.1-5] [MQTT-3.3.1-10]. Where its account has no room for
+    /// the new one the topic has none: the old one would be taken for what is [MQTT-3.3.1-7].
+    fn retain(&mut self, account: AccountId, message: &Message<'_>) -> RecordNumber {
+        let is_kept = self.charge_retained(account, message);
+        self.counters.refused_account_retained += u64::from(!is_kept);
+        let payload: Arc<[u8]> = if is_kept { message.payload } else { &[] }.into();
         let record = self.persist(Record::Retained {
             topic: message.topic.as_str().into(),
             payload: payload.clone(),

@@ -2,16 +2,18 @@
 //!
 //! Called  by [`Desk`](super::Desk) before anything is committed.
 
-use super::{AccountSettings, DefaultChannel, DeskError, UserChange};
+use super::{AccountSettings, Bound, DefaultChannel, DeskError, QuotaSettings, UserChange};
 use crate::http::notify::target;
 use crate::limits::{EMAIL_CHARS_MAX, EVENT_INTERVAL_MS_MAX, POST_URL_CHARS_MAX, RULE_CHARS_MAX, TEXT_CHARS_MAX};
 use crate::registry::account::Account;
 use crate::registry::event::{Event, NotifyType};
+use crate::registry::quota::OwnQuotas;
 
 pub(super) fn apply_settings(account: &mut Account, settings: AccountSettings) -> Result<(), DeskError> {
     let AccountSettings {
         devices_max,
         storage_bytes_max,
+        quotas,
         default_channel,
         user,
     } = settings;
@@ -22,7 +24,30 @@ pub(super) fn apply_settings(account: &mut Account, settings: AccountSettings) -
         Some(DefaultChannel::Off) => None,
         Some(DefaultChannel::Channel(channel)) => Some(channel),
     };
+    apply_quotas(&mut account.quotas, quotas);
     apply_user(account, user)
+}
+
+fn apply_quotas(own: &mut OwnQuotas, settings: QuotaSettings) {
+    fn set<T>(own: &mut Option<T>, bound: Option<Bound<T>>) {
+        match bound {
+            None => {}
+            Some(Bound::Default) => *own = None,
+            Some(Bound::Own(bound)) => *own = Some(bound),
+        }
+    }
+    let QuotaSettings {
+        connections_max,
+        sessions_max,
+        subscriptions_max,
+        publishes_per_s_max,
+        kept_bytes_max,
+    } = settings;
+    set(&mut own.connections_max, connections_max);
+    set(&mut own.sessions_max, sessions_max);
+    set(&mut own.subscriptions_max, subscriptions_max);
+    set(&mut own.publishes_per_s_max, publishes_per_s_max);
+    set(&mut own.kept_bytes_max, kept_bytes_max);
 }
 
 pub(super) fn apply_user(account: &mut Account, change: UserChange) -> Result<(), DeskError> {

@@ -1,0 +1,257 @@
+//! One account does all it can to be a nuisance; another goes on as if it were alone.
+//!
+//! Called  in every run with what does not depend on the host's speed: what of the flood is let through is bounded by time, and
+//!         the neighbour's messages all come, in their order. That they come in the same turn of a core is a test of the shard
+//!         (`shard::quota_tests`). How long they take is measured by hand:
+//!         `cargo test --release --test system timed_beside_a_flood -- --ignored --nocapture`.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, sleep, spawn};
+use std::time::{Duration, Instant};
+
+use super::fixture::{Account, LIFTED, Platform};
+use super::quotas::counted;
+use crate::raw::{Raw, publish};
+
+const RATE: u64 = 200;
+const BOUNDS: [&str; 10] = [
+    "--account-publish-rate",
+    "200",
+    "--account-connections",
+    "24",
+    "--account-sessions",
+    "10",
+    "--account-subscriptions",
+    "100",
+    "--account-message-storage",
+    "1 MiB",
+];
+
+/// Connections that send as fast as they are read, at QoS 0 and 1, small and large payloads, a topic that many subscribe to.
+struct Flood {
+    is_over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Flood {
+    fn of(platform: &Platform, index: usize) -> Flood {
+        let account = platform.account(index).clone();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let mut threads = Vec::new();
+        for n in 0..8 {
+            let mut subscriber = platform.client(index, &format!("sub-{n}"));
+            subscriber.subscribe(&account.topic("fan/#"), (n % 2) as u8);
+            threads.push(drain(subscriber.writer(), &is_over));
+        }
+        for n in 0..12u8 {
+            let sender = platform.client(index, &format!("pub-{n}"));
+            let payload = vec![b'x'; if n % 3 == 0 { 8_192 } else { 64 }];
+            let packets: Vec<u8> = (1..=50)
+                .flat_map(|id| publish(&account.topic("fan/out"), n % 2, id, &payload))
+                .collect();
+            let (mut socket, is_over_too) = (sender.writer(), Arc::clone(&is_over));
+            threads.push(drain(sender.writer(), &is_over));
+            threads.push(spawn(move || {
+                socket.set_write_timeout(Some(Duration::from_millis(50))).unwrap();
+                let mut at = 0;
+                while !is_over_too.load(Ordering::Relaxed) {
+                    // Whole packets, wherever a full socket has cut them.
+                    match socket.write(&packets[at..]) {
+                        Ok(count) => at = (at + count) % packets.len(),
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                        Err(_) => return,
+                    }
+                }
+                drop(sender);
+            }));
+        }
+        // Connects beyond the bound, and subscribes beyond it.
+        let (port, is_over_too, greedy) = (platform.broker().port, Arc::clone(&is_over), account.clone());
+        threads.push(spawn(move || {
+            let mut round = 0;
+            while !is_over_too.load(Ordering::Relaxed) {
+                round += 1;
+                let mut held = Vec::new();
+                for n in 0..6 {
+                    held.extend(Raw::open(port, &greedy.connect(&format!("more-{n}")).packet()).ok());
+                }
+                for (n, client) in held.iter_mut().enumerate() {
+                    let filters: Vec<String> = (0..60).map(|f| greedy.topic(&format!("{round}/{n}/{f}"))).collect();
+                    let filters: Vec<(&str, u8)> = filters.iter().map(|filter| (filter.as_str(), 1)).collect();
+                    client.granted(&filters);
+                }
+                sleep(Duration::from_millis(20));
+            }
+        }));
+        let (api, is_over_too) = (platform.api(index), Arc::clone(&is_over));
+        threads.push(spawn(move || {
+            while !is_over_too.load(Ordering::Relaxed) {
+                api.get("/v2/device");
+            }
+        }));
+        Flood { is_over, threads }
+    }
+
+    fn end(self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().unwrap();
+        }
+    }
+}
+
+fn drain(mut socket: TcpStream, is_over: &Arc<AtomicBool>) -> JoinHandle<()> {
+    let is_over = Arc::clone(is_over);
+    spawn(move || {
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let mut bytes = vec![0; 64 * 1024];
+        while !is_over.load(Ordering::Relaxed) {
+            match socket.read(&mut bytes) {
+                Ok(0) => return,
+                Err(error) if error.kind() != ErrorKind::WouldBlock => return,
+                _ => {}
+            }
+        }
+    })
+}
+
+/// Two clients of one account, one message at a time, QoS 1 both ways.
+struct Pair {
+    account: Account,
+    from: Raw,
+    to: Raw,
+    sent: u32,
+}
+
+impl Pair {
+    fn of(platform: &Platform, index: usize) -> Pair {
+        let account = platform.account(index).clone();
+        let mut to = platform.client(index, "to");
+        to.subscribe(&account.topic("m"), 1);
+        Pair {
+            from: platform.client(index, "from"),
+            to,
+            account,
+            sent: 0,
+        }
+    }
+
+    /// One message there, acknowledged, and the time it took.
+    fn exchange(&mut self) -> Duration {
+        self.sent += 1;
+        let text = self.sent.to_string();
+        let began = Instant::now();
+        let id = 1 + (self.sent % 60_000) as u16;
+        self.from
+            .send(&publish(&self.account.topic("m"), 1, id, text.as_bytes()));
+        let (_, payload, _) = self.to.message();
+        let took = began.elapsed();
+        assert_eq!(payload, text.as_bytes(), "in order, none lost, none twice");
+        self.from.packet();
+        took
+    }
+}
+
+#[test]
+fn a_flood_is_held_to_its_bounds_and_the_neighbours_messages_all_come() {
+    for cores in [1, 4] {
+        let mut platform = Platform::start_with(cores, 2, &BOUNDS);
+        let mut pair = Pair::of(&platform, 1);
+        let began = Instant::now();
+        let flood = Flood::of(&platform, 0);
+        while began.elapsed() < Duration::from_secs(2) || pair.sent < 100 {
+            pair.exchange();
+            sleep(Duration::from_millis(2));
+        }
+        flood.end();
+        let sent = u64::from(pair.sent);
+        let log = platform.stop();
+        // Since it had begun; the bound is exact, so a slow host can only make less of it.
+        let most = RATE + RATE * began.elapsed().as_millis() as u64 / 1_000 + 1;
+        let published = counted(&log, "publishes_qos0") + counted(&log, "publishes_qos1") - sent;
+        assert!(published <= most, "{published} of {most} at most");
+        assert!(published >= RATE, "what was saved up at least: {published}");
+        for name in [
+            "held_back_account_rate",
+            "refused_account_connections",
+            "refused_account_subscriptions",
+        ] {
+            assert!(counted(&log, name) > 0, "{name}");
+        }
+        assert_eq!(
+            counted(&log, "matched") + counted(&log, "queued_restored"),
+            [
+                "delivered_qos0",
+                "delivered_qos1",
+                "delivered_qos2",
+                "queued_now",
+                "expired"
+            ]
+            .into_iter()
+            .chain([
+                "dropped_outbox_full",
+                "dropped_queue_full",
+                "dropped_away",
+                "dropped_session_ended"
+            ])
+            .chain(["dropped_damaged"])
+            .map(|name| counted(&log, name))
+            .sum::<u64>(),
+            "{log}"
+        );
+    }
+}
+
+/// Windows with and without the flood in turn; medians of their p99.
+#[test]
+#[ignore = "it measures time: by hand, on a host that does nothing else, --release"]
+fn timed_beside_a_flood_the_neighbour_takes_no_quarter_longer() {
+    const ROUNDS: usize = 9;
+    let window = |pair: &mut Pair| {
+        let mut took: Vec<Duration> = (0..1_000)
+            .map(|_| {
+                sleep(Duration::from_millis(2));
+                pair.exchange()
+            })
+            .collect();
+        took.sort_unstable();
+        [took[500], took[990]]
+    };
+    let median = |values: &mut Vec<Duration>| {
+        values.sort_unstable();
+        values[values.len() / 2]
+    };
+    let mut ratio = [0.0; 2];
+    for (which, bounds) in [(0, &BOUNDS[..]), (1, &LIFTED[..])] {
+        for cores in [1, 2] {
+            let mut platform = Platform::start_with(cores, 2, bounds);
+            let mut pair = Pair::of(&platform, 1);
+            window(&mut pair);
+            let [mut alone_p50, mut alone_p99, mut beside_p50, mut beside_p99] = [const { Vec::new() }; 4];
+            for _ in 0..ROUNDS {
+                let [p50, p99] = window(&mut pair);
+                alone_p50.push(p50);
+                alone_p99.push(p99);
+                let flood = Flood::of(&platform, 0);
+                let [p50, p99] = window(&mut pair);
+                beside_p50.push(p50);
+                beside_p99.push(p99);
+                flood.end();
+            }
+            let [p50, p99, p50_beside, p99_beside] =
+                [&mut alone_p50, &mut alone_p99, &mut beside_p50, &mut beside_p99].map(median);
+            let ratios = p99_beside.as_secs_f64() / p99.as_secs_f64();
+            println!(
+                "{} cores, bounds {}: p50 {p50:?}, beside the flood {p50_beside:?}; p99 {p99:?}, {p99_beside:?}: x {ratios:.2}",
+                cores,
+                which == 0
+            );
+            ratio[which] = ratios.max(ratio[which]);
+            platform.stop();
+        }
+    }
+    assert!(ratio[0] < 1.25, "{ratio:?}");
+}
