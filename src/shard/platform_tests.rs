@@ -160,6 +160,14 @@ impl Cores {
         self.records();
     }
 
+    /// As the cores know them.
+    fn accounts(&self) -> Accounts {
+        match &self.shards[0].access {
+            Access::Open => panic!("there are accounts"),
+            Access::Platform(accounts) => Accounts::clone(accounts),
+        }
+    }
+
     fn change_accounts(&mut self, accounts: Accounts, ended: Option<Ended>) {
         let accounts = Arc::new(accounts);
         for core in 0..self.shards.len() {
@@ -586,7 +594,7 @@ fn a_rotated_token_ends_connections_subscriptions_and_retained_messages() {
             ..account(ONE)
         };
         let before = account(ONE).device_token;
-        let accounts = Accounts::default().with(account(ONE), []).with(account(TWO), []);
+        let accounts = cores.accounts();
         let ended = Ended {
             account: ONE,
             why: EndedWhy::TokenRotated { before },
@@ -624,7 +632,7 @@ fn a_removed_account_leaves_nothing_and_the_other_stays() {
         let own = token(ONE);
         cores.connect(0, 3, Level::V311, false);
         cores.publish(&format!("{own}/json/d"), true, "1");
-        let accounts = Accounts::default().with(account(ONE), []).with(account(TWO), []);
+        let accounts = cores.accounts();
         let device_token = account(ONE).device_token;
         let ended = Ended {
             account: ONE,

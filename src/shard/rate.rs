@@ -28,7 +28,8 @@ pub struct PublishRate {
     /// Since the clock's start, and what was counted in it.
     second: u64,
     counts: HashMap<ConnectionId, u32, RandomState>,
-    waiting: Vec<ConnectionId>,
+    /// Each with the second that it has used up, in that order.
+    waiting: VecDeque<(u64, ConnectionId)>,
     /// Who waits for a turn of its account's.
     lines: BTreeMap<AccountId, Line>,
     /// When those are looked at.
@@ -52,7 +53,7 @@ impl PublishRate {
             max,
             second: 0,
             counts: HashMap::with_hasher(hasher.clone()),
-            waiting: Vec::new(),
+            waiting: VecDeque::new(),
             lines: BTreeMap::new(),
             turns_due: None,
             called: HashSet::with_hasher(hasher),
@@ -71,7 +72,7 @@ impl PublishRate {
 
     /// When those who wait go on.
     pub fn next_deadline(&self) -> Option<Millis> {
-        let second = (!self.waiting.is_empty()).then_some(Millis((self.second + 1) * SECOND_MS));
+        let second = self.waiting.front().map(|(second, _)| Millis((second + 1) * SECOND_MS));
         [second, self.turns_due].into_iter().flatten().min()
     }
 
@@ -124,7 +125,7 @@ impl Shard {
             }
         }
         if rate.max > 0 && rate.count(id, self.now_ms) {
-            rate.waiting.push(id);
+            rate.waiting.push_back((rate.second, id));
             self.pause(id, paused::RATE);
         }
         true
@@ -132,13 +133,13 @@ impl Shard {
 
     /// The second is over for those who wait.
     pub(super) fn end_second(&mut self, now: Millis) {
-        let rate = &mut self.publish_rate;
-        if !rate.waiting.is_empty() && now.0 / SECOND_MS > rate.second {
-            rate.counts.clear();
-            rate.second = now.0 / SECOND_MS;
-            for id in std::mem::take(&mut self.publish_rate.waiting) {
-                self.resume(id, paused::RATE);
-            }
+        let second = now.0 / SECOND_MS;
+        // Others may have begun to count the next second before this was seen.
+        while let Some((used_up, id)) = self.publish_rate.waiting.front().copied()
+            && used_up < second
+        {
+            self.publish_rate.waiting.pop_front();
+            self.resume(id, paused::RATE);
         }
     }
 

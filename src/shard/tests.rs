@@ -31,7 +31,8 @@ pub(super) fn packet_id(id: u16) -> PacketId {
 
 pub(super) fn publish(topic: &str, qos: QoS, retain: bool, id: u16, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    encode::publish(&mut bytes, false, qos, retain, topic, PacketId::new(id), payload);
+    let packet_id = PacketId::new(id).filter(|_| qos > QoS::AtMostOnce);
+    encode::publish(&mut bytes, false, qos, retain, topic, packet_id, payload);
     bytes
 }
 

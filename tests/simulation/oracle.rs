@@ -450,6 +450,13 @@ impl Oracle {
             .flatten()
     }
 
+    pub fn durable_sessions(&self, is_counted: impl Fn(usize) -> bool) -> usize {
+        let sessions = self.sessions.iter().enumerate();
+        sessions
+            .filter(|(client, session)| is_counted(*client) && session.exists && session.is_durable)
+            .count()
+    }
+
     pub fn has_met_durable(&self) -> bool {
         !self.clients_of.is_empty()
     }

@@ -131,6 +131,7 @@ impl Platform {
             let tokens = (token(), token());
             let mut account = Account::new(id, &format!("U{:06}", id.0), tokens.0, tokens.1, 0);
             account.default_channel = random.percent(50).then(|| channel(0));
+            account.quotas.publishes_per_s_max = random.pick(&[None, None, Some(5), Some(50)]);
             let first = State {
                 is_enabled: true,
                 channel: account.default_channel,
@@ -559,6 +560,38 @@ impl World {
             }
         }
         moved
+    }
+
+    /// What accounts are counted for is what they have.
+    pub fn check_usage(&self) {
+        let Some(platform) = &self.platform else { return };
+        let retained = |tenant: usize| {
+            let of_tenant = self
+                .oracle
+                .retained()
+                .into_iter()
+                .filter(move |(topic, _)| self.oracle.purposes[*topic].tenant() == tenant);
+            of_tenant.map(|(topic, message)| self.oracle.topics[topic].len() + self.oracle.messages[message].len)
+        };
+        let queued: u64 = self.shards.iter().map(|shard| shard.report().queued_now).sum();
+        for (tenant, entry) in platform.tenants.iter().enumerate() {
+            let usage = &platform.accounts.tenant(entry.id).expect("it is never removed").usage;
+            let of_tenant = |link: &&usize| self.links[**link].tenant == tenant && self.links[**link].is_home();
+            let open = self.live.iter().filter(of_tenant).count();
+            assert_eq!(usage.connections.now() as usize, open, "connections of tenant {tenant}");
+            let sessions = self
+                .oracle
+                .durable_sessions(|client| self.clients[client].tenant == tenant);
+            assert_eq!(
+                usage.sessions.now() as usize,
+                sessions,
+                "durable Sessions of tenant {tenant}"
+            );
+            if queued == 0 {
+                let bytes: usize = retained(tenant).sum();
+                assert_eq!(usage.kept.now() as usize, bytes, "bytes kept for tenant {tenant}");
+            }
+        }
     }
 
     /// At rest: every stream has what it must have, and nothing else.

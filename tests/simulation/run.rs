@@ -100,6 +100,7 @@ fn settle(world: &mut World) {
 fn check_at_rest(world: &mut World) {
     world.check_deliveries();
     world.check_streams();
+    world.check_usage();
     world.check_ledger();
     let counters = counters(world);
     // Behind what must be read back first, QoS 0 gives way.
@@ -209,6 +210,7 @@ fn everybody_leaves(world: &mut World) {
         assert_eq!(shard.filter_count(), 0, "core {core}");
     }
     world.check_ledger();
+    world.check_usage();
 }
 
 /// Runs a seed; a failure is played again with its events in words.

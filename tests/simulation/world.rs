@@ -103,6 +103,12 @@ pub struct Link {
     pub has_fetched: bool,
 }
 
+impl Link {
+    pub fn is_home(&self) -> bool {
+        matches!(self.stage, Stage::Home { .. })
+    }
+}
+
 /// A core's table of connections: the link in each place, and how often the place was used.
 #[derive(Default)]
 struct Places {
