@@ -117,18 +117,6 @@ fn no_secret_is_repeated() {
             "{arguments:?}"
         );
     }
-    // A URL that is none, by each way it may come.
-    const WRONG: &str = "smtp://user:s3cret@mail.example:port";
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), format!("smtp-relay = \"{WRONG}\"\n")).unwrap();
-    for refusal in [
-        refusal(&["--smtp-relay", WRONG], &[]),
-        refusal(&[], &relay(WRONG)),
-        refusal(&["--config", file.path().to_str().unwrap()], &[]),
-    ] {
-        assert!(refusal.starts_with("skein: --smtp-relay is no relay"), "{refusal}");
-        assert!(!refusal.contains("s3cret"), "{refusal}");
-    }
 }
 
 #[test]
