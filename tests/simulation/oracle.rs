@@ -47,6 +47,14 @@ pub struct Message {
     pub is_will: bool,
 }
 
+impl Message {
+    /// When the broker has done with it. What was sent again may come behind its acknowledgement.
+    pub fn over_at(&self) -> u64 {
+        let at = self.acknowledged_at.filter(|_| self.attempts <= 1);
+        at.unwrap_or(u64::MAX)
+    }
+}
+
 /// What a topic is for, where there are accounts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {

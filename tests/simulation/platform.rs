@@ -637,7 +637,7 @@ impl World {
             };
             let kept = kept.remove(&number).unwrap_or_default();
             let count: u32 = kept.values().sum();
-            let until = message.acknowledged_at.unwrap_or(u64::MAX);
+            let until = message.over_at();
             let possible = platform.tenants[tenant].devices[device].possible(sent_at, until);
             let may_be_kept = |channel: &ChannelId| {
                 let state = State {

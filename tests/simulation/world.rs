@@ -1166,7 +1166,7 @@ impl World {
             return Route::Never;
         }
         let from = message.sent_at.unwrap_or(self.moment);
-        let until = message.acknowledged_at.unwrap_or(u64::MAX);
+        let until = message.over_at();
         let route = platform.route(message, purpose, from, until);
         self.oracle.as_rotated(route, message.topic, from, until)
     }
