@@ -458,6 +458,12 @@ impl Oracle {
             .flatten()
     }
 
+    pub fn is_anybody_away(&self) -> bool {
+        self.sessions
+            .iter()
+            .any(|session| session.exists && session.link.is_none())
+    }
+
     pub fn durable_sessions(&self, is_counted: impl Fn(usize) -> bool) -> usize {
         let sessions = self.sessions.iter().enumerate();
         sessions
