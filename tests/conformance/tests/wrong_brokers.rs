@@ -63,10 +63,9 @@ fn publishing(packet: Packet, change: impl FnOnce(&mut Message)) -> Vec<Packet> 
 
 /// A CONNECT with its flags changed: their byte is the one behind protocol name and level.
 fn connecting(mut packet: Packet, change: impl FnOnce(&mut u8)) -> Vec<Packet> {
+    let name_length = usize::from(packet.id());
     if packet.first & 0xF0 == 0x10
-        && let Some(flags) = packet
-            .body
-            .get_mut(usize::from(u16::from_be_bytes([packet.body[0], packet.body[1]])) + 3)
+        && let Some(flags) = packet.body.get_mut(name_length + 3)
     {
         change(flags);
     }
