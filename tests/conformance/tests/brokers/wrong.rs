@@ -2,9 +2,6 @@
 //!
 //! Each is the broker of this repository behind a relay that changes one kind of packet, in one direction, or one rule of the
 //! connection. Without a fault the relay changes nothing, and everything passes through it.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
@@ -14,10 +11,10 @@ use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::broker::Broker;
 use conformance::bench::Settings;
 use conformance::packet::*;
 use conformance::report::Verdict;
-use support::Broker;
 
 /// What is wrong.
 #[derive(Clone, Copy)]
