@@ -88,8 +88,8 @@ fn fits(text: &str, pattern: &str) -> bool {
     match pattern.split_once('*') {
         None => text == pattern,
         Some((head, rest)) => text.strip_prefix(head).is_some_and(|tail| {
-            let ends = (0..=tail.len()).filter(|at| tail.is_char_boundary(*at));
-            ends.into_iter().any(|at| fits(&tail[at..], rest))
+            let mut ends = (0..=tail.len()).filter(|at| tail.is_char_boundary(*at));
+            ends.any(|at| fits(&tail[at..], rest))
         }),
     }
 }

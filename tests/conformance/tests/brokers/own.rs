@@ -1,17 +1,14 @@
 //! The broker of this repository passes every statement that can be tested, and the suite leaves nothing behind on it.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::fs;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::broker::{Broker, skein};
 use conformance::bench::Settings;
 use conformance::report::Verdict;
 use serde_json::Value;
-use support::{Broker, skein};
 
 /// What must come has a time that no slow machine needs.
 const TIMEOUT: Duration = Duration::from_secs(30);

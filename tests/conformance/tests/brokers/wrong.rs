@@ -2,9 +2,6 @@
 //!
 //! Each is the broker of this repository behind a relay that changes one kind of packet, in one direction, or one rule of the
 //! connection. Without a fault the relay changes nothing, and everything passes through it.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
@@ -14,10 +11,10 @@ use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::broker::Broker;
 use conformance::bench::Settings;
 use conformance::packet::*;
 use conformance::report::Verdict;
-use support::Broker;
 
 /// What is wrong.
 #[derive(Clone, Copy)]
@@ -63,10 +60,9 @@ fn publishing(packet: Packet, change: impl FnOnce(&mut Message)) -> Vec<Packet> 
 
 /// A CONNECT with its flags changed: their byte is the one behind protocol name and level.
 fn connecting(mut packet: Packet, change: impl FnOnce(&mut u8)) -> Vec<Packet> {
+    let name_length = usize::from(packet.id());
     if packet.first & 0xF0 == 0x10
-        && let Some(flags) = packet
-            .body
-            .get_mut(usize::from(u16::from_be_bytes([packet.body[0], packet.body[1]])) + 3)
+        && let Some(flags) = packet.body.get_mut(name_length + 3)
     {
         change(flags);
     }
