@@ -90,7 +90,7 @@ pub struct Platform {
 }
 
 /// What has happened, for the totals.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub struct Happened {
     pub answers: u64,
     pub refusals: u64,

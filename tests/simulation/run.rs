@@ -1,22 +1,27 @@
 //! One run, from its seed to its end: steps, then rest, and what must hold there.
 //!
-//! Called  by `main`; calls `world` for the steps, `workload` for what clients do at the end, `oracle` for what must hold.
-//! Holds   - a run depends on its seed alone.
+//! Called  by `main` and `simulate`; calls `world` for the steps, `workload` for what clients do at the end, `oracle` for
+//!         what must hold.
+//! Holds   - a run depends on its seed, and on what overrides it, alone.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 
 use skein::metrics::Counters;
 use skein::mqtt::packet::QoS;
 use skein::shard::Millis;
 
 use crate::oracle::Seen;
+use crate::overrides::Overrides;
 use crate::world::{LOG, Met, World};
 
-/// What a run amounts to.
+/// What a run amounts to, or many.
 #[derive(Default)]
 pub struct Outcome {
     pub hash: u64,
+    pub steps: usize,
     pub messages: usize,
     pub deliveries: u64,
     pub missing: u64,
@@ -24,8 +29,29 @@ pub struct Outcome {
     pub met: Met,
 }
 
-pub fn run(seed: u64) -> Outcome {
-    let mut world = World::new(seed);
+impl Outcome {
+    /// Whatever the order of runs, the sum is the same.
+    pub fn add(&mut self, other: &Outcome) {
+        self.hash = self.hash.wrapping_add(other.hash);
+        self.steps += other.steps;
+        self.messages += other.messages;
+        self.deliveries += other.deliveries;
+        self.missing += other.missing;
+        self.counters.add(&other.counters);
+        self.met.add(&other.met);
+    }
+}
+
+/// An assertion that did not hold.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub message: String,
+    /// File and line: what tells one assertion from another.
+    pub place: String,
+}
+
+pub fn run(seed: u64, overrides: &Overrides) -> Outcome {
+    let mut world = World::new(seed, overrides);
     for _ in 0..world.profile.steps {
         world.step();
     }
@@ -45,6 +71,7 @@ pub fn run(seed: u64) -> Outcome {
     everybody_leaves(&mut world);
     Outcome {
         hash: world.hash,
+        steps: world.profile.steps,
         messages: world.oracle.messages.len(),
         deliveries: world.oracle.deliveries,
         missing: world.oracle.missing + world.oracle.missing_qos0,
@@ -181,6 +208,7 @@ fn everybody_leaves(world: &mut World) {
         }
     }
     settle(world);
+    let mut rounds = 0;
     while let Some(Millis(due)) = world.shards.iter().filter_map(|shard| shard.next_deadline()).min() {
         let late_ms = world
             .live
@@ -193,6 +221,8 @@ fn everybody_leaves(world: &mut World) {
         );
         let now = world.now_ms - world.started_ms;
         world.pass_time(due.saturating_sub(now).max(1));
+        rounds += 1;
+        assert!(rounds < 100_000, "a deadline does not pass");
     }
     settle(world);
     for client in 0..world.clients.len() {
@@ -213,25 +243,43 @@ fn everybody_leaves(world: &mut World) {
     world.check_usage();
 }
 
-/// Runs a seed; a failure is played again with its events in words.
-pub fn run_reported(seed: u64) -> Result<Outcome, String> {
-    let why = match catch_unwind(|| run(seed)) {
-        Ok(outcome) => return Ok(outcome),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-            text.unwrap_or("for a reason it does not say").to_owned()
-        }
-    };
-    let events: usize =
-        std::env::var("SKEIN_EVENTS").map_or(40, |count| count.parse().expect("SKEIN_EVENTS is a number"));
+thread_local! {
+    /// While a run is tried: where its panic ends up instead of on stderr.
+    static TRIED: RefCell<Option<Option<Failure>>> = const { RefCell::new(None) };
+}
+
+/// Runs a seed without a word on stderr.
+pub fn attempt(seed: u64, overrides: &Overrides) -> Result<Outcome, Failure> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let is_tried = TRIED.with(|tried| {
+                let mut tried = tried.borrow_mut();
+                if let Some(failure) = &mut *tried {
+                    let message = panic.payload_as_str().unwrap_or("for a reason it does not say");
+                    let place = panic.location().map(|at| format!("{}:{}", at.file(), at.line()));
+                    *failure = Some(Failure {
+                        message: message.to_owned(),
+                        place: place.unwrap_or_default(),
+                    });
+                }
+                tried.is_some()
+            });
+            if !is_tried {
+                before(panic);
+            }
+        }));
+    });
+    TRIED.with(|tried| *tried.borrow_mut() = Some(None));
+    let outcome = catch_unwind(AssertUnwindSafe(|| run(seed, overrides)));
+    let failure = TRIED.with(|tried| tried.borrow_mut().take()).flatten();
+    outcome.map_err(|_| failure.expect("a panic passes the hook"))
+}
+
+/// The last events of a run, in words.
+pub fn trace(seed: u64, overrides: &Overrides, events: usize) -> Vec<String> {
     LOG.with(|log| *log.borrow_mut() = Some(VecDeque::with_capacity(events)));
-    let _ = catch_unwind(AssertUnwindSafe(|| run(seed)));
-    let events = LOG.with(|log| log.borrow_mut().take()).unwrap_or_default();
-    let events: Vec<String> = events.into();
-    let replay = format!("SKEIN_SEEDS={seed}..{} cargo test --test simulation seeds", seed + 1);
-    Err(format!(
-        "seed {seed} fails; its last events:\n{}\nseed {seed}: {why}\nreplay: {replay}",
-        events.join("\n")
-    ))
+    let _ = attempt(seed, overrides);
+    LOG.with(|log| log.borrow_mut().take()).unwrap_or_default().into()
 }

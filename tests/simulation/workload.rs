@@ -437,9 +437,11 @@ impl World {
             // QoS 3 [MQTT-3.3.1-4].
             self.links[link].up.extend_from_slice(&[0x36, 3, 0, 1, b'a']);
             self.clients[client].misbehaved = Some(link);
+            self.met.nonsense += 1;
         }
         // Half open: the server does not hear of it until something else happens.
         let half_open = way == 9;
+        self.met.half_open += u64::from(half_open);
         self.event(23, client as u64, || {
             format!("client {client} lets go of link {link}, half open {half_open}")
         });

@@ -28,6 +28,7 @@ use skein::shard::{CloseReason, ConnectionId, Input, Lane, Millis, Output, PeerI
 use crate::disk::Disk;
 use crate::faults::Profile;
 use crate::oracle::{Oracle, Route, message_number};
+use crate::overrides::Overrides;
 use crate::platform::{Happened, Platform};
 use crate::random::{Random, mix};
 use crate::workload::Client;
@@ -118,8 +119,20 @@ struct Places {
 }
 
 /// What a run has met that no counter of the broker's counts.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, serde::Serialize)]
 pub struct Met {
+    /// Inputs that shards have handled.
+    pub turns: u64,
+    /// Connections that the network lost.
+    pub resets: u64,
+    /// Connections whose client went without the server hearing of it.
+    pub half_open: u64,
+    /// Connections on which a client broke a rule.
+    pub nonsense: u64,
+    /// Times from which on every commit failed.
+    pub outages: u64,
+    /// Batches that waited because the ring was full.
+    pub rings_full: u64,
     pub commits_failed: u64,
     pub fetches: u64,
     pub fetches_retained: u64,
@@ -137,11 +150,18 @@ pub struct Met {
     /// Packets written to abusers, and connections of theirs that were closed for what they sent.
     pub abuse_answered: u64,
     pub abuse_closed: u64,
+    #[serde(flatten)]
     pub happened: Happened,
 }
 
 impl Met {
     pub fn add(&mut self, other: &Met) {
+        self.turns += other.turns;
+        self.resets += other.resets;
+        self.half_open += other.half_open;
+        self.nonsense += other.nonsense;
+        self.outages += other.outages;
+        self.rings_full += other.rings_full;
         self.commits_failed += other.commits_failed;
         self.fetches += other.fetches;
         self.fetches_retained += other.fetches_retained;
@@ -196,9 +216,12 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64) -> World {
+    pub fn new(seed: u64, overrides: &Overrides) -> World {
         let mut random = Random::new(seed);
-        let profile = Profile::of(&mut random);
+        let mut profile = Profile::of(&mut random);
+        overrides.apply(&mut profile, &mut random);
+        // Each account has a client.
+        profile.tenants = profile.tenants.min(profile.clients);
         let clients = (0..profile.clients)
             .map(|client| Client::new(&mut random, &profile, client % profile.tenants.max(1)))
             .collect();
@@ -738,6 +761,7 @@ impl World {
     /// The network loses a connection: what is on its way is gone, both ends hear of it.
     pub fn reset(&mut self, link: usize) {
         self.event(6, link as u64, || format!("link {link}: reset"));
+        self.met.resets += 1;
         let l = &mut self.links[link];
         l.up.clear();
         l.down.clear();
@@ -791,6 +815,7 @@ impl World {
         let (peer, lane) = self.forwards[core][at];
         let ends = (core, peer.0 as usize, lane);
         if self.rings[&ends].len() >= self.profile.ring_parcels {
+            self.met.rings_full += 1;
             return false;
         }
         self.forwards[core].swap_remove(at);
@@ -861,7 +886,9 @@ impl World {
                 } else {
                     self.profile.outage_percent
                 };
+                let was_full = self.disk_is_full;
                 self.disk_is_full ^= self.random.percent(outage);
+                self.met.outages += u64::from(self.disk_is_full && !was_full);
                 if self.disk_is_full || self.random.percent(self.profile.commit_fails_percent) {
                     self.event(15, 0, || "the commit fails".to_owned());
                     self.disk.fail();
@@ -968,6 +995,7 @@ impl World {
         for link in self.resumed[core].drain(..) {
             self.links[link].heard_at_ms = self.now_ms;
         }
+        self.met.turns += 1;
         self.shards[core].handle(input, Millis(self.now_ms - self.started_ms))
     }
 
