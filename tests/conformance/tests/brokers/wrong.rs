@@ -91,7 +91,7 @@ const WRONG: &[Wrong] = &[
         static SEEN: AtomicUsize = AtomicUsize::new(0);
         if is(&packet, &[CONNACK]) && SEEN.fetch_add(1, Ordering::Relaxed) > 0 { packet.body.push(0); }
         same(packet)
-    }), "3.1.2-2 3.1.3-5 3.1.3-8 3.1.3-9 3.1.4-4 V31-1 V31-4 V31-7 V31-8"),
+    }), "3.1.2-2 3.1.3-5 3.1.3-8 3.1.3-9 3.1.4-4 V31-1 V31-3 V31-4 V31-7 V31-8 V31-9"),
     ("CONNACK comes second", Fault::Out(|packet| {
         static SEEN: AtomicUsize = AtomicUsize::new(0);
         if is(&packet, &[CONNACK]) && SEEN.fetch_add(1, Ordering::Relaxed) > 0 {
