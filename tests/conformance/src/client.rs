@@ -163,13 +163,13 @@ impl<'a> Client<'a> {
     }
 
     /// What comes within the time that what must come has.
-    pub fn next(&mut self) -> Outcome<Event> {
+    pub fn receive(&mut self) -> Outcome<Event> {
         self.event(self.bench.settings.timeout)
     }
 
     /// Just this packet comes next.
     pub fn expect(&mut self, wanted: impl AsRef<[u8]>, expected: &str) -> Outcome {
-        match self.next()? {
+        match self.receive()? {
             Event::Packet(came) if packet(came.first, &came.body) == wanted.as_ref() => Ok(()),
             event => self.unexpected(format!("{expected} ({})", self.bench.show(wanted.as_ref())), &event),
         }
@@ -203,7 +203,7 @@ impl<'a> Client<'a> {
 
     /// CONNACK 0; returns Session Present.
     pub fn accepted(&mut self) -> Outcome<bool> {
-        match self.next()? {
+        match self.receive()? {
             Event::Packet(packet) if packet.kind() == CONNACK && packet.body[1] == 0 && packet.body[0] < 2 => {
                 Ok(packet.body[0] == 1)
             }
@@ -219,7 +219,7 @@ impl<'a> Client<'a> {
         } else {
             "the connection is closed, at most a CONNACK that refuses comes before"
         };
-        match self.next()? {
+        match self.receive()? {
             Event::Closed => Ok(()),
             Event::Packet(packet) if !silent && packet.kind() == CONNACK && packet.body[1] != 0 => {
                 self.closed(expected)
@@ -231,7 +231,7 @@ impl<'a> Client<'a> {
     /// CONNACK with this return code and Session Present 0, then the end.
     pub fn refused_with(&mut self, code: u8) -> Outcome {
         let expected = format!("CONNACK with return code {code} and Session Present 0, then the connection is closed");
-        match self.next()? {
+        match self.receive()? {
             Event::Packet(packet) if packet.kind() == CONNACK && packet.body == [0, code] => self.closed(&expected),
             event => self.unexpected(expected, &event),
         }
@@ -276,7 +276,7 @@ impl<'a> Client<'a> {
             event => return self.unexpected(expected, &event),
         }
         let _ = self.stream.write_all(&PINGREQ);
-        match self.next()? {
+        match self.receive()? {
             Event::Packet(packet) if packet.kind() == PINGRESP => Ok(()),
             event => self.unexpected(expected, &event),
         }
@@ -345,7 +345,7 @@ impl<'a> Client<'a> {
 
     /// The next packet, which must be a delivery.
     pub fn message(&mut self, expected: &str) -> Outcome<Message> {
-        match self.next()? {
+        match self.receive()? {
             Event::Packet(packet) if packet.kind() == PUBLISH => match packet.message() {
                 Ok(message) => Ok(message),
                 Err(fault) => self.failed(expected, fault),

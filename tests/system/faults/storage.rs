@@ -47,9 +47,8 @@ impl SmallDisk {
         let mut file = fs::File::create(self.path().join("filler")).unwrap();
         let mut size = 1 << 20;
         while size > 0 {
-            match file.write(&vec![1; size]) {
-                Ok(_) => {}
-                Err(_) => size /= 2,
+            if file.write_all(&vec![1; size]).is_err() {
+                size /= 2;
             }
         }
     }

@@ -120,7 +120,7 @@ fn not_first(bench: &Bench) -> Outcome {
     each(variants, |bytes| {
         let mut client = bench.open("a")?;
         client.send(bytes);
-        match client.next()? {
+        match client.receive()? {
             Event::Closed => Ok(()),
             event => client.unexpected("the connection is closed and nothing is sent", &event),
         }
@@ -152,7 +152,7 @@ fn levels(bench: &Bench) -> Outcome {
             client.send(bench.hello("a").protocol("MQTT", level).bytes());
             if level > 5 {
                 let expected = "CONNACK with return code 1, then the connection is closed";
-                return match client.next()? {
+                return match client.receive()? {
                     Event::Packet(came)
                         if came.kind() == CONNACK && matches!(came.body[..], [0, 1] | [0, 0x84, ..]) =>
                     {
@@ -252,9 +252,9 @@ fn fields_in_order(bench: &Bench) -> Outcome {
         let mut client = bench.open("a")?;
         client.send(named.bytes());
         // A broker may refuse who it does not know, or their messages; then the Will alone has to do.
-        if matches!(client.next()?, Event::Packet(came) if came.kind() == CONNACK && came.body[1] == 0) {
+        if matches!(client.receive()?, Event::Packet(came) if came.kind() == CONNACK && came.body[1] == 0) {
             client.send(publish(0, &topic, 0, "probe"));
-            if matches!(watcher.next()?, Event::Packet(_)) {
+            if matches!(watcher.receive()?, Event::Packet(_)) {
                 hello = named;
             }
             client.leave();
@@ -292,7 +292,7 @@ fn no_identifier(bench: &Bench) -> Outcome {
     let hello = bench.hello("").id("");
     let mut first = bench.open("a")?;
     first.send(hello.bytes());
-    match first.next()? {
+    match first.receive()? {
         Event::Packet(came) if came.kind() == CONNACK && came.body[1] == 2 => {
             first.closed("the connection is closed after return code 2")?;
             return skip("the broker lets nobody in without an identifier, as it may");
@@ -329,7 +329,7 @@ fn odd_identifiers(bench: &Bench) -> Outcome {
         |id| {
             let mut client = bench.open("a")?;
             client.send(bench.hello("").id(id).bytes());
-            match client.next()? {
+            match client.receive()? {
                 Event::Packet(came) if came.kind() == CONNACK && came.body == [0, 0] => {
                     client.leave();
                     Ok(())
@@ -426,7 +426,7 @@ fn refusals(bench: &Bench) -> Outcome {
     each(variants, |hello| {
         let mut client = bench.open("a")?;
         client.send(hello.bytes());
-        match client.next()? {
+        match client.receive()? {
             Event::Packet(came) if came.kind() == CONNACK && came.body[0] == 0 && matches!(came.body[1], 1..=5) => {
                 client.closed("the connection is closed after CONNACK")
             }

@@ -38,7 +38,7 @@ fn enter<'a>(bench: &'a Bench<'a>, hello: &Hello) -> Outcome<Client<'a>> {
     let mut client = bench.open("level 3")?;
     bench.note(hello);
     client.send(hello.bytes());
-    match client.next()? {
+    match client.receive()? {
         Event::Packet(came) if came.kind() == CONNACK && came.body[1] == 0 => Ok(client),
         Event::Packet(came) if came.kind() == CONNACK && came.body[1] == 1 => {
             skip("the broker does not speak MQTT 3.1")
@@ -86,7 +86,7 @@ fn long_identifier(bench: &Bench) -> Outcome {
     let mut client = bench.open("a")?;
     let id = format!("{:040}", bench.id(""));
     client.send(hello(bench, "a").id(id).bytes());
-    match client.next()? {
+    match client.receive()? {
         Event::Packet(came) if came.kind() == CONNACK && came.body[1] == 0 => Ok(()),
         Event::Packet(came) if came.kind() == CONNACK && came.body[1] == 2 => {
             client.closed("the end after return code 2")
@@ -148,7 +148,7 @@ fn absent_user(bench: &Bench) -> Outcome {
     each(variants, |flags| {
         let mut client = bench.open("a")?;
         client.send(hello(bench, "a").anonymous().flag(flags).bytes());
-        match client.next()? {
+        match client.receive()? {
             Event::Packet(came) if came.kind() == CONNACK && matches!(came.body[1], 0 | 4 | 5) => Ok(()),
             event => client.unexpected("CONNACK: accepted, or refused for want of credentials", &event),
         }
@@ -190,7 +190,7 @@ fn forbidden(bench: &Bench) -> Outcome {
     let topic = forbidden_topic(bench)?;
     let mut client = client(bench, "a")?;
     client.send(subscribe(1, &[(&topic, 1)]));
-    match client.next()? {
+    match client.receive()? {
         Event::Closed => Ok(()),
         Event::Packet(came) if came.kind() == SUBACK && matches!(came.body[..], [0, 1, 0..=2]) => Ok(()),
         event => client.unexpected("SUBACK with 0, 1 or 2, or the end of the connection", &event),
@@ -262,7 +262,7 @@ fn across(bench: &Bench) -> Outcome {
     let (mut first, _) = bench.enter(&durable)?;
     first.subscribe(&[(&bench.topic("u"), 1)])?;
     let mut second = enter(bench, &durable_old)?;
-    match first.next()? {
+    match first.receive()? {
         Event::Closed => {}
         event => return first.unexpected("the connection of 3.1.1 ends when 3.1 takes over", &event),
     }
@@ -275,7 +275,7 @@ fn order(bench: &Bench) -> Outcome {
     client(bench, "a")?.violates(hello(bench, "a").bytes())?;
     let mut client = bench.open("b")?;
     client.send(PINGREQ);
-    match client.next()? {
+    match client.receive()? {
         Event::Closed => Ok(()),
         event => client.unexpected("the connection is closed", &event),
     }

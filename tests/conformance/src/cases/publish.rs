@@ -210,7 +210,7 @@ fn forbidden(bench: &Bench) -> Outcome {
     each([("QoS 1", (1, PUBACK)), ("QoS 2", (2, PUBREC))], |(qos, answer)| {
         let mut client = bench.client("a")?;
         client.send(publish(qos << 1, &topic, 5, "x"));
-        match client.next()? {
+        match client.receive()? {
             Event::Closed => Ok(()),
             Event::Packet(came) if came.kind() == answer && came.id() == 5 => Ok(()),
             event => client.unexpected(format!("{} 5, or the end of the connection", name(answer)), &event),

@@ -240,7 +240,7 @@ fn sent_again(bench: &Bench) -> Outcome {
     let expected = format!("PUBREL {} and PUBLISH {} again", messages[0].id, messages[1].id);
     let mut wanted = BTreeSet::from([(PUBREL, messages[0].id), (PUBLISH, messages[1].id)]);
     for _ in 0..2 {
-        match client.next()? {
+        match client.receive()? {
             Event::Packet(came) => {
                 let id = came.message().map_or(came.id(), |message| message.id);
                 let id = if came.kind() == PUBLISH { id } else { came.id() };

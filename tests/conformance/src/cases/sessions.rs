@@ -149,7 +149,7 @@ fn taken_over(bench: &Bench) -> Outcome {
         |hello| {
             let (mut first, _) = bench.enter(&hello)?;
             let (mut second, _) = bench.enter(&hello)?;
-            match first.next()? {
+            match first.receive()? {
                 Event::Closed => {}
                 event => return first.unexpected("the first connection is closed", &event),
             }

@@ -26,7 +26,7 @@ fn is_refused(bench: &Bench, rest: &str) -> Outcome {
     let mut client = bench.client("a")?;
     client.send(subscribe(1, &[(&bench.topic(rest), 0)]));
     let expected = "the connection is closed, or SUBACK with return code 0x80";
-    match client.next()? {
+    match client.receive()? {
         Event::Closed => Ok(()),
         Event::Packet(came) if came.kind() == SUBACK && came.body == [0, 1, 0x80] => Ok(()),
         event => client.unexpected(expected, &event),
@@ -103,7 +103,7 @@ fn dollar(bench: &Bench) -> Outcome {
             let mut publisher = bench.client("d")?;
             let topic = format!("{name}/{}", own.split_once('/').map_or("", |(_, rest)| rest));
             publisher.send([publish(0, topic, 0, "x"), PINGREQ.to_vec()].concat());
-            while let Event::Packet(came) = publisher.next()? {
+            while let Event::Packet(came) = publisher.receive()? {
                 if came.kind() == PINGRESP {
                     break;
                 }
