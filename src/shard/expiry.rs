@@ -93,9 +93,12 @@ impl Shard {
 
     pub(super) fn client_left(&mut self, session: SessionKey) {
         let Some(expiry) = &mut self.expiry else { return };
-        let since_s = expiry.unix_time.at(self.now.millis());
+        let now = self.now.millis();
+        let since_s = expiry.unix_time.at(now);
         expiry.away.insert(session.number, since_s);
         expiry.due.push_back((since_s, session));
+        // What is kept is read by a clock of another run: it is what the clock says now, not what it made of the start of this one.
+        let since_s = self.unix_time.at(now);
         let session = session.number;
         self.persist(Record::SessionAway { session, since_s });
     }

@@ -110,6 +110,8 @@ pub struct Site {
     /// None: any free port, another one for each run.
     port: Option<Arc<ReservedPort>>,
     environment: Vec<(String, OsString)>,
+    /// The program that starts the broker in its place, with its arguments; none: nobody does.
+    launcher: Vec<String>,
     runs: Arc<AtomicUsize>,
 }
 
@@ -126,6 +128,7 @@ impl Site {
             directory: Arc::new(tempfile::tempdir().unwrap()),
             port: None,
             environment: Vec::new(),
+            launcher: Vec::new(),
             runs: Arc::default(),
         }
     }
@@ -136,6 +139,19 @@ impl Site {
             .into_iter()
             .map(|(name, value)| (name.into(), value))
             .collect();
+    }
+
+    /// For the runs to come: words that are put before the command. What they start becomes the broker, in the same process.
+    pub fn set_launcher(&mut self, words: impl IntoIterator<Item = String>) {
+        self.launcher = words.into_iter().collect();
+    }
+
+    /// The binary, started as the brokers are.
+    pub fn command(&self) -> Command {
+        let words = [&self.launcher[..], &[env!("CARGO_BIN_EXE_skein").to_owned()]].concat();
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        command
     }
 
     /// The port of every run; 0 where each has another.
@@ -203,7 +219,7 @@ impl Site {
         }
         arguments.extend(["--ready-file".into(), ready_file.display().to_string()]);
         let process = match open_files {
-            None => Command::new(env!("CARGO_BIN_EXE_skein")),
+            None => self.command(),
             Some(limit) => {
                 let mut shell = Command::new("sh");
                 shell.args(["-c", &format!("ulimit -n {limit} && exec \"$@\""), "sh"]);

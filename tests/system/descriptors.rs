@@ -13,7 +13,7 @@ const LIMIT: u32 = 200;
 const CONNECTIONS: usize = 500;
 
 /// This process holds the other end of every connection.
-fn allow_open_files() {
+pub fn allow_open_files() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(
         Resource::Nofile,

@@ -122,6 +122,7 @@ static int error_named(const char *name) {
     return !strcmp(name, "ENOSPC")  ? ENOSPC
            : !strcmp(name, "EIO")   ? EIO
            : !strcmp(name, "EDQUOT") ? EDQUOT
+           : !strcmp(name, "EROFS")  ? EROFS
            : !strcmp(name, "SHORT") ? SHORT
                                     : (errno = EINVAL, die(name), 0);
 }

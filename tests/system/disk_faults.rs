@@ -55,7 +55,7 @@ impl DiskLayer {
     ///
     /// | | |
     /// |---|---|
-    /// | `write ENOSPC`, `write EIO`, `write EDQUOT` | a write of pages fails, nothing of it is written |
+    /// | `write ENOSPC`, `write EIO`, `write EDQUOT`, `write EROFS` | a write of pages fails, nothing of it is written |
     /// | `write SHORT` | half of it is written, and said to be |
     /// | `meta EIO` | the write of a meta page fails; it is in the page cache, and on disk or not |
     /// | `meta ENOSPC` | the same, but nothing of it is written |

@@ -3,7 +3,7 @@
 
 pub mod crowd;
 mod data_dir;
-mod disk;
+pub mod disk;
 mod kill_loop;
 mod overflow;
 mod restart;
@@ -23,7 +23,7 @@ pub fn seed(variable: &str) -> u64 {
 }
 
 /// What a line of the log says was counted, by name; the last such line.
-fn counters(log: &str) -> BTreeMap<String, u64> {
+pub fn counters(log: &str) -> BTreeMap<String, u64> {
     let line = log.lines().rfind(|line| line.contains("counters=\""));
     let line = line.unwrap_or_else(|| panic!("no counters in the log: {log}"));
     let from = line.find("counters=\"").unwrap() + "counters=\"".len();
@@ -36,12 +36,12 @@ fn counters(log: &str) -> BTreeMap<String, u64> {
 }
 
 /// One counter, 0 where it is not said.
-fn count(counters: &BTreeMap<String, u64>, name: &str) -> u64 {
+pub fn count(counters: &BTreeMap<String, u64>, name: &str) -> u64 {
     counters.get(name).copied().unwrap_or(0)
 }
 
 /// The counters of a broker that runs.
-fn counted(broker: &Broker) -> BTreeMap<String, u64> {
+pub fn counted(broker: &Broker) -> BTreeMap<String, u64> {
     let reports = || broker.written().matches("counted so far").count();
     let (before, began) = (reports(), Instant::now());
     broker.signal(Signal::USR1);
@@ -57,7 +57,7 @@ fn counted(broker: &Broker) -> BTreeMap<String, u64> {
 }
 
 /// Every match of a message and a Session, of this run or restored, has come to exactly one end.
-fn assert_balanced(counters: &BTreeMap<String, u64>) {
+pub fn assert_balanced(counters: &BTreeMap<String, u64>) {
     let dropped: u64 = counters
         .iter()
         .filter(|(name, _)| name.starts_with("dropped_"))

@@ -32,20 +32,20 @@ fn until_closed(socket: &mut TcpStream) -> Vec<u8> {
 }
 
 /// A client that must not notice anything: it is connected all the time and talks to itself through the broker.
-struct Witness {
+pub struct Witness {
     agent: Agent,
     count: u32,
 }
 
 impl Witness {
-    fn start(broker: &Broker) -> Witness {
+    pub fn start(broker: &Broker) -> Witness {
         let mut agent = Agent::start(Library::Paho);
         agent.connect("witness", broker, hello("witness"));
         agent.subscribe("witness", &[("witness/+/x", 1)]);
         Witness { agent, count: 0 }
     }
 
-    fn looks(&mut self) {
+    pub fn looks(&mut self) {
         for _ in 0..10 {
             self.count += 1;
             let message = Message::new(&format!("witness/{}/x", self.count), "all is well", 1, false);

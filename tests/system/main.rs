@@ -14,6 +14,7 @@ mod browser;
 mod descriptors;
 mod durability;
 mod exchange;
+mod faults;
 mod hostile;
 mod operator;
 mod order;

@@ -41,7 +41,8 @@ class Client(threading.Thread):
     def __init__(self, command):
         super().__init__(daemon=True)
         self.client_name = command["client"]
-        self.port = command["port"]
+        self.address = command["address"]
+        self.keep_alive_s = command["keep_alive_s"]
         self.filters = command["subscribe"]
         self.clean = command["clean"]
         self.random = random.Random(command["seed"])
@@ -95,7 +96,7 @@ class Client(threading.Thread):
             time.sleep(LOOP_S)
             return
         try:
-            self.paho.connect("127.0.0.1", self.port, 60)
+            self.paho.connect(*self.address, self.keep_alive_s)
         except OSError:
             time.sleep(LOOP_S)
             return
@@ -161,7 +162,8 @@ class Client(threading.Thread):
                 payload = ""
             self.last[topic] = payload != ""
             sent = self.paho.publish(topic, payload.encode(), p["qos"], p["retain"])
-            self.waiting[sent.mid] = (topic, number)
+            if p["qos"] > 0:
+                self.waiting[sent.mid] = (topic, number)
 
     def toggle_what_is_due(self):
         t = self.toggling
@@ -196,7 +198,9 @@ class Client(threading.Thread):
         self.tell("message", message.topic, label, message.qos, message.retain, message.dup)
 
     def on_publish(self, _client, _userdata, mid, _reason, _properties):
-        self.tell("acknowledged", *self.waiting.pop(mid))
+        # At QoS 0 it says no more than that it was written.
+        if self.publishing["qos"] > 0:
+            self.tell("acknowledged", *self.waiting.pop(mid))
 
     def on_subscribe(self, _client, _userdata, mid, reasons, _properties):
         if mid in self.toggles:

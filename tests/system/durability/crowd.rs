@@ -51,14 +51,20 @@ pub struct Part {
     pub publishing: Option<Publishing>,
     /// Filters it subscribes to, at QoS 1, and leaves again, at random.
     pub toggled: Vec<String>,
+    pub keep_alive_s: u16,
 }
 
 impl Part {
     pub fn new(name: &str) -> Part {
         Part {
             name: name.to_owned(),
+            keep_alive_s: 60,
             ..Part::default()
         }
+    }
+
+    pub fn keep_alive(self, keep_alive_s: u16) -> Part {
+        Part { keep_alive_s, ..self }
     }
 
     pub fn user(self, name: &str, password: &str) -> Part {
@@ -130,7 +136,8 @@ pub struct Crowd {
     process: Child,
     commands: ChildStdin,
     events: Receiver<Value>,
-    port: u16,
+    /// Where they connect to.
+    address: (String, u16),
     seed: u64,
     pub members: BTreeMap<String, Member>,
     began: Instant,
@@ -140,10 +147,17 @@ pub struct Crowd {
 
 impl Crowd {
     pub fn start(port: u16, seed: u64) -> Crowd {
+        Crowd::start_from(&[], "127.0.0.1", port, seed)
+    }
+
+    /// The same, started by another program: words that are put before the command.
+    pub fn start_from(launcher: &[String], host: &str, port: u16, seed: u64) -> Crowd {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         let python = root.join(".venv/bin/python");
         assert!(python.exists(), "paho-mqtt is not installed: {INSTALL}");
-        let mut process = Command::new(python)
+        let words = [launcher, &[python.display().to_string()]].concat();
+        let mut process = Command::new(&words[0])
+            .args(&words[1..])
             .arg(root.join("tests/system/clients/crash.py"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -162,7 +176,7 @@ impl Crowd {
             commands: process.stdin.take().unwrap(),
             process,
             events,
-            port,
+            address: (host.to_owned(), port),
             seed,
             members: BTreeMap::new(),
             began: Instant::now(),
@@ -187,7 +201,7 @@ impl Crowd {
         });
         let toggle = (!part.toggled.is_empty()).then(|| json!({"filters": part.toggled, "qos": 1, "per_second": 20}));
         let command = json!({
-            "port": self.port, "id": part.name, "clean": part.is_clean, "user": part.user, "subscribe": part.filters, "publish": publish,
+            "address": self.address, "keep_alive_s": part.keep_alive_s, "id": part.name, "clean": part.is_clean, "user": part.user, "subscribe": part.filters, "publish": publish,
             "toggle": toggle, "seed": self.seed.wrapping_add(self.members.len() as u64) % (1 << 53),
         });
         let name = part.name.clone();
@@ -301,7 +315,7 @@ impl Crowd {
     fn dump(&self) -> String {
         let mut lines: Vec<_> = self.members.values().flat_map(|member| &member.trace).collect();
         lines.sort();
-        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("crowd.{}.log", self.port));
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("crowd.{}.log", self.address.1));
         let lines: Vec<_> = lines.into_iter().map(String::as_str).collect();
         std::fs::write(&path, lines.join("\n")).unwrap();
         path.display().to_string()

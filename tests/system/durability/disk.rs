@@ -71,17 +71,17 @@ impl Writer {
 }
 
 /// What happens to a disk, and how it is undone.
-struct Outage<'a> {
-    name: &'a str,
-    begin: &'a dyn Fn(&Broker),
-    end: &'a dyn Fn(&Broker),
+pub struct Outage<'a> {
+    pub name: &'a str,
+    pub begin: &'a dyn Fn(&Broker),
+    pub end: &'a dyn Fn(&Broker),
     /// The same, while no broker runs.
-    repair: &'a dyn Fn(),
+    pub repair: &'a dyn Fn(),
 }
 
 /// How the broker meets the end of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Until {
+pub enum Until {
     /// It goes on by itself, and is killed later.
     Over,
     /// The disk works again when it has been started again.
@@ -90,10 +90,10 @@ enum Until {
 }
 
 /// All three ends, each with the cores of the run after it.
-const ENDS: [(Until, u16); 3] = [(Until::Over, 1), (Until::Killed, 4), (Until::Stopped, 1)];
+pub const ENDS: [(Until, u16); 3] = [(Until::Over, 1), (Until::Killed, 4), (Until::Stopped, 1)];
 
 /// Acknowledgements stop, everything else goes on; when the disk works again so do they, and a kill finds it all.
-fn ride_out(site: &Site, outage: &Outage<'_>, ends: &[(Until, u16)]) {
+pub fn ride_out(site: &Site, outage: &Outage<'_>, ends: &[(Until, u16)]) {
     const ROOMY: [&str; 4] = ["--max-queued", "100000", "--max-queued-bytes", "1 GiB"];
     let mut broker = site.start(4, &ROOMY);
     Raw::durable(site.port(), "absent").subscribe("disk/#", 1);
@@ -170,7 +170,8 @@ fn ride_out(site: &Site, outage: &Outage<'_>, ends: &[(Until, u16)]) {
     );
     drop(absent);
     broker.stop();
-    let inspected = Command::new(env!("CARGO_BIN_EXE_skein"))
+    let inspected = site
+        .command()
         .args(["inspect", "--data-dir"])
         .arg(site.data_dir())
         .output()
@@ -193,7 +194,7 @@ fn a_file_that_may_not_grow_stops_acknowledgements_and_nothing_else() {
     );
 }
 
-fn site_over_layer() -> (Site, DiskLayer) {
+pub fn site_over_layer() -> (Site, DiskLayer) {
     let mut site = Site::new();
     // A store is made under another name, which the layer does not watch.
     site.start(1, &[]).stop();
@@ -214,6 +215,8 @@ fn a_disk_that_is_full_or_fails_stops_acknowledgements_and_nothing_else() {
         ("meta EIO", 3),
         ("write EIO", 1),
         ("write SHORT", 1),
+        // As a file system has it that was made read-only while the file was open.
+        ("write EROFS", 1),
         ("meta ENOSPC", 1),
     ];
     for (faults, ends) in faults {

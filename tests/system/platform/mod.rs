@@ -23,10 +23,10 @@
 //!
 //! `fixture` is a broker with accounts, `rest` calls its API, `servers` are called by it, `time` reads what it shows.
 
-mod fixture;
+pub mod fixture;
 mod rest;
 mod servers;
-mod time;
+pub mod time;
 
 mod acceptance;
 mod api_port;
