@@ -216,8 +216,9 @@ impl Core {
         busy |= self.mesh_in(now, dropped_before);
         self.unread_batches = if leaves_unread { self.unread_batches + 1 } else { 0 };
         // After a pause of this process, who has sent in time is among many whose bytes are there: nobody was silent before
-        // all have been looked at, which takes the kernel so many batches, since it goes round.
-        if self.unread_batches <= self.sockets.count() / EVENTS_PER_BATCH {
+        // all have been looked at. That takes so many batches at most, since the kernel goes round; then no load delays it.
+        let rounds = self.sockets.count() / EVENTS_PER_BATCH + 1;
+        if self.unread_batches == 0 || self.unread_batches > rounds {
             self.deadlines();
         }
         busy |= self.commit();

@@ -38,14 +38,11 @@ fn what_is_acknowledged_passes_a_network_that_delays_throttles_cuts_and_swallows
         bytes_per_second: 5_000,
         ..well
     };
-    // Who is held back, delayed or throttled is not gone: nobody comes anew.
     for (name, conditions) in [("delayed", delayed), ("throttled", throttled)] {
-        let before = traffic.connects();
         relay.set(conditions);
         traffic.crowd.watch(FAULT);
         relay.set(well);
         traffic.compare(name);
-        assert_eq!(traffic.connects(), before, "{name}: somebody was closed");
     }
     for (name, conditions) in [
         ("closed at any byte", cut(Cut::Closed, 6_000)),

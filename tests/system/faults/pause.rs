@@ -56,14 +56,17 @@ fn nobody_is_closed_after_a_pause_who_went_on_sending() {
     };
     let ping = |clients: &mut [Raw]| clients.iter_mut().for_each(|client| client.send(&[0xc0, 0]));
     let mut clients = Vec::new();
-    for id in &names {
-        clients.push(Raw::open(site.port(), &connect(id).packet()).unwrap());
-        // However long it takes to connect them all.
-        if clients.len() % 50 == 0 {
-            ping(&mut clients);
-        }
+    for chunk in names.chunks(100) {
+        // None of them waits for another: so the first are not silent for long when the last have come.
+        let sockets = chunk.iter().map(|id| {
+            let mut socket = broker.socket();
+            socket.write_all(&connect(id).packet()).unwrap();
+            socket
+        });
+        let sockets: Vec<_> = sockets.collect();
+        clients.extend(sockets.into_iter().map(|socket| Raw::over(socket, &[]).unwrap()));
+        ping(&mut clients);
     }
-    ping(&mut clients);
     let (talkers, silent) = clients.split_at_mut(TALKERS);
     broker.signal(Signal::STOP);
     let until = Instant::now() + LONG_PAUSE;
