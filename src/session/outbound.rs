@@ -20,7 +20,7 @@
 
 use std::collections::VecDeque;
 
-use crate::limits::{INFLIGHT_SPAN_FACTOR, QUEUE_WINDOW_BYTES, QUEUE_WINDOW_MESSAGES};
+use crate::limits::{INFLIGHT_SPAN_FACTOR, QUEUE_WINDOW_BYTES, QUEUE_WINDOW_MESSAGES, RETAINED_CHUNK_BYTES};
 use crate::mqtt::encode;
 use crate::mqtt::packet::{Level, PacketId, QoS};
 
@@ -196,7 +196,9 @@ impl Outbound {
     /// Whether more may be asked for that is not urgent: retained messages.
     pub fn keeps_up(&self, limits: &Limits) -> bool {
         self.is_clear()
-            || (!self.has_stored() && self.queue.len() < (limits.queued_max / 2).min(QUEUE_WINDOW_MESSAGES / 4))
+            || (!self.has_stored()
+                && self.queue.len() < (limits.queued_max / 2).min(QUEUE_WINDOW_MESSAGES / 4)
+                && self.waiting_bytes() + RETAINED_CHUNK_BYTES <= limits.queued_bytes_max)
     }
 
     /// Messages that have not been sent in this run of the broker.

@@ -101,6 +101,8 @@ impl Shard {
         let since_s = expiry.unix_time.at(self.now_ms);
         expiry.away.insert(session.number, since_s);
         expiry.due.push_back((since_s, session));
+        // What is kept is read by a clock of another run: it is what the clock says now, not what it made of the start of this one.
+        let since_s = self.unix_time.at(self.now_ms);
         let session = session.number;
         self.persist(Record::SessionAway { session, since_s });
     }

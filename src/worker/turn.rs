@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::limits::{
-    DROPPING_BATCH_US, FLUSH_REST_PART, FLUSH_REST_SOCKETS_MIN, FLUSH_REST_US_MAX, HANDSHAKE_MS_PER_BATCH,
-    MESH_PARCELS_PER_BATCH, NAP_US_MAX, OUTBOX_FLUSH_BYTES,
+    DROPPING_BATCH_US, EVENTS_PER_BATCH, FLUSH_REST_PART, FLUSH_REST_SOCKETS_MIN, FLUSH_REST_US_MAX,
+    HANDSHAKE_MS_PER_BATCH, MESH_PARCELS_PER_BATCH, NAP_US_MAX, OUTBOX_FLUSH_BYTES,
 };
 use crate::mesh::{Endpoint, Lane};
 use crate::metrics::Counters;
@@ -112,6 +112,8 @@ pub struct Core {
     pub(super) listener_rests: Option<Millis>,
     pub(super) stopping: Option<Millis>,
     is_done: bool,
+    /// Batches on end that have left sockets unread which were ready.
+    unread_batches: usize,
     /// When the clock of the host is looked at again.
     pub(super) clock_due: Millis,
     /// Of the counters, when they were last looked at.
@@ -148,6 +150,7 @@ impl Core {
             listener_rests: None,
             stopping: None,
             is_done: false,
+            unread_batches: 0,
             clock_due: Millis::default(),
             refused_before: 0,
             refused_log_due: Millis::default(),
@@ -185,8 +188,10 @@ impl Core {
         polled.expect("a core whose epoll set fails can serve nobody");
         let mut busy = !ready.is_empty();
         let dropped_before = self.parts.shard.counters().dropped_outbox_full;
+        let mut leaves_unread = ready.len() >= EVENTS_PER_BATCH;
         for event in ready.drain(..) {
             let is_cut_short = self.is_cut_short(now, dropped_before);
+            leaves_unread |= is_cut_short;
             self.event(event, !is_cut_short);
         }
         self.ready = ready;
@@ -195,6 +200,7 @@ impl Core {
         let mut again = std::mem::take(&mut self.again);
         for connection in again.drain(..) {
             let is_cut_short = self.is_cut_short(now, dropped_before);
+            leaves_unread |= is_cut_short;
             if let Some(socket) = self.sockets.get_mut(connection) {
                 socket.unset(Flags::AGAIN);
                 match is_cut_short {
@@ -208,7 +214,13 @@ impl Core {
 
         self.handshakes();
         busy |= self.mesh_in(now, dropped_before);
-        self.deadlines();
+        self.unread_batches = if leaves_unread { self.unread_batches + 1 } else { 0 };
+        // After a pause of this process, who has sent in time is among many whose bytes are there: nobody was silent before
+        // all have been looked at. That takes so many batches at most, since the kernel goes round; then no load delays it.
+        let rounds = self.sockets.count() / EVENTS_PER_BATCH + 1;
+        if self.unread_batches == 0 || self.unread_batches > rounds {
+            self.deadlines();
+        }
         busy |= self.commit();
         self.flush();
         busy |= self.mesh_out();

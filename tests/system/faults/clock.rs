@@ -6,13 +6,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::thread::sleep;
 use std::time::Duration;
 
 use super::{ROOMY, Traffic};
-use crate::broker::Site;
+use crate::broker::{Broker, Site};
 use crate::durability::crowd::Crowd;
 use crate::durability::{assert_balanced, count, counted, counters, seed};
-use crate::raw::Raw;
+use crate::platform::fixture::{LIFTED, Platform, eventually};
+use crate::platform::time::{basic, now_s};
+use crate::raw::{Raw, publish};
 
 const HOUR_S: i64 = 3_600;
 /// A broker looks at the clock less often than this.
@@ -85,4 +88,86 @@ fn a_clock_that_is_set_disconnects_nobody_and_loses_nothing() {
     assert!(Raw::durable(site.port(), "absent").session_present);
     drop(traffic);
     assert_balanced(&counters(&broker.stop()));
+}
+
+/// How long somebody has been away does not depend on what the clock on the wall is set to meanwhile.
+#[test]
+fn a_clock_that_is_set_ends_no_session_early_and_none_late() {
+    let mut site = Site::new();
+    let clock = Clock::over(&mut site);
+    let away = |id: &str| Raw::durable(site.port(), id).subscribe("away", 1);
+    let is_present = |id: &str| Raw::durable(site.port(), id).session_present;
+    let sessions = |broker: &Broker| count(&counted(broker), "sessions_now");
+
+    // Hours of the clock are no hours away. It begins far too early, as that of a host without a battery does.
+    clock.set(-10 * HOUR_S);
+    let broker = site.start(4, &["--session-expiry", "1h"]);
+    for (n, hours) in [-10, 5, -5, 0].into_iter().enumerate() {
+        clock.set(hours * HOUR_S);
+        sleep(NOTICED);
+        away(&format!("patient {n}"));
+    }
+    assert_eq!(sessions(&broker), 4);
+    broker.stop();
+    // The next run asks the clock how long the last of them has been away: since a moment ago.
+    let broker = site.start(1, &["--session-expiry", "1h"]);
+    assert!(is_present("patient 3"), "away for seconds, and ended after an hour");
+    assert_balanced(&counters(&broker.stop()));
+
+    // Set back when somebody has just gone: the Session ends when it should.
+    let broker = site.start(4, &["--session-expiry", "2s"]);
+    away("brief");
+    clock.set(-10 * HOUR_S);
+    eventually("all Sessions end in spite of a clock that was set back", || {
+        sessions(&broker) == 0
+    });
+    assert_balanced(&counters(&broker.stop()));
+}
+
+/// Every datapoint is kept, with the time that the clock showed.
+#[test]
+fn datapoints_have_the_time_that_the_clock_shows_and_none_is_lost() {
+    const EACH: usize = 5;
+    let mut platform = Platform::prepare(1);
+    let clock = Clock::over(&mut platform.site);
+    platform.run(4, &LIFTED);
+    platform.map(0, "clock", 1);
+    let account = platform.account(0).clone();
+    let mut device = platform.client(0, "device");
+    let mut sent = Vec::new();
+    for hours in [0, 5, -7, 0] {
+        clock.set(hours * HOUR_S);
+        sleep(NOTICED);
+        for _ in 0..EACH {
+            let topic = account.topic("json/clock");
+            device.deliver(
+                &publish(&topic, 1, 1, format!(r#"{{"n":{}}}"#, sent.len()).as_bytes()),
+                1,
+            );
+            sent.push(now_s() + hours * HOUR_S);
+        }
+    }
+    clock.set(24 * HOUR_S);
+    sleep(NOTICED);
+    let stream = platform.stream(0, 1);
+    let points = stream["stream"].as_array().unwrap();
+    let mut values: Vec<_> = points
+        .iter()
+        .map(|point| point["value"]["n"].as_u64().unwrap() as usize)
+        .collect();
+    for (point, value) in points.iter().zip(&values) {
+        let at = basic(point["at"].as_str().unwrap(), "+0000");
+        let shown = sent[*value];
+        assert!(
+            (shown - 5..=shown + 1).contains(&at),
+            "{value} is of {at}, sent at {shown}"
+        );
+    }
+    // The oldest first, by the time they have.
+    let times: Vec<_> = values.iter().map(|value| sent[*value]).collect();
+    assert!(times.windows(2).all(|pair| pair[0] <= pair[1] + 5), "{stream}");
+    values.sort_unstable();
+    assert!(values.into_iter().eq(0..sent.len()), "{stream}");
+    drop(device);
+    assert_balanced(&counters(&platform.stop()));
 }

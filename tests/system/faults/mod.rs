@@ -1,5 +1,5 @@
 //! What hosts, networks, disks and clients do to a broker, done to the real binary: it is stopped and continued, its network
-//! loses and holds back, its disk is slow, full or read-only, its descriptors run out, its clock jumps, and
+//! loses and holds back, its disk is slow, full or read-only, its memory and its descriptors run out, its clock jumps, and
 //! clients come in crowds that read nothing, say nothing or all return at once.
 //!
 //! Owns    [`Traffic`]: publishers and subscribers of every QoS who come back by themselves, and the comparison at rest.
@@ -14,6 +14,7 @@
 mod clock;
 mod crowds;
 mod descriptors;
+mod memory;
 mod namespace;
 mod network;
 mod pause;

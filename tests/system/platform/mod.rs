@@ -23,10 +23,10 @@
 //!
 //! `fixture` is a broker with accounts, `rest` calls its API, `servers` are called by it, `time` reads what it shows.
 
-mod fixture;
+pub mod fixture;
 mod rest;
 mod servers;
-mod time;
+pub mod time;
 
 mod acceptance;
 mod api_port;
@@ -37,8 +37,10 @@ mod connector;
 mod devices;
 mod events;
 mod ingestion;
+mod noisy_neighbour;
 mod openapi;
 mod publish;
+mod quotas;
 mod rates;
 mod sessions;
 mod streams;
