@@ -264,3 +264,39 @@ fn a_subscriber_that_never_reads_costs_bounded_memory_and_delays_nobody() {
         broker.stop();
     }
 }
+
+/// Ends of lines, colours, separators of Unicode and marks that turn the direction: all of it is shown, none of it done.
+#[test]
+fn what_a_client_calls_itself_is_no_line_of_the_log() {
+    const IDS: [&str; 7] = [
+        "a\nINFO forged",
+        "a\r\nforged",
+        "\u{1b}[31mred\u{1b}[2J",
+        "\u{9b}31mred",
+        "a\u{2028}forged",
+        "a\u{202e}degrof",
+        "\u{7f}\u{8}",
+    ];
+    for format in ["text", "json"] {
+        let broker = Broker::start(FOUR_CORES[0], &["--log", "debug", "--log-format", format]);
+        for id in IDS {
+            let mut socket = broker.socket();
+            socket.write_all(&connect(id)).unwrap();
+            expect(&mut socket, &CONNACK);
+        }
+        broker.await_written("degrof");
+        let log = broker.stop();
+        let mut connected = 0;
+        for line in log.lines() {
+            connected += usize::from(line.contains("connected") && line.contains("client"));
+            assert!(!line.starts_with("INFO") && !line.starts_with("forged"), "{line:?}");
+            // JSON escapes what is a control character of ASCII, and lets the others be.
+            let acts = |c: char| match format {
+                "json" => c < ' ',
+                _ => c.is_control() || matches!(c, '\u{2028}' | '\u{202e}'),
+            };
+            assert!(!line.contains(acts), "{line:?}");
+        }
+        assert!(connected >= IDS.len(), "{log}");
+    }
+}
