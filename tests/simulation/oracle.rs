@@ -215,6 +215,8 @@ pub struct Oracle {
     /// subscription.
     queued: BTreeMap<usize, Vec<(SessionNumber, usize, bool)>>,
     packet_id_records: BTreeMap<(usize, u16), usize>,
+    /// The last record that an identifier of a client's is free again.
+    packet_id_releases: BTreeMap<(usize, u16), usize>,
     rings: BTreeMap<usize, i64>,
     /// By topic, the records of retained messages as its owner took them; `None` for an empty one.
     retained: BTreeMap<String, Vec<(usize, Option<usize>)>>,
@@ -294,6 +296,7 @@ impl Oracle {
             records: BTreeMap::new(),
             queued: BTreeMap::new(),
             packet_id_records: BTreeMap::new(),
+            packet_id_releases: BTreeMap::new(),
             rings: BTreeMap::new(),
             retained: BTreeMap::new(),
             seen: Vec::new(),
@@ -539,6 +542,10 @@ impl Oracle {
                     self.records.entry(message).or_default().push(serial);
                 }
             }
+            Record::PacketIdReleased { session, packet_id } => {
+                let client = self.client_of(*session);
+                self.packet_id_releases.insert((client, packet_id.get()), serial);
+            }
             Record::PacketIdReceived { session, packet_id } => {
                 let client = self.client_of(*session);
                 self.packet_id_records.insert((client, packet_id.get()), serial);
@@ -571,6 +578,7 @@ impl Oracle {
             ..ServerSession::default()
         };
         self.packet_id_records.retain(|(of, _), _| *of != client);
+        self.packet_id_releases.retain(|(of, _), _| *of != client);
     }
 
     /// The broker is dead. What is not on disk has never been; a Session is what the disk has of it.
@@ -583,6 +591,7 @@ impl Oracle {
             queued,
             retained,
             packet_id_records,
+            packet_id_releases,
             subscribed,
             ..
         } = self;
@@ -604,6 +613,7 @@ impl Oracle {
             .values_mut()
             .for_each(|serials| serials.retain(|serial| on_disk[*serial]));
         packet_id_records.retain(|_, serial| on_disk[*serial]);
+        packet_id_releases.retain(|_, serial| on_disk[*serial]);
         for client in 0..self.sessions.len() {
             let on_disk = &self.on_disk;
             self.durable[client].retain(|durable| on_disk[durable.started]);
@@ -630,6 +640,7 @@ impl Oracle {
                 ..ServerSession::default()
             };
             self.packet_id_records.retain(|(of, _), _| *of != client);
+            self.packet_id_releases.retain(|(of, _), _| *of != client);
         }
     }
 
@@ -682,6 +693,7 @@ impl Oracle {
                 ..ServerSession::default()
             };
             self.packet_id_records.retain(|(of, _), _| *of != client);
+            self.packet_id_releases.retain(|(of, _), _| *of != client);
         }
         session.exists = true;
         session.away = None;
@@ -1028,6 +1040,15 @@ impl World {
                 if let Some(flow) = session.inflight.get_mut(&id.get()) {
                     (flow.is_completing, flow.link) = (true, link);
                 }
+            }
+            ServerPacket::PubComp(id) => {
+                // The client may use the identifier for another message, which a crash must not make a repetition.
+                let release = self.oracle.packet_id_releases.get(&(client, id.get()));
+                assert!(
+                    release.is_none_or(|serial| self.oracle.on_disk[*serial]),
+                    "PUBCOMP {} leaves before its identifier is free on disk",
+                    id.get()
+                );
             }
             ServerPacket::PubAck(id) => self.acknowledges(link, client, id.get(), QoS::AtLeastOnce),
             ServerPacket::PubRec(id) => self.acknowledges(link, client, id.get(), QoS::ExactlyOnce),

@@ -1,4 +1,4 @@
-//! `cargo run --release --example simulate -- --seeds A..B`: the simulation of `main.rs`, for many seeds on all CPUs. Goes on
+//! `cargo run --profile simulation --example simulate -- --seeds A..B`: the simulation of `main.rs`, for many seeds on all CPUs. Goes on
 //! after a failure; the first failing seed is shrunk and told in words.
 
 mod abuse;
@@ -197,7 +197,7 @@ fn tell(flags: &Flags, seed: u64, failure: &Failure) -> Told {
     println!("\nseed {seed}, shrunk in {runs} runs, ends so:\n{}", events.join("\n"));
     println!("{}: {}", failure.place, failure.message);
     println!(
-        "replay: cargo run --release --example simulate -- {}",
+        "replay: cargo run --profile simulation --example simulate -- {}",
         arguments(seed, &overrides)
     );
     Told {
