@@ -1114,7 +1114,7 @@ impl World {
         // What is another account's is dropped; again, it is dropped again.
         let is_first = is_first
             && message.tenant == oracle.purposes[message.topic].tenant()
-            && oracle.retired[message.topic].is_none()
+            && oracle.as_rotated(Route::Surely, message.topic, message.sent_at.unwrap_or(0), u64::MAX) == Route::Surely
             && !oracle.may_be_of_the_past(message.tenant, self.links[link].home_at);
         if qos == QoS::ExactlyOnce
             && is_first

@@ -6,7 +6,7 @@
 //!         - what they write and read goes through mqttbytes, a codec that is not ours; only a level 3 CONNECT, which it
 //!           does not know, is written by our own.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use mqttbytes::v4;
 use skein::mqtt::client;
@@ -90,6 +90,8 @@ pub struct Client {
     replies: VecDeque<v4::Packet>,
     /// QoS 2 messages that came and are not released; `None` for one without a number.
     received_ids: BTreeMap<u16, Option<usize>>,
+    /// Of those, the ones of another Session than this one may be: they may begin again.
+    stray_ids: BTreeSet<u16>,
     /// A SUBACK of this Session came.
     has_suback: bool,
     pub subscribing: BTreeMap<u16, Vec<(usize, QoS, bool)>>,
@@ -128,6 +130,7 @@ impl Client {
             expected: VecDeque::new(),
             replies: VecDeque::new(),
             received_ids: BTreeMap::new(),
+            stray_ids: BTreeSet::new(),
             has_suback: false,
             subscribing: BTreeMap::new(),
             unsubscribing: BTreeMap::new(),
@@ -181,6 +184,7 @@ impl Client {
     fn forget(&mut self) -> Seen {
         self.outgoing.clear();
         self.received_ids.clear();
+        self.stray_ids.clear();
         self.has_suback = false;
         self.subscriptions.clear();
         self.held.clear();
@@ -785,9 +789,6 @@ impl World {
             v4::Packet::SubAck(suback) => {
                 let c = &mut self.clients[client];
                 let entries = c.subscribing.remove(&suback.pkid).expect("SUBACK answers a SUBSCRIBE");
-                // One that grants nothing says nothing of the Session.
-                let is_granted = |(filter, ..): &(usize, QoS, bool)| self.oracle.may_subscribe(c.tenant, *filter);
-                c.has_suback |= entries.iter().any(is_granted);
                 let codes: Vec<u8> = suback
                     .return_codes
                     .iter()
@@ -806,6 +807,9 @@ impl World {
                     let was = self.oracle.was_below(tenant, &self.oracle.filters[*filter]);
                     may_be_past && (was || self.oracle.may_subscribe(tenant, *filter))
                 };
+                // One that grants nothing says nothing of the Session.
+                let may_grant = |filter: usize| !may_be_past && self.oracle.may_subscribe(tenant, filter);
+                c.has_suback |= entries.iter().any(|(filter, ..)| may_grant(*filter));
                 let granted = entries.iter().zip(&codes).map(|(entry, answered)| {
                     let may_be_either = is_of_the_past(entry) && (*answered == 0x80 || *answered == entry.1 as u8);
                     if may_be_either { *answered } else { code(entry) }
@@ -878,7 +882,7 @@ impl World {
             if is_stray {
                 // Nor can the server know what the client thinks that it has received, and subscribed to.
                 let c = &mut self.clients[client];
-                c.received_ids.clear();
+                c.stray_ids = c.received_ids.keys().copied().collect();
                 c.subscriptions.clear();
                 c.has_suback = false;
                 c.epoch = epoch;
@@ -918,6 +922,8 @@ impl World {
                 c.replies.push_back(v4::Packet::PubRec(v4::PubRec { pkid }));
                 let message = message_number(&bytes);
                 let held = c.received_ids.insert(pkid, message);
+                let begins_again = c.stray_ids.remove(&pkid) && !dup;
+                let held = held.filter(|_| !begins_again);
                 if let Some(held) = held {
                     assert!(dup, "identifier {pkid} is in use");
                     assert_eq!(held, message, "identifier {pkid} comes with another message");
