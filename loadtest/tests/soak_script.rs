@@ -63,29 +63,44 @@ fn a_short_soak_meets_every_target_and_leaves_nothing_behind() {
     assert_eq!(figures["missed"], 0);
 }
 
+/// A soak that ends early with exit code 1, since `program` is another: lines of a shell before the real one. What it says.
+fn missed(program: &str, instead: &str) -> String {
+    let (binaries, temporary) = (script::binaries(), script::temporary(&format!("soak-other-{program}")));
+    let (programs, files) = (temporary.join("programs"), temporary.join("files"));
+    fs::create_dir(&programs).expect("the directory was made above");
+    fs::create_dir(&files).expect("the directory was made above");
+    for name in ["skein", "skein-load"] {
+        let (real, here) = (binaries.join(name), programs.join(name));
+        if name == program {
+            let text = format!("#!/bin/sh\n{instead}\nexec '{}' \"$@\"\n", real.display());
+            fs::write(&here, text).expect("the directory was made above");
+            fs::set_permissions(&here, fs::Permissions::from_mode(0o755)).expect("it is a file of this process");
+        } else {
+            symlink(real, here).expect("the directory was made above");
+        }
+    }
+    let programs = programs.to_str().expect("a path of this process");
+    let output = script::run("soak.sh", &["--binaries", programs, "--seconds", "60"], &files);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    script::assert_nothing_left(&files);
+    fs::remove_dir_all(&temporary).expect("it is of this process");
+    errors
+}
+
 #[test]
 fn a_scenario_that_fails_ends_it_and_is_named() {
-    let (binaries, temporary) = (script::binaries(), script::temporary("soak-fails"));
-    let (programs, files) = (temporary.join("programs"), temporary.join("files"));
-    fs::create_dir(&programs).unwrap();
-    fs::create_dir(&files).unwrap();
-    symlink(binaries.join("skein"), programs.join("skein")).unwrap();
-    let generator = programs.join("skein-load");
-    let real = binaries.join("skein-load");
-    let text = format!(
-        "#!/bin/sh\n[ $1 != connect ] || exit 1\nexec '{}' \"$@\"\n",
-        real.display()
-    );
-    fs::write(&generator, text).unwrap();
-    fs::set_permissions(&generator, fs::Permissions::from_mode(0o755)).unwrap();
-    let arguments = ["--binaries", programs.to_str().unwrap(), "--seconds", "60"];
-    let output = script::run("soak.sh", &arguments, &files);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{errors}");
+    let errors = missed("skein-load", "[ $1 != connect ] || exit 1");
     assert!(errors.contains("soak.sh: missed: connects over tcp: "), "{errors}");
     assert!(errors.contains("soak.sh: missed: the run: connects over "), "{errors}");
-    script::assert_nothing_left(&files);
-    fs::remove_dir_all(&temporary).unwrap();
+}
+
+#[test]
+fn a_broker_that_dies_ends_it_and_its_exit_code_is_told() {
+    let errors = missed("skein", "case $1 in --access) (sleep 6; kill -9 $$) & esac");
+    for what in ["the run: ", "ledger: 0 matched", "its stop: exit code 137"] {
+        assert!(errors.contains(&format!("soak.sh: missed: {what}")), "{errors}");
+    }
 }
 
 /// What the script's `fit` says of readings every 10 s for an hour.
