@@ -22,8 +22,10 @@ use std::fs;
 use std::panic::catch_unwind;
 use std::path::Path;
 
+type Check = fn(&[u8]);
+
 /// Every target, by the name of its program and of its corpus.
-const TARGETS: [(&str, fn(&[u8])); 8] = [
+const TARGETS: [(&str, Check); 8] = [
     ("ingest", ingest::check),
     ("mqtt", mqtt::check),
     ("pages", pages::check),

@@ -197,7 +197,7 @@ impl Tables {
     fn announce(&mut self, filter: TopicFilter<'_>, choices: &mut Choices<'_>) {
         let core = choices.one_of(&[0, 1, 2, 62, 63, 64, 65, 255]);
         let entry = (filter.as_str().to_owned(), core);
-        if choices.byte() % 3 > 0 {
+        if !choices.byte().is_multiple_of(3) {
             self.interest.add(filter, core);
             self.announced.insert(entry);
         } else {
