@@ -81,6 +81,10 @@ fn connack(frame: Frame<'_>) -> Result<ServerPacket<'_>, DecodeError> {
         return Err(DecodeError::ConnAckFlags);
     }
     let code = ConnectReturnCode::from_bits(fields.byte()?).ok_or(DecodeError::ConnAckReturnCode)?;
+    // A refusal never says that a session is present [MQTT-3.2.2-4].
+    if flags == 1 && code != ConnectReturnCode::Accepted {
+        return Err(DecodeError::ConnAckFlags);
+    }
     fields.end()?;
     Ok(ServerPacket::ConnAck {
         session_present: flags == 1,
@@ -241,6 +245,7 @@ mod tests {
     fn a_server_that_breaks_a_rule_of_form_is_found() {
         for (first_byte, body, rule) in [
             (0x20, &b"\x02\0"[..], DecodeError::ConnAckFlags),
+            (0x20, b"\x01\x02", DecodeError::ConnAckFlags),
             (0x20, b"\0\x06", DecodeError::ConnAckReturnCode),
             (0x20, b"\0", DecodeError::BodyTooShort),
             (0x20, b"\0\0\0", DecodeError::TrailingBytes),

@@ -106,7 +106,7 @@ rules! {
         "the flags of DISCONNECT are not 0 [MQTT-3.14.1-1]";
     // What a load generator may find in a broker's answers, sections 3.2 and 3.9.
     ConnAckFlags "connack_flags"
-        "reserved connect acknowledge flags are set (section 3.2.2.1)";
+        "reserved connect acknowledge flags are set, or a Session is said to be present with a refusal (section 3.2.2)";
     ConnAckReturnCode "connack_return_code"
         "the CONNACK return code is above 5 (section 3.2.2.3)";
     SubAckReturnCode "suback_return_code"

@@ -1,0 +1,254 @@
+//! The codec: any bytes at any cuts, whatever is read written and read again, and mqttbytes as a second reader of what is valid.
+
+use fuzz::mqtt::client::{self, ServerPacket, decode_from_server};
+use fuzz::mqtt::decode::{decode, decode_after, decode_connect};
+use fuzz::mqtt::encode;
+use fuzz::mqtt::frame::{Frame, Framing, next_frame};
+use fuzz::mqtt::fuzz_packets;
+use fuzz::mqtt::packet::{Connect, Level, Packet, PacketId, QoS};
+use fuzz::mqtt::run::Run;
+use fuzz::registry::access::Access;
+use fuzz::shard::greeting::{Greeting, Identity, greet};
+use mqttbytes::v4;
+
+const PACKET_BYTES_MAX: usize = 4_096;
+const CLIENT_ID_CHARS_MAX: usize = 23;
+
+pub fn check(bytes: &[u8]) {
+    fuzz_packets(bytes);
+    greeting(bytes);
+    let mut rest = bytes;
+    let mut topic = None;
+    loop {
+        a_cut_changes_nothing(rest);
+        let Ok(Framing::Whole(frame)) = next_frame(rest, PACKET_BYTES_MAX) else {
+            return;
+        };
+        if let Ok(connect) = decode_connect(frame) {
+            as_they_read_connect(&connect);
+        }
+        for level in [Level::V31, Level::V311] {
+            let Ok(packet) = decode(frame, level) else {
+                continue;
+            };
+            // What is known of the packet before saves work, and changes nothing.
+            assert_eq!(decode_after(frame, level, topic), Ok(packet));
+            let written = written(packet);
+            let again = whole(&written);
+            assert_eq!(decode(again, level), Ok(packet));
+            if level == Level::V311 {
+                assert_eq!(read_by_them(&written), theirs(packet));
+            }
+        }
+        if let Ok(packet) = decode_from_server(frame) {
+            let written = written_by_server(packet);
+            assert_eq!(decode_from_server(whole(&written)), Ok(packet));
+        }
+        if let Some(run) = Run::beginning_with(frame, rest, PACKET_BYTES_MAX) {
+            one_by_one(&run, rest);
+        }
+        if let Ok(Packet::Publish(publish)) = decode(frame, Level::V311) {
+            topic = Some(publish.topic);
+        }
+        rest = &rest[frame.len..];
+    }
+}
+
+/// A packet that is not whole is announced as such, by no more bytes than it has; the rest of the stream says nothing of it.
+fn a_cut_changes_nothing(bytes: &[u8]) {
+    let verdict = next_frame(bytes, PACKET_BYTES_MAX);
+    let end = match verdict {
+        Ok(Framing::Whole(frame)) => frame.len,
+        Ok(Framing::Missing(_)) => bytes.len() + 1,
+        Err(_) => (1..=bytes.len())
+            .find(|&length| next_frame(&bytes[..length], PACKET_BYTES_MAX).is_err())
+            .expect("they do at last"),
+    };
+    for length in 0..end.min(bytes.len() + 1) {
+        let Ok(Framing::Missing(missing)) = next_frame(&bytes[..length], PACKET_BYTES_MAX) else {
+            panic!("{length} bytes are none");
+        };
+        assert!(missing >= 1);
+        if let Ok(Framing::Whole(frame)) = verdict {
+            assert!(length + missing <= frame.len);
+        }
+    }
+    if end <= bytes.len() {
+        assert_eq!(next_frame(&bytes[..end], PACKET_BYTES_MAX), verdict);
+    }
+}
+
+/// The first packet of a connection, as it comes in.
+fn greeting(bytes: &[u8]) {
+    let judged = |length: usize| {
+        greet(
+            &bytes[..length],
+            || Identity::Claimed,
+            &Access::Open,
+            CLIENT_ID_CHARS_MAX,
+            || "fresh".to_owned(),
+        )
+    };
+    let whole = judged(bytes.len());
+    let step = (bytes.len() / 64).max(1);
+    let mut has_fallen = false;
+    for length in (0..=bytes.len()).step_by(step) {
+        let found = judged(length);
+        if has_fallen {
+            assert_eq!(found, whole, "with {length} bytes");
+        }
+        has_fallen |= found != Greeting::Incomplete;
+        if let Greeting::Accepted { connect, consumed, .. } = found {
+            assert!(consumed <= length && !connect.client_id.is_empty());
+            assert!(connect.client_id.chars().count() <= CLIENT_ID_CHARS_MAX);
+        }
+    }
+}
+
+/// The packets of a run are those that would be read without it.
+fn one_by_one(run: &Run<'_>, bytes: &[u8]) {
+    let mut rest = bytes;
+    let mut count = 0;
+    for publish in run.publishes() {
+        let Ok(Framing::Whole(frame)) = next_frame(rest, PACKET_BYTES_MAX) else {
+            panic!("a run is of whole packets");
+        };
+        assert_eq!(decode(frame, Level::V311), Ok(Packet::Publish(publish)));
+        assert_eq!(
+            (publish.topic, publish.qos, publish.retain),
+            (run.topic, QoS::AtMostOnce, false)
+        );
+        rest = &rest[frame.len..];
+        count += 1;
+    }
+    assert_eq!((count, bytes.len() - rest.len()), (run.count, run.frames.len()));
+    let half = run.up_to(run.frames.len() / 2);
+    assert_eq!(half.publishes().count() as u32, half.count);
+}
+
+fn whole(bytes: &[u8]) -> Frame<'_> {
+    match next_frame(bytes, usize::MAX) {
+        Ok(Framing::Whole(frame)) if frame.len == bytes.len() => frame,
+        other => panic!("we wrote a whole packet: {other:?}"),
+    }
+}
+
+fn written(packet: Packet<'_>) -> Vec<u8> {
+    let mut out = Vec::new();
+    match packet {
+        Packet::Publish(publish) => encode::publish(
+            &mut out,
+            publish.dup,
+            publish.qos,
+            publish.retain,
+            publish.topic.as_str(),
+            publish.packet_id,
+            publish.payload,
+        ),
+        Packet::PubAck(id) => encode::puback(&mut out, id),
+        Packet::PubRec(id) => encode::pubrec(&mut out, id),
+        Packet::PubRel(id) => encode::pubrel(&mut out, id),
+        Packet::PubComp(id) => encode::pubcomp(&mut out, id),
+        Packet::Subscribe(subscribe) => {
+            let filters: Vec<_> = subscribe
+                .filters()
+                .map(|(filter, qos)| (filter.as_str(), qos))
+                .collect();
+            client::subscribe(&mut out, subscribe.packet_id, &filters);
+        }
+        Packet::Unsubscribe(unsubscribe) => {
+            let filters: Vec<_> = unsubscribe.filters().map(|filter| filter.as_str()).collect();
+            client::unsubscribe(&mut out, unsubscribe.packet_id, &filters);
+        }
+        Packet::PingReq => client::pingreq(&mut out),
+        Packet::Disconnect => client::disconnect(&mut out),
+    }
+    out
+}
+
+fn written_by_server(packet: ServerPacket<'_>) -> Vec<u8> {
+    let mut out = Vec::new();
+    match packet {
+        ServerPacket::ConnAck { session_present, code } => encode::connack(&mut out, session_present, code),
+        ServerPacket::Publish(publish) => out = written(Packet::Publish(publish)),
+        ServerPacket::PubAck(id) => encode::puback(&mut out, id),
+        ServerPacket::PubRec(id) => encode::pubrec(&mut out, id),
+        ServerPacket::PubRel(id) => encode::pubrel(&mut out, id),
+        ServerPacket::PubComp(id) => encode::pubcomp(&mut out, id),
+        ServerPacket::SubAck(suback) => {
+            encode::suback(&mut out, suback.packet_id, &suback.codes().collect::<Vec<_>>());
+        }
+        ServerPacket::UnsubAck(id) => encode::unsuback(&mut out, id),
+        ServerPacket::PingResp => encode::pingresp(&mut out),
+    }
+    out
+}
+
+fn read_by_them(bytes: &[u8]) -> v4::Packet {
+    let mut stream = bytes.iter().copied().collect();
+    let packet = v4::read(&mut stream, usize::MAX).expect("a valid packet");
+    assert!(stream.is_empty(), "the whole packet was read");
+    packet
+}
+
+fn their_qos(qos: QoS) -> mqttbytes::QoS {
+    mqttbytes::qos(qos as u8).expect("the same three")
+}
+
+/// Our packet in their types.
+fn theirs(packet: Packet<'_>) -> v4::Packet {
+    match packet {
+        Packet::Publish(publish) => {
+            let mut theirs = v4::Publish::new(publish.topic.as_str(), their_qos(publish.qos), publish.payload);
+            theirs.dup = publish.dup;
+            theirs.retain = publish.retain;
+            theirs.pkid = publish.packet_id.map_or(0, PacketId::get);
+            v4::Packet::Publish(theirs)
+        }
+        Packet::PubAck(id) => v4::Packet::PubAck(v4::PubAck::new(id.get())),
+        Packet::PubRec(id) => v4::Packet::PubRec(v4::PubRec::new(id.get())),
+        Packet::PubRel(id) => v4::Packet::PubRel(v4::PubRel::new(id.get())),
+        Packet::PubComp(id) => v4::Packet::PubComp(v4::PubComp::new(id.get())),
+        Packet::Subscribe(subscribe) => {
+            let filters = subscribe.filters();
+            let mut theirs = v4::Subscribe::new_many(
+                filters.map(|(filter, qos)| v4::SubscribeFilter::new(filter.as_str().to_owned(), their_qos(qos))),
+            );
+            theirs.pkid = subscribe.packet_id.get();
+            v4::Packet::Subscribe(theirs)
+        }
+        Packet::Unsubscribe(unsubscribe) => v4::Packet::Unsubscribe(v4::Unsubscribe {
+            pkid: unsubscribe.packet_id.get(),
+            topics: unsubscribe.filters().map(|filter| filter.as_str().to_owned()).collect(),
+        }),
+        Packet::PingReq => v4::Packet::PingReq,
+        Packet::Disconnect => v4::Packet::Disconnect,
+    }
+}
+
+/// As far as they know what a CONNECT may be: not level 3, no password that is not text, no empty user name.
+fn as_they_read_connect(connect: &Connect) {
+    let password = connect.password.clone().map(String::from_utf8).transpose();
+    let (Level::V311, Ok(password)) = (connect.level, password) else {
+        return;
+    };
+    if connect.user_name.as_deref() == Some("") {
+        return;
+    }
+    let mut written = Vec::new();
+    client::connect(&mut written, connect);
+    let mut theirs = v4::Connect::new(connect.client_id.clone());
+    theirs.keep_alive = connect.keep_alive_s;
+    theirs.clean_session = connect.clean_session;
+    theirs.last_will = connect.will.as_ref().map(|will| {
+        v4::LastWill::new(
+            will.topic.clone(),
+            will.payload.clone(),
+            their_qos(will.qos),
+            will.retain,
+        )
+    });
+    let login = connect.user_name.as_ref();
+    theirs.login = login.map(|user_name| v4::Login::new(user_name.clone(), password.unwrap_or_default()));
+    assert_eq!(read_by_them(&written), v4::Packet::Connect(theirs));
+}
