@@ -149,7 +149,7 @@ impl Client {
             && self.replies.is_empty()
             && self.subscribing.is_empty()
             && self.unsubscribing.is_empty()
-            && self.received_ids.is_empty()
+            && self.received_ids.keys().all(|id| self.stray_ids.contains(id))
             && self.rx.is_empty()
     }
 
