@@ -581,6 +581,9 @@ impl World {
                 state.level = Some(connect.level);
                 let home = usize::from(self.shards[0].home(account, &connect.client_id).0);
                 state.home = Some(home);
+                if connect.clean_session {
+                    self.forget(&connect.client_id);
+                }
                 self.handle(
                     home,
                     Input::Connected {
@@ -592,6 +595,19 @@ impl World {
             }
         }
         true
+    }
+
+    /// A client that wants none forgets its Session when it says so, whether it hears of that or not [MQTT-3.1.2-6].
+    fn forget(&mut self, client_id: &str) {
+        for link in 0..self.links.len() {
+            if let Some(core) = self.links[link].home
+                && self.links[link].client_id == client_id
+            {
+                self.look_at(core, link);
+                self.clients[self.links[link].client].sent.clear();
+            }
+        }
+        self.sessions.remove(client_id);
     }
 
     /// One batch of every ring, where its receiver takes it.
