@@ -110,8 +110,8 @@ struct Session {
     in_flight: BTreeMap<u16, InFlight>,
     /// Identifiers of a PUBREC out of turn, or a PUBCOMP before its PUBREL: a PUBREL may come for them when there is no flow.
     out_of_turn: BTreeSet<u16>,
-    /// It may be another than it was: at level 3 CONNACK does not say.
-    is_doubtful: bool,
+    /// Its last connection wanted none that outlives it.
+    is_clean: bool,
     /// Numbers of messages that came, of a live subscription.
     came: BTreeSet<u32>,
 }
@@ -123,6 +123,8 @@ struct InFlight {
     step: Step,
     /// Its last packet came over the connection there is now: an acknowledgement counts.
     is_live: bool,
+    /// There was a CONNACK since that does not say whether the Session is the one that it was: those of level 3 do not.
+    is_doubtful: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -680,12 +682,16 @@ impl World {
             assert!(!(state.clean_session && session_present), "[MQTT-3.2.2-1]");
             state.connack_seen = true;
             let session = self.sessions.entry(state.client_id.clone()).or_default();
-            session.is_doubtful = state.level == Some(Level::V31) && !state.clean_session;
-            if session_present || session.is_doubtful {
-                session.in_flight.values_mut().for_each(|flight| flight.is_live = false);
+            let is_unsaid = state.level == Some(Level::V31) && !state.clean_session && !session.is_clean;
+            if session_present || is_unsaid {
+                for flight in session.in_flight.values_mut() {
+                    flight.is_live = false;
+                    flight.is_doubtful |= is_unsaid;
+                }
             } else {
                 *session = Session::default();
             }
+            session.is_clean = state.clean_session;
             if !session_present {
                 self.clients[state.client].sent.clear();
             }
@@ -702,11 +708,11 @@ impl World {
                     assert!(session.out_of_turn.contains(&id.get()), "PUBREL of no flow");
                     return;
                 };
-                if !flight.is_live && session.is_doubtful && session.out_of_turn.contains(&id.get()) {
+                if !flight.is_live && flight.is_doubtful && session.out_of_turn.contains(&id.get()) {
                     return;
                 }
                 assert_ne!(flight.step, Step::Sent, "PUBREL follows PUBREC");
-                (flight.step, flight.is_live) = (Step::Released, true);
+                (flight.step, flight.is_live, flight.is_doubtful) = (Step::Released, true, false);
             }
             ServerPacket::PubAck(id) | ServerPacket::PubComp(id) => {
                 self.clients[client].sent.remove(&id.get());
@@ -726,9 +732,10 @@ impl World {
             payload: publish.payload.to_vec(),
             step: Step::Sent,
             is_live: true,
+            is_doubtful: false,
         };
         let before = session.in_flight.get_mut(&id.get());
-        match before.filter(|before| publish.dup || before.is_live || !session.is_doubtful) {
+        match before.filter(|before| publish.dup || before.is_live || !before.is_doubtful) {
             None => {
                 assert!(!publish.dup, "{id:?} was never sent");
                 session.in_flight.insert(id.get(), flight);
@@ -744,7 +751,7 @@ impl World {
                     (flight.qos, &flight.topic, &flight.payload),
                 );
                 assert_eq!(was, is, "it is sent again as it was [MQTT-4.4.0-1]");
-                before.is_live = true;
+                (before.is_live, before.is_doubtful) = (true, false);
             }
         }
         let live = session.in_flight.values().filter(|flight| flight.is_live);
