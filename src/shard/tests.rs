@@ -864,3 +864,27 @@ fn who_publishes_as_often_as_it_may_waits_for_the_next_second() {
     assert_eq!(cores.receive(0, 0, &frame), frame.len());
     assert_eq!(cores.shards[0].counters().publishes_qos0, 3, "nothing is lost");
 }
+
+/// The first PUBLISH of a second can come before the tick that ends the one before it.
+#[test]
+fn who_waits_for_the_next_second_has_it_though_others_have_begun_it() {
+    let limits = Limits {
+        publishes_per_s_max: 1,
+        ..Limits::default()
+    };
+    let mut cores = Cores::new(1, limits);
+    cores.now = Millis(1_900);
+    cores.connect(0, 0, Level::V311, true);
+    cores.connect(0, 1, Level::V311, true);
+    let frame = publish("t", QoS::AtMostOnce, false, 0, b"m");
+    cores.receive(0, 0, &frame);
+    cores.now = Millis(2_000);
+    cores.receive(0, 1, &frame);
+    assert_eq!(cores.said[0], [Output::Pause(at(0)), Output::Pause(at(1))]);
+    assert_eq!(cores.shards[0].next_deadline(), Some(Millis(2_000)));
+    cores.input(0, Input::Tick);
+    assert_eq!(cores.said[0][2..], [Output::Resume(at(0))], "and not who began it");
+    cores.now = Millis(3_000);
+    cores.input(0, Input::Tick);
+    assert_eq!(cores.said[0][3..], [Output::Resume(at(1))]);
+}

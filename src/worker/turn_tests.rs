@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::turn::{Core, CoreParts};
 use super::{Control, Mailbox};
-use crate::limits::{MESH_BACKLOG_BYTES_MAX, WRITE_INTERVAL_US};
+use crate::limits::{EVENTS_PER_BATCH, MESH_BACKLOG_BYTES_MAX, WRITE_INTERVAL_US};
 use crate::mesh::Mesh;
 use crate::metrics::Counters;
 use crate::net::handoff::passages;
@@ -326,6 +326,37 @@ fn a_socket_without_a_whole_connect_is_closed_in_time_and_one_with_it_is_not() {
     assert_eq!(world.read(&mute), None);
     assert!(world.read(&client).unwrap().is_empty());
     assert_eq!(world.counters().closed_connect_timeout, 1);
+}
+
+/// A process that was stopped finds the bytes of all clients at once, and more clients than it looks at in a batch.
+#[test]
+fn after_a_pause_nobody_is_silent_whose_bytes_are_there() {
+    const KEEP_ALIVE_S: u8 = 3;
+    let mut world = World::new(1, false, 1_000, 60_000);
+    let mut clients = Vec::new();
+    while clients.len() < 2 * EVENTS_PER_BATCH + EVENTS_PER_BATCH / 2 {
+        for _ in 0..64 {
+            let mut client = world.client();
+            let mut packet = connect(&format!("c{}", clients.len()));
+            packet[11] = KEEP_ALIVE_S;
+            client.write_all(&packet).unwrap();
+            clients.push(client);
+        }
+        world.run();
+    }
+    let silent = clients.split_off(clients.len() - 2);
+    for client in &mut clients {
+        client.write_all(&[0xc0, 0]).unwrap();
+    }
+    // One and a half times the Keep Alive [MQTT-3.1.2-24], and what a deadline may be late.
+    std::thread::sleep(Duration::from_millis(u64::from(KEEP_ALIVE_S) * 1_500 + 250));
+    world.run();
+    assert_eq!(world.counters().closed_keep_alive, silent.len() as u64);
+    let mut answers = [0; 16];
+    for client in &mut clients {
+        let count = client.read(&mut answers).unwrap();
+        assert_eq!(answers[..count], [&CONNACK[..], &[0xd0, 0]].concat());
+    }
 }
 
 #[test]
