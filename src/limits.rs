@@ -105,6 +105,8 @@ pub const PROXY_TEXT_BYTES_MAX: usize = 107;
 pub const CERTIFICATE_POLL_MS: u64 = 2_000;
 /// Largest file of certificates or keys: the bundle of all public authorities has a quarter of it. A larger one is refused.
 pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// A block of this size or more goes back to the system when it is freed (glibc); above all buffers that come and go with messages.
+pub const MALLOC_MAPPED_BYTES_MIN: i32 = 512 * 1024;
 /// Stop: from SIGTERM to exit 0.
 pub const STOP_TIMEOUT_MS: u64 = 10_000;
 

@@ -48,6 +48,7 @@ use crate::websocket::AllowedOrigins;
 use crate::worker::turn::CoreParts;
 use crate::worker::{self, Control, Driver, Gate, Mailbox, Progress, WorkerConfig};
 
+mod allocator;
 mod announce;
 mod platform;
 mod renewal;
@@ -101,6 +102,7 @@ pub enum StartError {
 
 /// Runs the broker until a signal ends it.
 pub fn run(config: Config) -> Result<(), StartError> {
+    allocator::bound();
     let descriptors = raise_descriptor_limit();
     let signals = signals().map_err(StartError::Signals)?;
     let mut broker = start(&config, descriptors)?;
