@@ -44,7 +44,8 @@ pub const STORE_BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// dropped. What they had sent before they were stopped is still taken, up to as much again as the queue's bound.
 pub const OVERFLOW_WAIT_MS: u64 = 1_000;
 /// Encoded bytes one connection may hold that its socket has not taken (`--max-outbox`); beyond it QoS 0 is dropped
-/// and QoS 1 and 2 wait in the queue. One packet may overshoot, and as much as a third more may be held that has left.
+/// and QoS 1 and 2 wait in the queue. One packet may overshoot, a third more may be held that has left, and the
+/// buffer doubles as it grows: it takes up to twice this of memory.
 pub const OUTBOX_BYTES_MAX: usize = 256 * 1024;
 /// An outbox this full is written at the end of its turn, not at the end of the batch.
 pub const OUTBOX_FLUSH_BYTES: usize = 64 * 1024;
