@@ -19,6 +19,12 @@ pub struct Profile {
     pub foreign_percent: usize,
     pub suspend_percent: usize,
     pub rotate_percent: usize,
+    /// Of the bounds that accounts may have, how many there are, and how often an operator sets others.
+    pub quota_percent: usize,
+    /// Bytes that may be kept for an account, where that is bounded: then a queue is full when its account is.
+    pub kept_bytes_max: Option<u64>,
+    /// Accounts have room for fewer devices than there are.
+    pub has_few_devices: bool,
     /// Clients that keep no rule.
     pub abusers: usize,
     pub steps: usize,
@@ -29,12 +35,16 @@ pub struct Profile {
     pub ample_outbox: bool,
     pub ring_parcels: usize,
     pub topics: usize,
+    /// Topics that begin with `$`; below a token, what follows it does.
+    pub dollar_percent: usize,
     pub payload_max: usize,
     /// What a client's socket and the network hold on the way to it.
     pub down_max: usize,
     /// By `Action`, in its order.
     pub weights: [usize; 10],
     pub publish_percent: usize,
+    /// Of what is published, many packets of one topic at QoS 0, which a broker may take as one.
+    pub run_percent: usize,
     pub retain_percent: usize,
     pub wildcard_percent: usize,
     pub durable_percent: usize,
@@ -83,6 +93,7 @@ impl Profile {
             session_expiry_s: random.pick(&[None, None, None, Some(1), Some(20)]),
             publishes_per_s_max: random.pick(&[0, 0, 0, 3, 30]),
             retained_memory_bytes_max: random.pick(&[1 << 30, 1 << 30, 3_000, 300, 0]),
+            subscriptions_max: random.pick(&[1_000, 1_000, 1_000, 2, 5]),
             outbox_bytes_max: if ample_outbox {
                 1 << 30
             } else {
@@ -99,6 +110,9 @@ impl Profile {
         if tenants == 0 {
             weights[9] = 0;
         }
+        let quota_percent = random.pick(&[0, 50, 100]);
+        let kept_bytes_max = random.pick(&[None, None, None, Some(400), Some(4_000), Some(100_000)]);
+        let kept_bytes_max = kept_bytes_max.filter(|_| tenants > 0 && quota_percent > 0);
         Profile {
             cores: random.pick(&[1, 2, 2, 3, 3, 4, 5]),
             shard_levels: random.between(1, 4),
@@ -107,13 +121,17 @@ impl Profile {
             foreign_percent: random.pick(&[0, 5, 20]),
             suspend_percent: random.pick(&[0, 20, 100]),
             rotate_percent: random.pick(&[0, 0, 100]),
+            quota_percent,
+            kept_bytes_max,
+            has_few_devices: quota_percent > 0 && random.percent(30),
             abusers: random.pick(&[0, 0, 1, 3]),
             steps: random.between(500, 4_000),
             limits,
-            ample_queue,
+            ample_queue: ample_queue && kept_bytes_max.is_none(),
             ample_outbox,
             ring_parcels: random.pick(&[1, 1, 2, 3, 8]),
             topics: random.pick(&[2, 5, 12, 30, 30, 250]),
+            dollar_percent: random.pick(&[0, 0, 10, 40]),
             payload_max,
             down_max: if random.percent(50) {
                 1 << 20
@@ -122,6 +140,7 @@ impl Profile {
             },
             weights,
             publish_percent: random.between(20, 95),
+            run_percent: random.pick(&[0, 5, 30]),
             retain_percent: random.pick(&[0, 10, 30, 70]),
             wildcard_percent: random.pick(&[0, 30, 60, 90]),
             durable_percent: random.pick(&[0, 30, 60, 100]),

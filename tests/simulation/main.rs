@@ -16,6 +16,7 @@ mod faults;
 mod oracle;
 mod overrides;
 mod platform;
+mod quotas;
 mod random;
 mod rows;
 mod run;
@@ -123,6 +124,14 @@ fn check_coverage(counters: &Counters, met: &Met) {
         ("suspensions", met.happened.suspensions),
         ("rotations", met.happened.rotations),
         ("datapoints", met.happened.datapoints),
+        ("quotas_set", met.happened.quotas_set),
+        ("dollar_topics", met.dollar_topics),
+        ("refused_account_connections", counters.refused_account_connections),
+        ("refused_account_sessions", counters.refused_account_sessions),
+        ("refused_account_subscriptions", counters.refused_account_subscriptions),
+        ("refused_account_storage", counters.refused_account_storage),
+        ("refused_account_retained", counters.refused_account_retained),
+        ("refused_device_limit", counters.refused_device_limit),
         ("refused_bad_token", counters.refused_bad_token),
         ("refused_disabled", counters.refused_disabled),
     ];

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use skein::mqtt::client::ServerPacket;
 use skein::mqtt::packet::{Level, Packet, QoS};
-use skein::mqtt::reason::{ConnectReturnCode, SubscribeReturnCode};
+use skein::mqtt::reason::ConnectReturnCode;
 use skein::shard::record::{Record, SessionNumber};
 
 use crate::faults::Profile;
@@ -112,6 +112,9 @@ pub enum Route {
     Never,
 }
 
+/// A first level that no leading wildcard matches [MQTT-4.7.2-1].
+const DOLLAR: &str = "$x";
+
 /// What payloads that are JSON begin with; ten digits follow.
 const JSON_NUMBER: &[u8] = br#"{"n":""#;
 const JSON_BYTES_MIN: usize = 25;
@@ -172,6 +175,8 @@ pub struct ServerSession {
     has_lost_subacks: bool,
     /// By message, how often it was written as retained.
     retained: BTreeMap<usize, usize>,
+    /// What its cores have granted, and not taken away.
+    pub filters: BTreeSet<String>,
 }
 
 /// What one Session of a client has seen, by topic, in the order of arrival.
@@ -228,6 +233,8 @@ pub struct Oracle {
     inflight_max: usize,
     session_expiry_ms: Option<u64>,
     ample_queue: bool,
+    /// What is kept for an account is bounded.
+    is_kept_bounded: bool,
     pub missing_qos0: u64,
     pub missing: u64,
     pub deliveries: u64,
@@ -246,7 +253,8 @@ impl Oracle {
                 {
                     break;
                 }
-                let (topic, purpose) = some_platform_topic(platform.token(tenant), tenant, random);
+                let (topic, purpose) =
+                    some_platform_topic(platform.token(tenant), tenant, profile.dollar_percent, random);
                 topics.insert(topic, purpose);
             }
         }
@@ -262,7 +270,10 @@ impl Oracle {
         };
         while platform.is_none() && topics.len() < profile.topics {
             let levels = random.between(1, 5);
-            let topic: Vec<&str> = (0..levels).map(|_| random.pick(words)).collect();
+            let mut topic: Vec<&str> = (0..levels).map(|_| random.pick(words)).collect();
+            if random.percent(profile.dollar_percent) {
+                topic[0] = DOLLAR;
+            }
             let topic = topic.join("/");
             if !topic.is_empty() {
                 topics.insert(topic, Purpose::Open);
@@ -306,6 +317,7 @@ impl Oracle {
             inflight_max: profile.limits.inflight_max,
             session_expiry_ms: profile.limits.session_expiry_s.map(|seconds| seconds * 1_000),
             ample_queue: profile.ample_queue,
+            is_kept_bounded: profile.kept_bytes_max.is_some(),
             missing_qos0: 0,
             missing: 0,
             deliveries: 0,
@@ -314,7 +326,11 @@ impl Oracle {
 
     /// Whether a tenant may subscribe to this.
     pub fn may_subscribe(&self, tenant: usize, filter: usize) -> bool {
-        is_below(&self.prefixes[tenant], &self.filters[filter])
+        self.is_own_filter(tenant, &self.filters[filter])
+    }
+
+    pub fn is_own_filter(&self, tenant: usize, filter: &str) -> bool {
+        is_below(&self.prefixes[tenant], filter)
     }
 
     pub fn has_rotated(&self, tenant: usize) -> bool {
@@ -382,13 +398,13 @@ impl Oracle {
         self.turned_at[tenant].is_none_or(|at| at >= home_at)
     }
 
-    /// The filter of all that is a tenant's.
-    pub fn everything(&mut self, tenant: usize) -> usize {
+    /// The filters of all that is a tenant's.
+    pub fn everything(&mut self, tenant: usize) -> Vec<usize> {
         match self.prefixes[tenant].as_str() {
-            "" => self.filter("#"),
+            "" => vec![self.filter("#"), self.filter(&format!("{DOLLAR}/#"))],
             prefix => {
                 let text = format!("{prefix}/#");
-                self.filter(&text)
+                vec![self.filter(&text)]
             }
         }
     }
@@ -472,6 +488,17 @@ impl Oracle {
         sessions
             .filter(|(client, session)| is_counted(*client) && session.exists && session.is_durable)
             .count()
+    }
+
+    pub fn has_durable_session(&self, client: usize) -> bool {
+        self.sessions[client].exists && self.sessions[client].is_durable
+    }
+
+    /// The number of a client's durable Session.
+    pub fn number_of(&self, client: usize) -> Option<SessionNumber> {
+        self.sessions[client]
+            .number
+            .filter(|_| self.has_durable_session(client))
     }
 
     pub fn has_met_durable(&self) -> bool {
@@ -718,6 +745,7 @@ impl Oracle {
                 session.exists = false;
                 session.epoch += 1;
                 session.inflight.clear();
+                session.filters.clear();
             }
         }
         if let Some(will) = will
@@ -828,7 +856,7 @@ impl Oracle {
                     !is_over_before(&self.messages[*kept], sent_at),
                     "message {kept} is retained, and a newer one was acknowledged"
                 );
-            } else if message.len > 0 {
+            } else if message.len > 0 && !self.is_kept_bounded {
                 let clears = |(number, other): &(usize, &Message)| {
                     other.retain
                         && other.topic == message.topic
@@ -859,7 +887,7 @@ impl Oracle {
     }
 }
 
-fn some_platform_topic(token: &str, tenant: usize, random: &mut Random) -> (String, Purpose) {
+fn some_platform_topic(token: &str, tenant: usize, dollar_percent: usize, random: &mut Random) -> (String, Purpose) {
     let device = random.below(DEVICES);
     let name = device_name(device);
     let tag = random.percent(40).then_some("tag");
@@ -877,18 +905,26 @@ fn some_platform_topic(token: &str, tenant: usize, random: &mut Random) -> (Stri
         5 => (format!("{token}/{name}/subscribe"), Purpose::Command { tenant, device }),
         _ => {
             let levels = random.between(1, 4);
-            let rest: Vec<&str> = (0..levels).map(|_| random.pick(&["a", "b", "c"])).collect();
+            let mut rest: Vec<&str> = (0..levels).map(|_| random.pick(&["a", "b", "c"])).collect();
+            if random.percent(dollar_percent) {
+                // Not the first level: any wildcard matches it.
+                rest[0] = DOLLAR;
+            }
             (format!("{token}/{}", rest.join("/")), Purpose::Other { tenant })
         }
     }
 }
 
-fn is_below(prefix: &str, filter: &str) -> bool {
+pub fn is_below(prefix: &str, filter: &str) -> bool {
     prefix.is_empty() || filter.split('/').next() == Some(prefix)
 }
 
 /// MQTT 3.1.1 section 4.7, level by level.
 fn matches(filter: &str, topic: &str) -> bool {
+    // [MQTT-4.7.2-1]
+    if topic.starts_with('$') && filter.starts_with(['#', '+']) {
+        return false;
+    }
     let (mut filter, mut topic) = (filter.split('/'), topic.split('/'));
     loop {
         match (filter.next(), topic.next()) {
@@ -908,12 +944,11 @@ impl World {
             let l = &mut self.links[link];
             assert!(!l.connack_seen, "CONNACK comes once");
             l.connack_seen = true;
-            let expected = l.resumed && l.level == Level::V311;
-            assert_eq!(
-                (*session_present, *code),
-                (expected, ConnectReturnCode::Accepted),
-                "[MQTT-3.2.2-2]"
-            );
+            let expected = match l.is_refused {
+                true => (false, ConnectReturnCode::ServerUnavailable),
+                false => (l.resumed && l.level == Level::V311, ConnectReturnCode::Accepted),
+            };
+            assert_eq!((*session_present, *code), expected, "[MQTT-3.2.2-2]");
             return;
         }
         assert!(self.links[link].connack_seen, "CONNACK comes first [MQTT-3.2.0-1]");
@@ -1008,17 +1043,14 @@ impl World {
             }
             ServerPacket::SubAck(suback) => {
                 let moment = self.moment;
-                // A core that has not heard of a token refuses it, which level 3 has no code for.
-                let may_be_past = self
-                    .oracle
-                    .may_be_of_the_past(self.clients[client].tenant, self.links[link].home_at);
+                let granted = self.links[link].granted.get(&suback.packet_id.get());
+                let granted = granted.expect("SUBACK answers a SUBSCRIBE");
                 let session = &mut self.oracle.sessions[client];
                 let c = &self.clients[client];
                 match c.subscribing.get(&suback.packet_id.get()) {
                     Some(entries) if c.link == Some(link) => {
-                        for ((filter, ..), code) in entries.iter().zip(suback.codes()) {
-                            let is_own = is_below(&self.oracle.prefixes[c.tenant], &self.oracle.filters[*filter]);
-                            if is_own && !may_be_past && session.is_durable && code != SubscribeReturnCode::Failure {
+                        for ((filter, ..), _) in entries.iter().zip(granted).filter(|(_, granted)| **granted) {
+                            if session.is_durable {
                                 let number = session.number.expect("a durable Session has a number");
                                 let key = (number, self.oracle.filters[*filter].clone());
                                 let mut records = self.oracle.subscribed.get(&key).into_iter().flatten();
@@ -1139,7 +1171,7 @@ impl World {
         if message.len == 0 || message.attempts > 1 || self.route(number) != Route::Surely {
             return;
         }
-        if message.retain {
+        if message.retain && !oracle.is_kept_bounded {
             let order = oracle.retained.get(&oracle.topics[message.topic]);
             assert!(
                 order.is_some_and(|order| order.iter().any(|(_, recorded)| *recorded == Some(number))),

@@ -71,13 +71,16 @@ pub const KNOBS: &[Knob] = &[
     chance!(abusers, 8),
     chance!(rotate_percent, 100),
     chance!(suspend_percent, 100),
+    chance!(quota_percent, 100),
     chance!(foreign_percent, 100),
+    chance!(dollar_percent, 100),
     chance!(outage_percent, 100),
     chance!(commit_fails_percent, 100),
     chance!(reset_permille, 1_000),
     chance!(leave_permille, 1_000),
     chance!(durable_percent, 100),
     chance!(retain_percent, 100),
+    chance!(run_percent, 100),
     chance!(wildcard_percent, 100),
     chance!(v31_percent, 100),
     Knob {
@@ -100,6 +103,7 @@ pub const KNOBS: &[Knob] = &[
         read: |profile| usize::from(profile.ample_queue),
         write: |profile, _| {
             profile.ample_queue = true;
+            profile.kept_bytes_max = None;
             profile.limits.queued_max = 100_000;
             profile.limits.queued_bytes_max = 1 << 30;
         },
@@ -118,6 +122,7 @@ pub const KNOBS: &[Knob] = &[
     },
     bound!(inflight_max at limits.inflight_max, 1, 256),
     bound!(retained_memory_bytes_max at limits.retained_memory_bytes_max, 0, 1 << 30),
+    bound!(subscriptions_max at limits.subscriptions_max, 2, 1_000),
     bound!(fetch_entries_max at fetch_entries_max, 1, 1_000),
     bound!(ring_parcels at ring_parcels, 1, 8),
     bound!(down_max at down_max, 1, 1 << 20),

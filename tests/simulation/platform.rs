@@ -16,13 +16,16 @@ use skein::registry::account::{Account, Token};
 use skein::registry::channel::{Channel, ChannelId};
 use skein::registry::datapoint::{DatapointId, DatapointRow};
 use skein::registry::device::{Device, DeviceChange};
+use skein::registry::quota::{OwnQuotas, Quotas, Usage};
 use skein::routing::shard_key::{Division, ShardKey};
 use skein::shard::Input;
 use skein::shard::query::{Answer, Query, Refusal, SentFormat, Ticket};
 use skein::shard::record::{Record, Stored};
 use skein::store::streams::DatapointRange;
 
+use crate::faults::Profile;
 use crate::oracle::{Message, Purpose, Route, message_number};
+use crate::quotas::some_quotas;
 use crate::random::Random;
 use crate::world::World;
 
@@ -80,6 +83,9 @@ enum Letter {
 
 pub struct Platform {
     pub tenants: Vec<Tenant>,
+    /// Of accounts that have none of their own.
+    quotas: Quotas,
+    has_few_devices: bool,
     accounts: Arc<Accounts>,
     /// What each core has been told.
     pub told: Vec<Arc<Accounts>>,
@@ -96,6 +102,7 @@ pub struct Happened {
     pub refusals: u64,
     pub suspensions: u64,
     pub rotations: u64,
+    pub quotas_set: u64,
     pub datapoints: u64,
 }
 
@@ -105,6 +112,7 @@ impl Happened {
         self.refusals += other.refusals;
         self.suspensions += other.suspensions;
         self.rotations += other.rotations;
+        self.quotas_set += other.quotas_set;
         self.datapoints += other.datapoints;
     }
 }
@@ -118,8 +126,10 @@ fn channel(number: u32) -> ChannelId {
 }
 
 impl Platform {
-    pub fn new(tenants: usize, random: &mut Random) -> Platform {
-        let tenants = (0..tenants).map(|number| {
+    pub fn new(profile: &Profile, random: &mut Random) -> Platform {
+        // Of accounts that have none of their own.
+        let quotas = some_quotas(profile, random).over(&Quotas::default());
+        let tenants = (0..profile.tenants).map(|number| {
             let id = AccountId(number as u32 + 1);
             let mut token = || {
                 let (high, low) = (random.next().to_be_bytes(), random.next().to_be_bytes());
@@ -131,7 +141,10 @@ impl Platform {
             let tokens = (token(), token());
             let mut account = Account::new(id, &format!("U{:06}", id.0), tokens.0, tokens.1, 0);
             account.default_channel = random.percent(50).then(|| channel(0));
-            account.quotas.publishes_per_s_max = random.pick(&[None, None, Some(5), Some(50)]);
+            account.quotas = some_quotas(profile, random);
+            if profile.has_few_devices {
+                account.devices_max = random.between(0, DEVICES - 1) as u32;
+            }
             let first = State {
                 is_enabled: true,
                 channel: account.default_channel,
@@ -149,6 +162,8 @@ impl Platform {
         });
         Platform {
             tenants: tenants.collect(),
+            quotas,
+            has_few_devices: profile.has_few_devices,
             accounts: Arc::default(),
             told: Vec::new(),
             mailboxes: Vec::new(),
@@ -179,7 +194,9 @@ impl Platform {
 
     /// A run of the broker begins. What was asked of the last is not answered any more.
     pub fn start(&mut self, stored: &Stored, cores: u16, hash_key: [u64; 4]) -> Access {
-        self.accounts = Arc::new(Accounts::of(stored.accounts.iter().cloned()));
+        let none = Accounts::bounded(self.quotas);
+        let found = stored.accounts.iter().cloned();
+        self.accounts = Arc::new(found.fold(none, |accounts, (account, events)| accounts.with(account, events)));
         self.told = (0..cores).map(|_| Arc::clone(&self.accounts)).collect();
         self.mailboxes = (0..cores).map(|_| VecDeque::new()).collect();
         self.asked.clear();
@@ -190,6 +207,11 @@ impl Platform {
         Access::Platform(Arc::clone(&self.accounts))
     }
 
+    /// What an account has now.
+    pub fn usage(&self, tenant: usize) -> Option<&Usage> {
+        self.accounts.tenant(self.tenants[tenant].id).map(|known| &*known.usage)
+    }
+
     /// Whether a message was, will be, or may have been given to those who want its topic, by what was known between these
     /// moments.
     pub fn route(&self, message: &Message, purpose: Purpose, from: u64, to: u64) -> Route {
@@ -198,6 +220,8 @@ impl Platform {
                 let possible = self.tenants[tenant].devices[device].possible(from, to);
                 match possible.iter().filter(|state| state.is_enabled).count() {
                     0 => Route::Never,
+                    // A device that is new may find no room.
+                    _ if self.has_few_devices => Route::Maybe,
                     enabled if enabled == possible.len() => Route::Surely,
                     _ => Route::Maybe,
                 }
@@ -272,10 +296,11 @@ impl World {
                     Query::Sessions { account, from: 0 },
                 );
             }
-            17 => {
+            17 if self.random.percent(50) => {
                 let core = self.random.below(self.shards.len());
                 self.ask(core, Asked::Settled, Query::Settled);
             }
+            17 if self.random.percent(self.profile.quota_percent) => self.set_quotas(tenant),
             18 if self.random.percent(self.profile.rotate_percent) => self.rotate(tenant),
             19 if self.random.percent(self.profile.suspend_percent) => {
                 let is_suspended = !self.tenant(tenant).account.is_suspended;
@@ -406,6 +431,38 @@ impl World {
         platform.tell_all(ended);
     }
 
+    /// An operator sets other bounds.
+    fn set_quotas(&mut self, tenant: usize) {
+        let quotas = some_quotas(&self.profile, &mut self.random);
+        self.happened.quotas_set += 1;
+        self.put_quotas(tenant, quotas);
+    }
+
+    /// Everybody may come, and subscribe, at the end of a run.
+    fn lift_bounds(&mut self, tenant: usize) -> bool {
+        let before = self.tenant(tenant).account.quotas;
+        let quotas = OwnQuotas {
+            connections_max: Some(0),
+            sessions_max: Some(0),
+            subscriptions_max: Some(0),
+            ..before
+        };
+        if quotas != before {
+            self.put_quotas(tenant, quotas);
+        }
+        quotas != before
+    }
+
+    fn put_quotas(&mut self, tenant: usize, quotas: OwnQuotas) {
+        self.event(46, tenant as u64, || format!("account of tenant {tenant}: {quotas:?}"));
+        let platform = self.platform.as_mut().expect("a seed with accounts");
+        let entry = &mut platform.tenants[tenant];
+        entry.account.quotas = quotas;
+        self.disk.put(&Record::AccountPut(Box::new(entry.account.clone())));
+        platform.accounts = Arc::new(platform.accounts.with(entry.account.clone(), []));
+        platform.tell_all(None);
+    }
+
     /// A tenant gets another device token.
     fn rotate(&mut self, tenant: usize) {
         let bits = [self.random.next(), self.random.next()].map(u64::to_be_bytes);
@@ -462,6 +519,13 @@ impl World {
             }
             Some(Letter::Accounts(change)) => {
                 platform.told[core] = Arc::clone(&change.accounts);
+                if let Some(Ended {
+                    account,
+                    why: EndedWhy::TokenRotated { .. },
+                }) = change.ended
+                {
+                    self.filters_go(core, account);
+                }
                 self.event(43, core as u64, || {
                     format!("core {core} hears of the accounts: {:?}", change.ended)
                 });
@@ -472,6 +536,17 @@ impl World {
         }
         self.drain(core);
         true
+    }
+
+    /// A core takes the filters of an account from its Sessions.
+    fn filters_go(&mut self, core: usize, account: AccountId) {
+        for client in 0..self.clients.len() {
+            let tenant = self.clients[client].tenant;
+            let home = self.shards[core].home(account, &self.client_id(client));
+            if self.tenant(tenant).id == account && home.0 as usize == core {
+                self.oracle.sessions[client].filters.clear();
+            }
+        }
     }
 
     /// An answer of a core's.
@@ -509,6 +584,10 @@ impl World {
                     }
                     // Nothing was changed.
                     Answer::Refused(Refusal::NoDevice | Refusal::DeviceInUse) => drop(known.changes.pop()),
+                    Answer::Refused(Refusal::MaxDeviceReach) => {
+                        known.changes.pop();
+                        self.check_has_no_room(core, tenant);
+                    }
                     _ => panic!("a change of a device is answered {answer:?}"),
                 }
             }
@@ -522,9 +601,24 @@ impl World {
                 Answer::Refused(Refusal::DeviceDisabled | Refusal::NoDevice) => {
                     self.oracle.messages[number].is_refused = true;
                 }
+                Answer::Refused(Refusal::MaxDeviceReach) => {
+                    let tenant = self.oracle.messages[number].tenant;
+                    self.oracle.messages[number].is_refused = true;
+                    self.check_has_no_room(core, tenant);
+                }
                 _ => panic!("message {number} is answered {answer:?}"),
             },
         }
+    }
+
+    fn check_has_no_room(&self, core: usize, tenant: usize) {
+        let platform = self.platform.as_ref().expect("a seed with accounts");
+        let known = platform.told[core].tenant(platform.tenants[tenant].id);
+        let known = known.expect("a device of an account that is there");
+        assert!(
+            known.device_count() >= known.account.devices_max,
+            "a device of tenant {tenant} is refused, and there is room for it"
+        );
     }
 
     /// A device that was changed is so on disk when the answer leaves.
@@ -553,6 +647,7 @@ impl World {
                 self.suspend(tenant, false);
                 moved = true;
             }
+            moved |= self.lift_bounds(tenant);
         }
         for core in 0..self.shards.len() {
             while self.read_mail(core) {
@@ -560,40 +655,6 @@ impl World {
             }
         }
         moved
-    }
-
-    /// What accounts are counted for is what they have.
-    pub fn check_usage(&self) {
-        let Some(platform) = &self.platform else { return };
-        let retained = |tenant: usize| {
-            let of_tenant = self
-                .oracle
-                .retained()
-                .into_iter()
-                .filter(move |(topic, _)| self.oracle.purposes[*topic].tenant() == tenant);
-            of_tenant.map(|(topic, message)| self.oracle.topics[topic].len() + self.oracle.messages[message].len)
-        };
-        let queued: u64 = self.shards.iter().map(|shard| shard.report().queued_now).sum();
-        // What was in flight to somebody who is away is kept for them, too.
-        let is_nothing_queued = queued == 0 && !self.oracle.is_anybody_away();
-        for (tenant, entry) in platform.tenants.iter().enumerate() {
-            let usage = &platform.accounts.tenant(entry.id).expect("it is never removed").usage;
-            let of_tenant = |link: &&usize| self.links[**link].tenant == tenant && self.links[**link].is_home();
-            let open = self.live.iter().filter(of_tenant).count();
-            assert_eq!(usage.connections.now() as usize, open, "connections of tenant {tenant}");
-            let sessions = self
-                .oracle
-                .durable_sessions(|client| self.clients[client].tenant == tenant);
-            assert_eq!(
-                usage.sessions.now() as usize,
-                sessions,
-                "durable Sessions of tenant {tenant}"
-            );
-            if is_nothing_queued {
-                let bytes: usize = retained(tenant).sum();
-                assert_eq!(usage.kept.now() as usize, bytes, "bytes kept for tenant {tenant}");
-            }
-        }
     }
 
     /// At rest: every stream has what it must have, and nothing else.

@@ -180,8 +180,9 @@ fn check_retained(world: &mut World) {
         settle(world);
         world.connect(client, Some(true));
         let tenant = world.clients[client].tenant;
-        let everything = world.oracle.everything(tenant);
-        world.subscribe_to(client, &[(everything, QoS::ExactlyOnce)]);
+        let everything = world.oracle.everything(tenant).into_iter();
+        let everything: Vec<_> = everything.map(|filter| (filter, QoS::ExactlyOnce)).collect();
+        world.subscribe_to(client, &everything);
         settle(world);
         let mut own = expected.clone();
         own.retain(|topic, _| world.oracle.purposes[*topic].tenant() == tenant);

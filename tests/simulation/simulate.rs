@@ -7,6 +7,7 @@ mod faults;
 mod oracle;
 mod overrides;
 mod platform;
+mod quotas;
 mod random;
 mod rows;
 mod run;

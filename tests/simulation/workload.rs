@@ -316,7 +316,10 @@ impl World {
             return;
         }
         if self.random.percent(self.profile.publish_percent) {
-            self.publish(client);
+            match self.random.percent(self.profile.run_percent) {
+                true => self.publish_run(client),
+                false => self.publish(client),
+            }
         } else if self.random.percent(70) {
             self.subscribe(client);
         } else if self.random.percent(70) {
@@ -349,6 +352,11 @@ impl World {
         }
     }
 
+    /// Each account has its own client-0.
+    pub fn client_id(&self, client: usize) -> String {
+        format!("client-{}", client / self.profile.tenants.max(1))
+    }
+
     /// `clean_session`: as it is, and no Will; otherwise chance decides.
     pub fn connect(&mut self, client: usize, clean_session: Option<bool>) {
         let mut clean = clean_session.unwrap_or_else(|| !self.clients[client].prefers_durable ^ self.random.percent(5));
@@ -369,8 +377,7 @@ impl World {
         let tenant = self.clients[client].tenant;
         let opened = self.open_link(World::fresh_link(client, tenant, level, keep_alive_s, will));
         assert_eq!(link, opened);
-        let tenants = self.profile.tenants;
-        let id = format!("client-{}", client / tenants.max(1));
+        let id = self.client_id(client);
         let login = self.login(tenant);
         let bytes = match level {
             Level::V311 => {
@@ -580,6 +587,25 @@ impl World {
         }
     }
 
+    /// Packets of one topic, one behind the other.
+    fn publish_run(&mut self, client: usize) {
+        let link = self.clients[client].link.expect("it is connected");
+        let topic = self.some_topic(self.clients[client].tenant);
+        for _ in 0..self.random.between(2, 8) {
+            let number = self.new_message(client, link);
+            let message = &mut self.oracle.messages[number];
+            (message.qos, message.retain) = (QoS::AtMostOnce, false);
+            self.put_on_topic(number, topic);
+            self.send_publish(client, number, 0, false);
+        }
+    }
+
+    fn put_on_topic(&mut self, number: usize, topic: usize) {
+        let min = self.oracle.payload_min(topic);
+        let message = &mut self.oracle.messages[number];
+        (message.topic, message.len) = (topic, message.len.max(min));
+    }
+
     fn send_publish(&mut self, client: usize, number: usize, id: u16, dup: bool) {
         let moment = self.moment;
         let message = &mut self.oracle.messages[number];
@@ -734,6 +760,7 @@ impl World {
                 let is_right = match connack.code {
                     v4::ConnectReturnCode::NotAuthorized => self.happened.suspensions > 0,
                     v4::ConnectReturnCode::BadUserNamePassword => self.oracle.has_rotated(tenant),
+                    v4::ConnectReturnCode::ServiceUnavailable => self.links[link].is_refused,
                     _ => false,
                 };
                 assert!(is_right, "a CONNECT by the rules was refused: {connack:?}");
@@ -797,28 +824,20 @@ impl World {
                         v4::SubscribeReasonCode::Failure => 0x80,
                     })
                     .collect();
-                let (tenant, level) = (c.tenant, c.level);
-                let code = |(filter, qos, _): &(usize, QoS, bool)| match self.oracle.may_subscribe(tenant, *filter) {
-                    false if level == Level::V311 => 0x80,
-                    _ => *qos as u8,
-                };
-                let may_be_past = self.oracle.may_be_of_the_past(tenant, self.links[link].home_at);
-                let is_of_the_past = |(filter, ..): &(usize, QoS, bool)| {
-                    let was = self.oracle.was_below(tenant, &self.oracle.filters[*filter]);
-                    may_be_past && (was || self.oracle.may_subscribe(tenant, *filter))
-                };
+                let granted = self.links[link].granted.remove(&suback.pkid);
+                let granted = granted.expect("a core has read what it answers");
                 // One that grants nothing says nothing of the Session.
-                let may_grant = |filter: usize| !may_be_past && self.oracle.may_subscribe(tenant, filter);
-                c.has_suback |= entries.iter().any(|(filter, ..)| may_grant(*filter));
-                let granted = entries.iter().zip(&codes).map(|(entry, answered)| {
-                    let may_be_either = is_of_the_past(entry) && (*answered == 0x80 || *answered == entry.1 as u8);
-                    if may_be_either { *answered } else { code(entry) }
-                });
-                let granted: Vec<u8> = granted.collect();
-                assert_eq!(codes, granted, "one code per filter, in order [MQTT-3.9.3-1]");
-                for ((filter, qos, is_wanted), code) in entries.into_iter().zip(codes) {
-                    // Level 3 has no code for what is refused.
-                    if !is_wanted || code == 0x80 || (may_be_past && level == Level::V31) {
+                c.has_suback |= granted.contains(&true);
+                let level = c.level;
+                // Level 3 has no code for what is refused.
+                let code = |(entry, is_granted): (&(usize, QoS, bool), &bool)| match level {
+                    Level::V311 if !is_granted => 0x80,
+                    _ => entry.1 as u8,
+                };
+                let expected: Vec<u8> = entries.iter().zip(&granted).map(code).collect();
+                assert_eq!(codes, expected, "one code per filter, in order [MQTT-3.9.3-1]");
+                for ((filter, qos, is_wanted), is_granted) in entries.into_iter().zip(granted) {
+                    if !is_wanted || !is_granted {
                         continue;
                     }
                     // A later SUBSCRIBE for the same filter may be in force by now.
@@ -942,6 +961,7 @@ impl World {
             );
             return;
         }
+        self.met.dollar_topics += u64::from(topic.starts_with('$'));
         let topic = self.oracle.topic_number(&topic);
         let Some(number) = message_number(&bytes) else {
             assert!(

@@ -7,7 +7,7 @@
 //!           is slow in some seeds.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use skein::metrics::Counters;
@@ -102,6 +102,12 @@ pub struct Link {
     closing: bool,
     /// Its Session's queue has been read from disk: QoS 0 gives way till it has caught up.
     pub has_fetched: bool,
+    /// Its account has no room for it.
+    pub is_refused: bool,
+    /// By identifier of a SUBSCRIBE that a core has read, which filters are granted.
+    pub granted: BTreeMap<u16, Vec<bool>>,
+    /// Those that an abuser holds.
+    pub filters: BTreeSet<String>,
 }
 
 impl Link {
@@ -147,6 +153,8 @@ pub struct Met {
     pub sent_again: u64,
     /// CONNECT packets that were refused.
     pub refused: u64,
+    /// Messages that came to clients on a topic that begins with `$`.
+    pub dollar_topics: u64,
     /// Packets written to abusers, and connections of theirs that were closed for what they sent.
     pub abuse_answered: u64,
     pub abuse_closed: u64,
@@ -171,6 +179,7 @@ impl Met {
         self.in_doubt_again += other.in_doubt_again;
         self.sent_again += other.sent_again;
         self.refused += other.refused;
+        self.dollar_topics += other.dollar_topics;
         self.abuse_answered += other.abuse_answered;
         self.abuse_closed += other.abuse_closed;
         self.happened.add(&other.happened);
@@ -225,7 +234,7 @@ impl World {
         let clients = (0..profile.clients)
             .map(|client| Client::new(&mut random, &profile, client % profile.tenants.max(1)))
             .collect();
-        let platform = (profile.tenants > 0).then(|| Platform::new(profile.tenants, &mut random));
+        let platform = (profile.tenants > 0).then(|| Platform::new(&profile, &mut random));
         let oracle = Oracle::new(&profile, platform.as_ref(), &mut random);
         let mut world = World {
             random,
@@ -338,10 +347,28 @@ impl World {
         self.met.other_cores += u64::from(cores != self.profile.cores);
         self.disk_is_full = false;
         self.start();
+        self.filters_are_those_on_disk();
         self.rotations_are_known();
         self.check_promised(&promised);
         let cores = self.profile.cores;
         self.event(31, u64::from(cores), || format!("the broker starts on {cores} cores"));
+    }
+
+    /// What Sessions hold when the broker begins.
+    fn filters_are_those_on_disk(&mut self) {
+        let stored = self.disk.stored(0).sessions;
+        for client in 0..self.clients.len() {
+            let number = self.oracle.number_of(client);
+            let kept = stored.iter().find(|session| Some(session.session) == number);
+            let filters = kept.into_iter().flat_map(|session| &session.filters);
+            let filters = filters.map(|(filter, _)| filter.to_string());
+            let tenant = self.clients[client].tenant;
+            // What is below a token that is rotated away goes.
+            let filters = filters
+                .filter(|filter| self.oracle.is_own_filter(tenant, filter))
+                .collect();
+            self.oracle.sessions[client].filters = filters;
+        }
     }
 
     /// Notes an event: for the trace that a replay must repeat, and in words for whoever reads a failure.
@@ -481,6 +508,9 @@ impl World {
             heard_at_ms: 0,
             closing: false,
             has_fetched: false,
+            is_refused: false,
+            granted: BTreeMap::new(),
+            filters: BTreeSet::new(),
         }
     }
 
@@ -606,6 +636,9 @@ impl World {
         {
             return self.refuse(link, code);
         }
+        let clean_session = connect.clean_session;
+        let is_refused = self.is_beyond_bounds(link, home, clean_session);
+        self.links[link].is_refused = is_refused;
         let places = &mut self.places[home];
         let index = places.free.pop().unwrap_or_else(|| {
             places.links.push(None);
@@ -622,25 +655,22 @@ impl World {
         l.stage = Stage::Home { core: home, id };
         l.heard_at_ms = self.now_ms;
         l.home_at = self.moment;
-        let (client, clean_session, is_abuser) = (l.client, connect.clean_session, l.abuser.is_some());
-        if is_abuser {
-            self.event(3, link as u64, || format!("link {link}: comes home to core {home}"));
-            let input = Input::Connected {
-                connection: id,
-                connect,
-                account,
-            };
-            self.handle(home, input);
-            self.drain(home);
-            self.present(link);
-            return;
+        let client = l.client;
+        if l.abuser.is_some() || is_refused {
+            let words = if is_refused { ", and is refused" } else { "" };
+            self.event(3, link as u64, || {
+                format!("link {link}: comes home to core {home}{words}")
+            });
+        } else {
+            self.links[link].resumed = self.oracle.came_home(client, link, clean_session, self.now_ms);
+            self.links[link].epoch = self.oracle.sessions[client].epoch;
+            let resumed = self.links[link].resumed;
+            self.event(3, link as u64, || {
+                format!(
+                    "link {link}: client {client} comes home to core {home}, clean {clean_session}, resumed {resumed}"
+                )
+            });
         }
-        self.links[link].resumed = self.oracle.came_home(client, link, clean_session, self.now_ms);
-        self.links[link].epoch = self.oracle.sessions[client].epoch;
-        let resumed = self.links[link].resumed;
-        self.event(3, link as u64, || {
-            format!("link {link}: client {client} comes home to core {home}, clean {clean_session}, resumed {resumed}")
-        });
         let input = Input::Connected {
             connection: id,
             connect,
@@ -648,6 +678,10 @@ impl World {
         };
         self.handle(home, input);
         self.drain(home);
+        assert!(
+            !is_refused || !self.links[link].is_home(),
+            "link {link} is served, and its account has no room for it"
+        );
         self.present(link);
     }
 
@@ -680,6 +714,7 @@ impl World {
             if self.links[link].abuser.is_none() {
                 self.oracle.server_consumed(self.links[link].client, &packet);
             }
+            self.server_subscribes(link, core, &packet);
             if packet == Packet::Disconnect {
                 break;
             }
@@ -792,7 +827,7 @@ impl World {
 
     fn end_session_connection(&mut self, link: usize, graceful: bool) {
         let l = &self.links[link];
-        if l.abuser.is_some() {
+        if l.abuser.is_some() || l.is_refused {
             return;
         }
         self.oracle
@@ -996,7 +1031,12 @@ impl World {
             self.links[link].heard_at_ms = self.now_ms;
         }
         self.met.turns += 1;
-        self.shards[core].handle(input, Millis(self.now_ms - self.started_ms))
+        let before = self.before(core, &input);
+        let consumed = self.shards[core].handle(input, Millis(self.now_ms - self.started_ms));
+        if let Some(before) = before {
+            self.check_bounds(core, &before);
+        }
+        consumed
     }
 
     /// Does everything that a shard says, and looks at what it has written.
@@ -1110,6 +1150,7 @@ impl World {
                     "closed for {silent_ms} ms of silence, {allowed_ms} ms are allowed [MQTT-3.1.2-24]"
                 );
             }
+            CloseReason::Refused => assert!(l.is_refused, "link {link} is refused, and its account has room for it"),
             _ if l.abuser.is_some() => self.abuser_closed(reason),
             CloseReason::Disconnect | CloseReason::TakenOver => {}
             CloseReason::AccountEnded => assert!(self.platform.is_some(), "there are no accounts to end"),
@@ -1144,7 +1185,8 @@ impl World {
             assert!(unsent.len() <= unsent_max, "an outbox of {} bytes", unsent.len());
             let new = unsent[(l.seen - l.taken) as usize..].to_vec();
             l.seen = total;
-            assert!(l.transmit, "what is unsent has been announced");
+            // The end of a connection that is refused says so, too.
+            assert!(l.transmit || l.is_refused, "what is unsent has been announced");
             let mut rest = &new[..];
             while !rest.is_empty() {
                 let Ok(Framing::Whole(frame)) = next_frame(rest, PACKET_BYTES_MAX) else {

@@ -15,6 +15,8 @@ mod oracle;
 mod overrides;
 #[path = "../../simulation/platform.rs"]
 mod platform;
+#[path = "../../simulation/quotas.rs"]
+mod quotas;
 #[path = "../../simulation/random.rs"]
 mod random;
 #[path = "../../simulation/rows.rs"]
