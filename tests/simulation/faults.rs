@@ -19,6 +19,7 @@ pub struct Profile {
     pub foreign_percent: usize,
     pub suspend_percent: usize,
     pub rotate_percent: usize,
+    pub remove_percent: usize,
     /// Of the bounds that accounts may have, how many there are, and how often an operator sets others.
     pub quota_percent: usize,
     /// Bytes that may be kept for an account, where that is bounded: then a queue is full when its account is.
@@ -121,6 +122,7 @@ impl Profile {
             foreign_percent: random.pick(&[0, 5, 20]),
             suspend_percent: random.pick(&[0, 20, 100]),
             rotate_percent: random.pick(&[0, 0, 100]),
+            remove_percent: random.pick(&[0, 0, 100]),
             quota_percent,
             kept_bytes_max,
             has_few_devices: quota_percent > 0 && random.percent(30),

@@ -123,6 +123,7 @@ fn check_coverage(counters: &Counters, met: &Met) {
         ("refusals", met.happened.refusals),
         ("suspensions", met.happened.suspensions),
         ("rotations", met.happened.rotations),
+        ("removals", met.happened.removals),
         ("datapoints", met.happened.datapoints),
         ("quotas_set", met.happened.quotas_set),
         ("dollar_topics", met.dollar_topics),

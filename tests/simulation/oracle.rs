@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use skein::mqtt::client::ServerPacket;
 use skein::mqtt::packet::{Level, Packet, QoS};
 use skein::mqtt::reason::ConnectReturnCode;
+use skein::registry::access::AccountId;
 use skein::shard::record::{Record, SessionNumber};
 
 use crate::faults::Profile;
@@ -145,6 +146,7 @@ struct Inflight {
 /// A Session that its records tell of.
 struct Durable {
     number: SessionNumber,
+    account: AccountId,
     started: usize,
     ended: Option<usize>,
 }
@@ -194,6 +196,11 @@ pub struct Oracle {
     prefixes: Vec<String>,
     /// Of tokens that were rotated away.
     past_prefixes: Vec<Vec<String>>,
+    /// Whose account it is or was.
+    tenant_of: BTreeMap<AccountId, usize>,
+    removed: BTreeSet<AccountId>,
+    /// Of accounts that are removed.
+    removed_topics: BTreeSet<usize>,
     topic_numbers: BTreeMap<String, usize>,
     /// By topic: when its token was rotated away, and since when every core knows.
     pub retired: Vec<Option<Retired>>,
@@ -288,6 +295,11 @@ impl Oracle {
         Oracle {
             topics_of: (0..prefixes.len()).map(of).collect(),
             past_prefixes: vec![Vec::new(); prefixes.len()],
+            tenant_of: platform.map_or(BTreeMap::from([(AccountId(0), 0)]), |platform| {
+                platform.tenants.iter().map(|tenant| tenant.id).zip(0..).collect()
+            }),
+            removed: BTreeSet::new(),
+            removed_topics: BTreeSet::new(),
             topic_numbers: topics.iter().cloned().zip(0..).collect(),
             retired: vec![None; topics.len()],
             known_from: vec![Some(0); topics.len()],
@@ -370,6 +382,21 @@ impl Oracle {
         }
         self.past_prefixes[tenant].push(before);
         self.turned_at[tenant] = None;
+    }
+
+    /// A tenant's account is removed, and gets another with this token: what was below the old one is as if it was rotated
+    /// away.
+    pub fn remove_account(&mut self, tenant: usize, next: AccountId, token: &str, moment: u64) {
+        let before = self.tenant_of.iter().filter(|(_, of)| **of == tenant);
+        self.removed.extend(before.map(|(account, _)| *account));
+        self.tenant_of.insert(next, tenant);
+        let topics = (0..self.topics.len()).filter(|topic| self.purposes[*topic].tenant() == tenant);
+        self.removed_topics.extend(topics);
+        self.rotate(tenant, token, moment);
+    }
+
+    pub fn is_of_removed(&self, topic: usize) -> bool {
+        self.removed_topics.contains(&topic)
     }
 
     /// Every core knows of every rotation.
@@ -483,6 +510,10 @@ impl Oracle {
             .any(|session| session.exists && session.link.is_none())
     }
 
+    pub fn session_count(&self) -> usize {
+        self.sessions.iter().filter(|session| session.exists).count()
+    }
+
     pub fn durable_sessions(&self, is_counted: impl Fn(usize) -> bool) -> usize {
         let sessions = self.sessions.iter().enumerate();
         sessions
@@ -523,11 +554,12 @@ impl Oracle {
                 let client: usize = client.expect("the name of a client");
                 // Each account has its own client-0.
                 let tenants = self.prefixes.len();
-                let client = client * tenants + (account.0 as usize).saturating_sub(1);
+                let client = client * tenants + self.tenant_of[account];
                 self.clients_of.insert(*session, client);
                 self.sessions[client].number = Some(*session);
                 self.durable[client].push(Durable {
                     number: *session,
+                    account: *account,
                     started: serial,
                     ended: None,
                 });
@@ -536,8 +568,15 @@ impl Oracle {
                 let client = self.client_of(*session);
                 let mut durable = self.durable[client].iter_mut();
                 let ended = durable.find(|durable| durable.number == *session && durable.ended.is_none());
-                ended.expect("a Session that began ends once").ended = Some(serial);
-                self.expired(client, *session, now_ms);
+                let ended = ended.expect("a Session that began ends once");
+                ended.ended = Some(serial);
+                let is_removed = self.removed.contains(&ended.account);
+                if self.sessions[client].exists && self.sessions[client].number == Some(*session) {
+                    if !is_removed {
+                        self.check_may_expire(client, now_ms);
+                    }
+                    self.session_goes(client);
+                }
             }
             Record::Subscribed { session, filter, .. } => {
                 let key = (*session, filter.to_string());
@@ -583,15 +622,11 @@ impl Oracle {
     }
 
     /// A Session ends that nobody has replaced: its client has been away for too long.
-    fn expired(&mut self, client: usize, number: SessionNumber, now_ms: u64) {
-        let session = &mut self.sessions[client];
-        if !session.exists || session.number != Some(number) {
-            return;
-        }
+    fn check_may_expire(&self, client: usize, now_ms: u64) {
         let expiry_ms = self
             .session_expiry_ms
             .expect("Sessions expire where an operator says so");
-        let (since_ms, has_died) = session
+        let (since_ms, has_died) = self.sessions[client]
             .away
             .expect("the Session of a client that is here does not expire");
         // That a client was back is not on disk at once: a crash may count from when it left before.
@@ -600,8 +635,11 @@ impl Oracle {
             "a Session expires after {} ms, not {expiry_ms}",
             now_ms - since_ms
         );
-        *session = ServerSession {
-            epoch: session.epoch + 1,
+    }
+
+    fn session_goes(&mut self, client: usize) {
+        self.sessions[client] = ServerSession {
+            epoch: self.sessions[client].epoch + 1,
             ..ServerSession::default()
         };
         self.packet_id_records.retain(|(of, _), _| *of != client);
@@ -643,7 +681,9 @@ impl Oracle {
         packet_id_releases.retain(|_, serial| on_disk[*serial]);
         for client in 0..self.sessions.len() {
             let on_disk = &self.on_disk;
-            self.durable[client].retain(|durable| on_disk[durable.started]);
+            // Of an account that is removed nobody finds what is still there.
+            let removed = &self.removed;
+            self.durable[client].retain(|durable| on_disk[durable.started] && !removed.contains(&durable.account));
             for durable in &mut self.durable[client] {
                 durable.ended = durable.ended.filter(|serial| on_disk[*serial]);
             }

@@ -70,6 +70,7 @@ pub const KNOBS: &[Knob] = &[
     size!(tenants, 0, 8),
     chance!(abusers, 8),
     chance!(rotate_percent, 100),
+    chance!(remove_percent, 100),
     chance!(suspend_percent, 100),
     chance!(quota_percent, 100),
     chance!(foreign_percent, 100),

@@ -24,7 +24,7 @@ use skein::shard::record::{Record, Stored};
 use skein::store::streams::DatapointRange;
 
 use crate::faults::Profile;
-use crate::oracle::{Message, Purpose, Route, message_number};
+use crate::oracle::{Message, Purpose, Route, is_below, message_number};
 use crate::quotas::some_quotas;
 use crate::random::Random;
 use crate::world::World;
@@ -37,8 +37,26 @@ const CHANNELS: u32 = 2;
 pub struct Tenant {
     pub id: AccountId,
     pub account: Account,
+    /// It is removed, and this one is made in its place when every core knows. That is told to its clients once every core
+    /// knows it.
+    next: Option<Next>,
     /// By the device's number.
     devices: Vec<Known>,
+}
+
+struct Next {
+    account: Box<Account>,
+    is_made: bool,
+}
+
+/// A token that is nobody's any more.
+struct Past {
+    token: Token,
+    /// The account is removed as well.
+    removed: Option<AccountId>,
+    at: u64,
+    /// Nothing of it was left, or the broker died before that: what cores had not heard of stays on disk.
+    is_over: bool,
 }
 
 /// How a device treats data: a device that is not registered is as it would be once registered.
@@ -86,6 +104,8 @@ pub struct Platform {
     /// Of accounts that have none of their own.
     quotas: Quotas,
     has_few_devices: bool,
+    past: Vec<Past>,
+    newest_account: u32,
     accounts: Arc<Accounts>,
     /// What each core has been told.
     pub told: Vec<Arc<Accounts>>,
@@ -102,6 +122,7 @@ pub struct Happened {
     pub refusals: u64,
     pub suspensions: u64,
     pub rotations: u64,
+    pub removals: u64,
     pub quotas_set: u64,
     pub datapoints: u64,
 }
@@ -112,6 +133,7 @@ impl Happened {
         self.refusals += other.refusals;
         self.suspensions += other.suspensions;
         self.rotations += other.rotations;
+        self.removals += other.removals;
         self.quotas_set += other.quotas_set;
         self.datapoints += other.datapoints;
     }
@@ -119,6 +141,18 @@ impl Happened {
 
 pub fn device_name(device: usize) -> String {
     format!("d{device}")
+}
+
+/// A new account, with its channels.
+fn founding(entry: &Account) -> Vec<Record> {
+    let account = entry.id;
+    let channels = (0..CHANNELS).map(|number| Record::ChannelPut {
+        account,
+        channel: channel(number),
+        entry: Box::new(Channel::default()),
+    });
+    let put = Record::AccountPut(Box::new(entry.clone()));
+    std::iter::once(put).chain(channels).collect()
 }
 
 fn channel(number: u32) -> ChannelId {
@@ -157,6 +191,7 @@ impl Platform {
             Tenant {
                 id,
                 account,
+                next: None,
                 devices: (0..DEVICES).map(|_| known()).collect(),
             }
         });
@@ -164,6 +199,8 @@ impl Platform {
             tenants: tenants.collect(),
             quotas,
             has_few_devices: profile.has_few_devices,
+            past: Vec::new(),
+            newest_account: profile.tenants as u32,
             accounts: Arc::default(),
             told: Vec::new(),
             mailboxes: Vec::new(),
@@ -175,17 +212,14 @@ impl Platform {
 
     /// What is on disk before the first start.
     pub fn founding(&self) -> Vec<Record> {
-        let found = |tenant: &Tenant| {
-            let put = Record::AccountPut(Box::new(tenant.account.clone()));
-            let account = tenant.id;
-            let channels = (0..CHANNELS).map(move |number| Record::ChannelPut {
-                account,
-                channel: channel(number),
-                entry: Box::new(Channel::default()),
-            });
-            std::iter::once(put).chain(channels).collect::<Vec<_>>()
-        };
-        self.tenants.iter().flat_map(found).collect()
+        self.tenants
+            .iter()
+            .flat_map(|tenant| founding(&tenant.account))
+            .collect()
+    }
+
+    fn is_known(&self) -> bool {
+        self.told.iter().all(|told| Arc::ptr_eq(told, &self.accounts))
     }
 
     pub fn token(&self, tenant: usize) -> &str {
@@ -284,6 +318,20 @@ impl World {
         let tenants = self.platform.as_ref().map_or(0, |platform| platform.tenants.len());
         let tenant = self.random.below(tenants);
         let device = self.random.below(DEVICES);
+        if self.tenant(tenant).next.is_some() {
+            self.add_again(tenant);
+            return;
+        }
+        // What was asked names topics that would be others when it is read.
+        if self.platform.as_ref().is_some_and(Platform::is_at_rest) && self.random.percent(50) {
+            let (rotates, removes) = (self.profile.rotate_percent, self.profile.remove_percent);
+            match self.random.below(10) {
+                0..4 if self.random.percent(rotates) => self.rotate(tenant),
+                4..10 if self.random.percent(removes) => self.remove(tenant),
+                _ => {}
+            }
+            return;
+        }
         match self.random.below(20) {
             0..8 => self.api_message(tenant),
             8..15 => self.change_device(tenant, device),
@@ -301,7 +349,6 @@ impl World {
                 self.ask(core, Asked::Settled, Query::Settled);
             }
             17 if self.random.percent(self.profile.quota_percent) => self.set_quotas(tenant),
-            18 if self.random.percent(self.profile.rotate_percent) => self.rotate(tenant),
             19 if self.random.percent(self.profile.suspend_percent) => {
                 let is_suspended = !self.tenant(tenant).account.is_suspended;
                 self.suspend(tenant, is_suspended);
@@ -463,16 +510,105 @@ impl World {
         platform.tell_all(None);
     }
 
-    /// A tenant gets another device token.
-    fn rotate(&mut self, tenant: usize) {
+    fn some_token(&mut self) -> Token {
         let bits = [self.random.next(), self.random.next()].map(u64::to_be_bytes);
-        let platform = self.platform.as_mut().expect("a seed with accounts");
-        // What was asked names topics that would be others when it is read.
-        if !platform.is_at_rest() {
+        Token::from_random(std::array::from_fn(|at| bits[at / 8][at % 8]))
+    }
+
+    /// An account is removed with all that is its. Its tenant gets another, once every core knows.
+    fn remove(&mut self, tenant: usize) {
+        // What cores that know have given back is not counted: to those that do not know yet the account would seem full.
+        if self.lift_bounds(tenant) {
             return;
         }
+        let tokens = (self.some_token(), self.some_token());
+        let moment = self.moment;
+        let quotas = some_quotas(&self.profile, &mut self.random);
+        let platform = self.platform.as_mut().expect("a seed with accounts");
+        // Two that are gone at a time would tell no more than one.
+        if platform.tenants.iter().any(|tenant| tenant.next.is_some()) {
+            return;
+        }
+        platform.newest_account += 1;
         let entry = &mut platform.tenants[tenant];
-        let token = Token::from_random(std::array::from_fn(|at| bits[at / 8][at % 8]));
+        entry.next = Some(Next {
+            account: Box::new(Account {
+                id: AccountId(platform.newest_account),
+                api_token: tokens.0,
+                device_token: tokens.1,
+                is_suspended: false,
+                quotas,
+                ..entry.account.clone()
+            }),
+            is_made: false,
+        });
+        // Its devices are unknown again.
+        for known in &mut entry.devices {
+            known.changes.push(Change {
+                asked_at: moment,
+                answered_at: None,
+                to: known.first,
+            });
+        }
+        let (account, device_token) = (entry.id, entry.account.device_token);
+        self.disk.put(&Record::AccountRemoved { account });
+        platform.accounts = Arc::new(platform.accounts.without(account));
+        platform.tell_all(Some(Ended {
+            account,
+            why: EndedWhy::Removed { device_token },
+        }));
+        platform.past.push(Past {
+            token: device_token,
+            removed: Some(account),
+            at: moment,
+            is_over: false,
+        });
+        let next = AccountId(platform.newest_account);
+        self.event(47, tenant as u64, || {
+            format!(
+                "the account of tenant {tenant} is removed; {next:?} follows with {}",
+                tokens.1.as_str()
+            )
+        });
+        self.happened.removals += 1;
+        self.oracle.remove_account(tenant, next, tokens.1.as_str(), self.moment);
+        for client in self.clients.iter_mut().filter(|client| client.tenant == tenant) {
+            client.retire_subscriptions();
+        }
+    }
+
+    /// The account of a tenant that has none is made, or known. False where some core is behind.
+    fn add_again(&mut self, tenant: usize) -> bool {
+        let moment = self.moment;
+        let platform = self.platform.as_mut().expect("a seed with accounts");
+        if !platform.is_known() || !platform.is_at_rest() {
+            return false;
+        }
+        let entry = &mut platform.tenants[tenant];
+        let next = entry.next.as_mut().expect("it is removed");
+        if !next.is_made {
+            next.is_made = true;
+            founding(&next.account).iter().for_each(|record| self.disk.put(record));
+            platform.accounts = Arc::new(platform.accounts.with(Account::clone(&next.account), []));
+            platform.tell_all(None);
+            return true;
+        }
+        (entry.id, entry.account) = (next.account.id, Account::clone(&next.account));
+        entry.next = None;
+        for change in entry.devices.iter_mut().filter_map(|known| known.changes.last_mut()) {
+            change.answered_at = Some(moment);
+        }
+        self.event(48, tenant as u64, || format!("tenant {tenant} has an account again"));
+        self.rotations_are_known();
+        true
+    }
+
+    /// A tenant gets another device token.
+    fn rotate(&mut self, tenant: usize) {
+        let token = self.some_token();
+        let moment = self.moment;
+        let platform = self.platform.as_mut().expect("a seed with accounts");
+        let entry = &mut platform.tenants[tenant];
         let before = std::mem::replace(&mut entry.account.device_token, token);
         self.disk.put(&Record::AccountPut(Box::new(entry.account.clone())));
         platform.accounts = Arc::new(platform.accounts.with(entry.account.clone(), []));
@@ -481,6 +617,12 @@ impl World {
             why: EndedWhy::TokenRotated { before },
         };
         platform.tell_all(Some(ended));
+        platform.past.push(Past {
+            token: before,
+            removed: None,
+            at: moment,
+            is_over: false,
+        });
         self.event(45, tenant as u64, || {
             format!("tenant {tenant} has another token, {}", token.as_str())
         });
@@ -494,7 +636,8 @@ impl World {
     /// If every core has heard of the accounts as they are: nothing below an older token goes anywhere.
     pub fn rotations_are_known(&mut self) {
         let Some(platform) = &self.platform else { return };
-        if platform.told.iter().all(|told| Arc::ptr_eq(told, &platform.accounts)) {
+        let is_any_gone = platform.tenants.iter().any(|tenant| tenant.next.is_some());
+        if platform.is_known() && !is_any_gone {
             let moment = self.moment;
             self.oracle.rotations_are_known(moment);
             for client in &mut self.clients {
@@ -519,18 +662,15 @@ impl World {
             }
             Some(Letter::Accounts(change)) => {
                 platform.told[core] = Arc::clone(&change.accounts);
-                if let Some(Ended {
-                    account,
-                    why: EndedWhy::TokenRotated { .. },
-                }) = change.ended
-                {
-                    self.filters_go(core, account);
-                }
+                let ended = change.ended;
                 self.event(43, core as u64, || {
-                    format!("core {core} hears of the accounts: {:?}", change.ended)
+                    format!("core {core} hears of the accounts: {ended:?}")
                 });
                 self.handle(core, Input::Accounts(Box::new(change)));
                 self.drain(core);
+                if let Some(ended) = ended {
+                    self.has_ended(core, &ended);
+                }
                 self.rotations_are_known();
             }
         }
@@ -538,8 +678,17 @@ impl World {
         true
     }
 
-    /// A core takes the filters of an account from its Sessions.
-    fn filters_go(&mut self, core: usize, account: AccountId) {
+    /// A core has heard that connections of an account are to close, and filters below an old token to go.
+    fn has_ended(&mut self, core: usize, ended: &Ended) {
+        let Ended { account, why } = *ended;
+        let open = self.live.iter().find(|link| {
+            let l = &self.links[**link];
+            l.is_at_home_on(core) && self.tenant(l.tenant).id == account
+        });
+        assert_eq!(open, None, "a connection stays open: {ended:?}");
+        if !matches!(why, EndedWhy::TokenRotated { .. }) {
+            return;
+        }
         for client in 0..self.clients.len() {
             let tenant = self.clients[client].tenant;
             let home = self.shards[core].home(account, &self.client_id(client));
@@ -643,6 +792,10 @@ impl World {
         let mut moved = false;
         let tenants = self.platform.as_ref().map_or(0, |platform| platform.tenants.len());
         for tenant in 0..tenants {
+            if self.tenant(tenant).next.is_some() {
+                moved |= self.add_again(tenant);
+                continue;
+            }
             if self.tenant(tenant).account.is_suspended {
                 self.suspend(tenant, false);
                 moved = true;
@@ -655,6 +808,44 @@ impl World {
             }
         }
         moved
+    }
+
+    /// At rest: nothing is left below a token that is rotated away, nor of an account that is removed.
+    pub fn check_past(&mut self) {
+        let Some(platform) = &mut self.platform else { return };
+        let mut past = platform.past.iter_mut().filter(|past| !past.is_over).peekable();
+        if past.peek().is_none() {
+            return;
+        }
+        let stored = self.disk.stored(0);
+        for past in past {
+            past.is_over = true;
+            if self.oracle.crashed_at > past.at {
+                continue;
+            }
+            let is_below = |text: &str| is_below(past.token.as_str(), text);
+            let filters = stored.sessions.iter().flat_map(|session| &session.filters);
+            let filters = filters.filter(|(filter, _)| is_below(filter)).count();
+            let retained = stored
+                .retained
+                .iter()
+                .filter(|retained| is_below(&retained.topic))
+                .count();
+            assert_eq!(
+                (filters, retained),
+                (0, 0),
+                "filters and retained messages below {:?}",
+                past.token
+            );
+            let Some(account) = past.removed else { continue };
+            let sessions = stored.sessions.iter().filter(|session| session.account == account);
+            let devices = stored.devices.iter().filter(|device| device.account == account);
+            assert_eq!(
+                (sessions.count(), devices.count()),
+                (0, 0),
+                "Sessions and devices of {account:?}"
+            );
+        }
     }
 
     /// At rest: every stream has what it must have, and nothing else.
@@ -700,6 +891,10 @@ impl World {
             };
             let kept = kept.remove(&number).unwrap_or_default();
             let count: u32 = kept.values().sum();
+            if self.oracle.is_of_removed(message.topic) {
+                assert_eq!(count, 0, "message {number} of an account that is removed is kept");
+                continue;
+            }
             let until = message.over_at();
             let possible = platform.tenants[tenant].devices[device].possible(sent_at, until);
             let may_be_kept = |channel: &ChannelId| {

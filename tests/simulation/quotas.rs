@@ -152,9 +152,10 @@ impl World {
         let platform = self.platform.as_ref()?;
         let tenants = 0..platform.tenants.len();
         let had = tenants.map(|tenant| {
-            platform.usage(tenant).map_or(Had { kept: 0, devices: 0 }, |usage| Had {
-                kept: usage.kept.now(),
-                devices: usage.devices.now(),
+            let known = platform.told[core].tenant(platform.tenants[tenant].id);
+            known.map_or(Had { kept: 0, devices: 0 }, |known| Had {
+                kept: known.usage.kept.now(),
+                devices: known.usage.devices.now(),
             })
         });
         let counters = self.shards[core].counters();

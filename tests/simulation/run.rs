@@ -128,6 +128,7 @@ fn check_at_rest(world: &mut World) {
     world.check_deliveries();
     world.check_streams();
     world.check_usage();
+    world.check_past();
     world.check_ledger();
     let counters = counters(world);
     // Behind what must be read back first, QoS 0 gives way.
@@ -162,6 +163,10 @@ fn check_at_rest(world: &mut World) {
     let open = world.clients.iter().filter(|client| client.link.is_some()).count();
     let served: usize = world.shards.iter().map(|shard| shard.connection_count()).sum();
     assert_eq!(served, open, "connections");
+    let there: usize = world.shards.iter().map(|shard| shard.session_count()).sum();
+    assert_eq!(there, world.oracle.session_count(), "Sessions");
+    let known: u64 = world.shards.iter().map(|shard| shard.report().devices_now).sum();
+    assert_eq!(known as usize, world.disk.stored(0).devices.len(), "devices");
 }
 
 /// A fresh subscriber gets the last retained message of every topic of its account's.

@@ -114,6 +114,10 @@ impl Link {
     pub fn is_home(&self) -> bool {
         matches!(self.stage, Stage::Home { .. })
     }
+
+    pub fn is_at_home_on(&self, home: usize) -> bool {
+        matches!(self.stage, Stage::Home { core, .. } if core == home)
+    }
 }
 
 /// A core's table of connections: the link in each place, and how often the place was used.
@@ -575,6 +579,19 @@ impl World {
         }
     }
 
+    /// Who is let in by a core is of an account that the core knows, with its token, and not suspended.
+    fn check_may_come(&self, connect: &Connect, account: AccountId, core: usize) {
+        let Some(platform) = &self.platform else { return };
+        let known = platform.told[core].tenant(account).map(|known| &known.account);
+        let known = known.expect("a connection of no account is let in");
+        assert!(!known.is_suspended, "a connection of a suspended account is let in");
+        assert_eq!(
+            (connect.user_name.as_deref(), connect.password.as_deref()),
+            (Some(&*known.user_id), Some(known.device_token.as_str().as_bytes())),
+            "a connection with another token is let in"
+        );
+    }
+
     /// CONNACK with a code other than 0, and the end.
     fn refuse(&mut self, link: usize, code: ConnectReturnCode) {
         self.event(19, link as u64, || format!("link {link}: refused, {code:?}"));
@@ -594,6 +611,8 @@ impl World {
                 consumed,
             } => {
                 l.arrived.drain(..consumed);
+                self.check_may_come(&connect, account, acceptor);
+                let l = &mut self.links[link];
                 let home = self.shards[0].home(account, &connect.client_id).0 as usize;
                 assert!(
                     self.shards
@@ -635,6 +654,9 @@ impl World {
             && let Err(code) = access.authenticate(&connect)
         {
             return self.refuse(link, code);
+        }
+        if version < access.version() {
+            self.check_may_come(&connect, account, home);
         }
         let clean_session = connect.clean_session;
         let is_refused = self.is_beyond_bounds(link, home, clean_session);
