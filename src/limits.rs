@@ -222,6 +222,8 @@ pub const HTTP_CHANGES_MAX: usize = 4_096;
 pub const HTTP_VIEWS_MAX: usize = 4;
 /// Threads for what blocks: those views, what tells of events, and a few looks of others. They are there while they are needed.
 pub const HTTP_BLOCKING_THREADS_MAX: usize = HTTP_VIEWS_MAX + NOTIFY_THREADS_MAX + 4;
+/// How far the threads of the API step back, as of nice(1): where CPUs are short the cores go before them.
+pub const HTTP_NICE: i32 = 5;
 /// Bytes of one answer of the stream service, overshot by one datapoint; the rest is cut off as beyond `STREAM_ROWS_MAX`.
 pub const STREAM_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of answers that their clients have not taken, in all and of one account, but for small ones; a further one is

@@ -4,7 +4,8 @@
 //! Called  by `server`: [`start`] when the cores serve, [`Handle::renew`] with a new certificate, [`Handle::stop`] before they
 //!         stop, since what is being answered waits for them.
 //! Holds   - one thread for all requests; what blocks (a look at the store) is on a few threads beside it;
-//!         - the cores are asked, never shared with: a slow client of the API costs ingestion nothing.
+//!         - the cores are asked, never shared with: a slow client of the API costs ingestion nothing;
+//!         - where CPUs are short its threads step back before the cores.
 
 pub mod admin;
 mod answer;
@@ -44,7 +45,7 @@ use tokio::sync::watch;
 
 use self::api::{Api, ApiParts};
 use self::tls::Acceptor;
-use crate::limits::{HTTP_BLOCKING_THREADS_MAX, HTTP_STOP_MS};
+use crate::limits::{HTTP_BLOCKING_THREADS_MAX, HTTP_NICE, HTTP_STOP_MS};
 use crate::net::certificate::Tls;
 
 /// What the control thread will run on. Cores that part their descriptor tables do so after it was opened: they wake it by a
@@ -57,6 +58,7 @@ impl Runtime {
             .enable_all()
             .max_blocking_threads(HTTP_BLOCKING_THREADS_MAX)
             .thread_name("http-view")
+            .on_thread_start(step_back)
             .build()?;
         Ok(Runtime(runtime))
     }
@@ -103,6 +105,7 @@ pub fn start(parts: Parts) -> io::Result<Handle> {
     let (stop, stopped) = watch::channel(false);
     let serving = acceptor.clone();
     let thread = std::thread::Builder::new().name("http".to_owned()).spawn(move || {
+        step_back();
         let app = router::app(Api::new(api));
         runtime.block_on(async {
             beside.into_iter().for_each(|task| drop(tokio::spawn(task)));
@@ -115,6 +118,13 @@ pub fn start(parts: Parts) -> io::Result<Handle> {
         runtime.shutdown_background();
     })?;
     Ok(Handle { thread, acceptor, stop })
+}
+
+/// The calling thread leaves the CPUs to the cores. On Linux this is about one thread.
+fn step_back() {
+    if let Err(error) = rustix::process::nice(HTTP_NICE) {
+        tracing::debug!(%error, "the API goes on with the priority of the cores");
+    }
 }
 
 impl Handle {
