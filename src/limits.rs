@@ -209,6 +209,9 @@ pub const HTTP_STALL_MS: u64 = 45_000;
 pub const HTTP_STALL_BYTES: u64 = 128 * 1024;
 /// Stop: requests that have begun are answered within this time.
 pub const HTTP_STOP_MS: u64 = 1_000;
+/// What the answer to a call with a wrong token, or beyond the rate, waits for: a connection that asks without end asks no oftener than
+/// one that is let in.
+pub const HTTP_REFUSAL_MS: u64 = 50;
 /// From a request's head to the whole body; then 408.
 pub const HTTP_BODY_TIMEOUT_MS: u64 = 10_000;
 /// From a request to its answer; then 503. What was begun is done all the same.

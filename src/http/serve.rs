@@ -2,6 +2,7 @@
 //!
 //! Holds   - at most [`HTTP_CONNECTIONS_MAX`] at a time; who comes then waits in the backlog of the listener;
 //!         - a connection on which no byte moves for [`HTTP_STALL_MS`] is closed, whatever it waits for: an answer takes less;
+//!         - one that is refused waits for that: it costs a flood time, not the broker;
 //!         - one whose client reads its answer too slowly is closed too, since what it has not taken is in memory;
 //!         - at a stop, requests that have begun are answered, within [`HTTP_STOP_MS`].
 
@@ -14,7 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::Request;
+use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -29,8 +30,8 @@ use tower::ServiceExt as _;
 use super::router::App;
 use super::tls::Acceptor;
 use crate::limits::{
-    HTTP_CONNECTIONS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_HEADERS_MAX, HTTP_SILENCE_MS, HTTP_STALL_BYTES, HTTP_STALL_MS,
-    HTTP_STOP_MS,
+    HTTP_CONNECTIONS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_HEADERS_MAX, HTTP_REFUSAL_MS, HTTP_SILENCE_MS, HTTP_STALL_BYTES,
+    HTTP_STALL_MS, HTTP_STOP_MS,
 };
 
 /// Out of descriptors, mostly: others have to close some first.
@@ -138,7 +139,14 @@ async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin, app: App, mut stop: 
 }
 
 async fn answer(app: App, request: Request<Incoming>) -> Result<Response, Infallible> {
-    app.oneshot(request.map(Body::new)).await
+    let answer = app.oneshot(request.map(Body::new)).await?;
+    if matches!(
+        answer.status(),
+        StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS
+    ) {
+        sleep(Duration::from_millis(HTTP_REFUSAL_MS)).await;
+    }
+    Ok(answer)
 }
 
 #[derive(Default)]

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 use super::fixture::{Platform, assert_error};
 use super::rest::Reply;
 
+/// What an answer waits for that refuses.
+const REFUSAL: Duration = Duration::from_millis(50);
+
 fn statuses(replies: &[Reply]) -> Vec<u16> {
     replies.iter().map(|reply| reply.status).collect()
 }
@@ -19,8 +22,10 @@ fn assert_limited(reply: &Reply) {
 fn twenty_calls_a_second_for_each_account() {
     for cores in [1, 4] {
         let platform = Platform::start_with(cores, 2, &[]);
+        let began = Instant::now();
         let replies = platform.api(0).get_times("/v2/device", 25);
         assert_eq!(statuses(&replies), [vec![200; 20], vec![429; 5]].concat());
+        assert!(began.elapsed() >= 5 * REFUSAL, "who is refused waits for it");
         assert_limited(&replies[20]);
         // The other account has a window of its own, whatever is called counts, and nobody has that of the first.
         let other = platform.api(1);
