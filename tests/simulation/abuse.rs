@@ -173,8 +173,13 @@ impl World {
             0..6 => publish(0x30 | dup | qos << 1, own, with_id, PAYLOAD),
             6 if self.profile.tenants > 1 => {
                 let foreign = (tenant + 1 + self.random.below(self.profile.tenants - 1)) % self.profile.tenants;
-                let topic = self.random.pick(&self.oracle.topics_of[foreign]);
-                publish(0x30 | qos << 1, self.oracle.topics[topic].as_bytes(), with_id, PAYLOAD)
+                let topic = self.random.pick(&self.oracle.topics.of[foreign]);
+                publish(
+                    0x30 | qos << 1,
+                    self.oracle.topics.texts[topic].as_bytes(),
+                    with_id,
+                    PAYLOAD,
+                )
             }
             7 => publish(0x30, &[own, b"/#"].concat(), None, PAYLOAD),
             8 => publish(0x36, own, Some(id), PAYLOAD),
@@ -232,6 +237,7 @@ impl World {
         if let ServerPacket::Publish(publish) = packet {
             assert!(
                 self.oracle
+                    .topics
                     .is_or_was_below(self.links[link].tenant, publish.topic.as_str()),
                 "an abuser gets what is another account's"
             );

@@ -24,9 +24,10 @@ use skein::shard::record::{Record, Stored};
 use skein::store::streams::DatapointRange;
 
 use crate::faults::Profile;
-use crate::oracle::{Message, Purpose, Route, is_below, message_number};
+use crate::oracle::{Message, message_number};
 use crate::quotas::some_quotas;
 use crate::random::Random;
+use crate::topics::{Purpose, Route, is_below};
 use crate::world::World;
 
 /// Devices that topics name, by tenant.
@@ -373,7 +374,7 @@ impl World {
         let number = self.new_api_message(tenant);
         let Some(number) = number else { return };
         let message = &self.oracle.messages[number];
-        let (qos, purpose) = (message.qos, self.oracle.purposes[message.topic]);
+        let (qos, purpose) = (message.qos, self.oracle.topics.purposes[message.topic]);
         let payload = self.oracle.payload(number).into_boxed_slice();
         let account = self.tenant(tenant).id;
         let (device, query) = match purpose {
@@ -571,7 +572,9 @@ impl World {
             )
         });
         self.happened.removals += 1;
-        self.oracle.remove_account(tenant, next, tokens.1.as_str(), self.moment);
+        self.oracle
+            .topics
+            .remove_account(tenant, next, tokens.1.as_str(), self.moment);
         for client in self.clients.iter_mut().filter(|client| client.tenant == tenant) {
             client.retire_subscriptions();
         }
@@ -627,7 +630,7 @@ impl World {
             format!("tenant {tenant} has another token, {}", token.as_str())
         });
         self.happened.rotations += 1;
-        self.oracle.rotate(tenant, token.as_str(), self.moment);
+        self.oracle.topics.rotate(tenant, token.as_str(), self.moment);
         for client in self.clients.iter_mut().filter(|client| client.tenant == tenant) {
             client.retire_subscriptions();
         }
@@ -639,7 +642,7 @@ impl World {
         let is_any_gone = platform.tenants.iter().any(|tenant| tenant.next.is_some());
         if platform.is_known() && !is_any_gone {
             let moment = self.moment;
-            self.oracle.rotations_are_known(moment);
+            self.oracle.topics.rotations_are_known(moment);
             for client in &mut self.clients {
                 client.end_retired_subscriptions(moment);
             }
@@ -870,7 +873,7 @@ impl World {
                     let number_of = stored_number(&row.value);
                     let message = number_of.unwrap_or_else(|| panic!("a datapoint that nobody sent: {}", row.value));
                     let Message { topic, tenant: of, .. } = self.oracle.messages[message];
-                    let Purpose::Data { tenant: to, tag, .. } = self.oracle.purposes[topic] else {
+                    let Purpose::Data { tenant: to, tag, .. } = self.oracle.topics.purposes[topic] else {
                         panic!("message {message} is no data, and is in a stream");
                     };
                     assert_eq!(
@@ -886,12 +889,12 @@ impl World {
         self.happened.datapoints = datapoints;
         for (number, message) in self.oracle.messages.iter().enumerate() {
             let Some(sent_at) = message.sent_at else { continue };
-            let Purpose::Data { tenant, device, .. } = self.oracle.purposes[message.topic] else {
+            let Purpose::Data { tenant, device, .. } = self.oracle.topics.purposes[message.topic] else {
                 continue;
             };
             let kept = kept.remove(&number).unwrap_or_default();
             let count: u32 = kept.values().sum();
-            if self.oracle.is_of_removed(message.topic) {
+            if self.oracle.topics.is_of_removed(message.topic) {
                 assert_eq!(count, 0, "message {number} of an account that is removed is kept");
                 continue;
             }

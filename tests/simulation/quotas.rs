@@ -13,8 +13,8 @@ use skein::registry::quota::{OwnQuotas, Quotas};
 use skein::shard::Input;
 
 use crate::faults::Profile;
-use crate::oracle::is_below;
 use crate::random::Random;
+use crate::topics::is_below;
 use crate::world::World;
 
 /// What retained messages that are read from the disk at once may take.
@@ -222,8 +222,8 @@ impl World {
                 .oracle
                 .retained()
                 .into_iter()
-                .filter(move |(topic, _)| self.oracle.purposes[*topic].tenant() == tenant);
-            of_tenant.map(|(topic, message)| self.oracle.topics[topic].len() + self.oracle.messages[message].len)
+                .filter(move |(topic, _)| self.oracle.topics.purposes[*topic].tenant() == tenant);
+            of_tenant.map(|(topic, message)| self.oracle.topics.texts[topic].len() + self.oracle.messages[message].len)
         };
         let queued: u64 = self.shards.iter().map(|shard| shard.report().queued_now).sum();
         // What was in flight to somebody who is away is kept for them, too.

@@ -185,12 +185,12 @@ fn check_retained(world: &mut World) {
         settle(world);
         world.connect(client, Some(true));
         let tenant = world.clients[client].tenant;
-        let everything = world.oracle.everything(tenant).into_iter();
+        let everything = world.oracle.topics.everything(tenant).into_iter();
         let everything: Vec<_> = everything.map(|filter| (filter, QoS::ExactlyOnce)).collect();
         world.subscribe_to(client, &everything);
         settle(world);
         let mut own = expected.clone();
-        own.retain(|topic, _| world.oracle.purposes[*topic].tenant() == tenant);
+        own.retain(|topic, _| world.oracle.topics.purposes[*topic].tenant() == tenant);
         let got: &BTreeMap<usize, usize> = &world.clients[client].retained_seen;
         if world.profile.ample_queue && world.profile.ample_outbox {
             assert_eq!(*got, own, "retained messages by topic");

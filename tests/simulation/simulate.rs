@@ -12,6 +12,7 @@ mod random;
 mod rows;
 mod run;
 mod shrink;
+mod topics;
 mod workload;
 mod world;
 

@@ -16,8 +16,9 @@ use skein::shard::record::SessionNumber;
 
 use crate::abuse::{self, is_abuse};
 use crate::faults::Profile;
-use crate::oracle::{Message, Oracle, Purpose, Retired, Route, Seen, message_number};
+use crate::oracle::{Message, Oracle, Seen, message_number};
 use crate::random::Random;
+use crate::topics::{Purpose, Retired, Route};
 use crate::world::{PACKET_BYTES_MAX, World};
 
 /// A PUBLISH of the client's that is not over.
@@ -174,7 +175,7 @@ impl Client {
             return None;
         }
         let wants = |(filter, subscription): (&usize, &Subscription)| {
-            (subscription.since < sent_at && oracle.matches(*filter, message.topic))
+            (subscription.since < sent_at && oracle.topics.matches(*filter, message.topic))
                 .then(|| message.qos.min(subscription.qos))
         };
         self.subscriptions.iter().filter_map(wants).max()
@@ -386,7 +387,7 @@ impl World {
                 connect.keep_alive = keep_alive_s;
                 connect.last_will = will.map(|will| {
                     let message = &self.oracle.messages[will];
-                    let topic = self.oracle.topics[message.topic].clone();
+                    let topic = self.oracle.topics.texts[message.topic].clone();
                     v4::LastWill::new(topic, self.oracle.payload(will), their(message.qos), message.retain)
                 });
                 if let Some((user, password)) = &login {
@@ -403,7 +404,7 @@ impl World {
                     will: will.map(|will| {
                         let message = &self.oracle.messages[will];
                         Will {
-                            topic: self.oracle.topics[message.topic].clone(),
+                            topic: self.oracle.topics.texts[message.topic].clone(),
                             payload: self.oracle.payload(will),
                             qos: message.qos,
                             retain: message.retain,
@@ -507,17 +508,17 @@ impl World {
     pub fn new_api_message(&mut self, tenant: usize) -> Option<usize> {
         let is_sent = |topic: &usize| {
             matches!(
-                self.oracle.purposes[*topic],
+                self.oracle.topics.purposes[*topic],
                 Purpose::Data { is_json: true, .. } | Purpose::Command { .. }
             )
         };
-        let topics: Vec<usize> = self.oracle.topics_of[tenant].iter().copied().filter(is_sent).collect();
+        let topics: Vec<usize> = self.oracle.topics.of[tenant].iter().copied().filter(is_sent).collect();
         if topics.is_empty() {
             return None;
         }
         let topic = self.random.pick(&topics);
         self.add_message(tenant, topic, false);
-        let is_data = matches!(self.oracle.purposes[topic], Purpose::Data { .. });
+        let is_data = matches!(self.oracle.topics.purposes[topic], Purpose::Data { .. });
         let message = self.oracle.messages.last_mut().expect("one was added");
         message.is_api = true;
         if is_data {
@@ -555,12 +556,12 @@ impl World {
     /// Mostly one of its own account's.
     fn some_topic(&mut self, tenant: usize) -> usize {
         if self.profile.tenants > 0 && !self.random.percent(self.profile.foreign_percent) {
-            return self.random.pick(&self.oracle.topics_of[tenant]);
+            return self.random.pick(&self.oracle.topics.of[tenant]);
         }
-        let topic = self.random.below(self.oracle.topics.len());
-        match self.oracle.retired[topic] {
+        let topic = self.random.below(self.oracle.topics.texts.len());
+        match self.oracle.topics.retired[topic] {
             // Some core may still take it for one of an account.
-            Some(Retired { known_at: None, .. }) => self.random.pick(&self.oracle.topics_of[tenant]),
+            Some(Retired { known_at: None, .. }) => self.random.pick(&self.oracle.topics.of[tenant]),
             _ => topic,
         }
     }
@@ -615,7 +616,7 @@ impl World {
         }
         message.sent_at.get_or_insert(moment);
         let qos = message.qos;
-        let topic = self.oracle.topics[message.topic].clone();
+        let topic = self.oracle.topics.texts[message.topic].clone();
         let (retain, bytes) = (message.retain, self.oracle.payload(number));
         let mut packet = v4::Publish::new(topic, their(qos), bytes);
         (packet.dup, packet.retain, packet.pkid) = (dup, retain, id);
@@ -637,9 +638,9 @@ impl World {
 
     fn some_filter(&mut self, tenant: usize) -> usize {
         let topic = self.some_topic(tenant);
-        let topic = self.oracle.topics[topic].clone();
+        let topic = self.oracle.topics.texts[topic].clone();
         if !self.random.percent(self.profile.wildcard_percent) {
-            return self.oracle.filter(&topic);
+            return self.oracle.topics.filter(&topic);
         }
         let mut levels: Vec<&str> = topic.split('/').collect();
         // Where there are accounts, a wildcard in place of the token is refused.
@@ -656,7 +657,7 @@ impl World {
                 levels.push("#");
             }
         }
-        self.oracle.filter(&levels.join("/"))
+        self.oracle.topics.filter(&levels.join("/"))
     }
 
     fn subscribe(&mut self, client: usize) {
@@ -680,7 +681,7 @@ impl World {
         let id = self.clients[client].fresh_id();
         let c = &mut self.clients[client];
         for &(filter, qos) in filters {
-            if !self.oracle.may_subscribe(c.tenant, filter) {
+            if !self.oracle.topics.may_subscribe(c.tenant, filter) {
                 continue;
             }
             let held = c.held.entry(filter).or_insert(Held {
@@ -697,7 +698,7 @@ impl World {
                 subscription.is_simple = false;
             }
         }
-        let is_allowed = |filter: usize| self.oracle.may_subscribe(c.tenant, filter);
+        let is_allowed = |filter: usize| self.oracle.topics.may_subscribe(c.tenant, filter);
         let entries = filters
             .iter()
             .map(|(filter, qos)| (*filter, *qos, is_allowed(*filter)))
@@ -705,7 +706,7 @@ impl World {
         c.subscribing.insert(id, entries);
         let named = filters
             .iter()
-            .map(|(filter, qos)| (self.oracle.filters[*filter].clone(), *qos));
+            .map(|(filter, qos)| (self.oracle.topics.filters[*filter].clone(), *qos));
         let named = named.map(|(filter, qos)| v4::SubscribeFilter::new(filter, their(qos)));
         let mut packet = v4::Subscribe::new_many(named);
         packet.pkid = id;
@@ -727,7 +728,7 @@ impl World {
             }
         }
         c.unsubscribing.insert(id, vec![(filter, c.held[&filter].generation)]);
-        let mut packet = v4::Unsubscribe::new(self.oracle.filters[filter].clone());
+        let mut packet = v4::Unsubscribe::new(self.oracle.topics.filters[filter].clone());
         packet.pkid = id;
         self.send(client, &v4::Packet::Unsubscribe(packet));
     }
@@ -759,7 +760,7 @@ impl World {
                 let tenant = self.clients[client].tenant;
                 let is_right = match connack.code {
                     v4::ConnectReturnCode::NotAuthorized => self.happened.suspensions > 0,
-                    v4::ConnectReturnCode::BadUserNamePassword => self.oracle.has_rotated(tenant),
+                    v4::ConnectReturnCode::BadUserNamePassword => self.oracle.topics.has_rotated(tenant),
                     v4::ConnectReturnCode::ServiceUnavailable => self.links[link].is_refused,
                     _ => false,
                 };
@@ -956,13 +957,13 @@ impl World {
         if is_abuse(&topic) {
             assert_eq!(bytes, abuse::PAYLOAD, "what abusers publish comes as it is");
             assert!(
-                self.oracle.is_or_was_below(self.clients[client].tenant, &topic),
+                self.oracle.topics.is_or_was_below(self.clients[client].tenant, &topic),
                 "an abuser of another account published {topic}"
             );
             return;
         }
         self.met.dollar_topics += u64::from(topic.starts_with('$'));
-        let topic = self.oracle.topic_number(&topic);
+        let topic = self.oracle.topics.topic_number(&topic);
         let Some(number) = message_number(&bytes) else {
             assert!(
                 bytes.is_empty() && !retain,
@@ -986,7 +987,9 @@ impl World {
             return;
         }
         let may_come = c.held.iter().any(|(filter, held)| {
-            held.removed_at.is_none_or(|at| sent_at < at) && qos <= held.qos_max && oracle.matches(*filter, topic)
+            held.removed_at.is_none_or(|at| sent_at < at)
+                && qos <= held.qos_max
+                && oracle.topics.matches(*filter, topic)
         });
         assert!(may_come, "message {number} came without a subscription");
         if !dup || qos == QoS::ExactlyOnce {
@@ -1025,7 +1028,7 @@ impl World {
     pub fn promised(&self) -> Vec<Promised> {
         let told = |(client, c): (usize, &Client)| {
             let number = self.oracle.session_of(client, c.epoch)?;
-            let text = |filter: &usize| self.oracle.filters[*filter].clone();
+            let text = |filter: &usize| self.oracle.topics.filters[*filter].clone();
             c.has_suback.then(|| Promised {
                 client,
                 number,
@@ -1102,7 +1105,7 @@ impl World {
                         let here = |(filter, subscription): (&usize, &Subscription)| {
                             subscription.link == link
                                 && subscription.since < sent_at
-                                && self.oracle.matches(*filter, message.topic)
+                                && self.oracle.topics.matches(*filter, message.topic)
                         };
                         if c.subscriptions.iter().any(here) {
                             if self.links[link].has_fetched {
@@ -1140,7 +1143,7 @@ impl World {
                 let wants = c.subscriptions.iter().any(|(filter, subscription)| {
                     subscription.link == link
                         && subscription.is_simple
-                        && self.oracle.matches(*filter, *topic)
+                        && self.oracle.topics.matches(*filter, *topic)
                         && (qos.min(subscription.qos) > QoS::AtMostOnce || !self.links[link].has_fetched)
                 });
                 if wants {

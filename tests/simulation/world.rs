@@ -27,10 +27,11 @@ use skein::shard::{CloseReason, ConnectionId, Input, Lane, Millis, Output, PeerI
 
 use crate::disk::Disk;
 use crate::faults::Profile;
-use crate::oracle::{Oracle, Route, message_number};
+use crate::oracle::{Oracle, message_number};
 use crate::overrides::Overrides;
 use crate::platform::{Happened, Platform};
 use crate::random::{Random, mix};
+use crate::topics::Route;
 use crate::workload::Client;
 
 thread_local! {
@@ -369,7 +370,7 @@ impl World {
             let tenant = self.clients[client].tenant;
             // What is below a token that is rotated away goes.
             let filters = filters
-                .filter(|filter| self.oracle.is_own_filter(tenant, filter))
+                .filter(|filter| self.oracle.topics.is_own_filter(tenant, filter))
                 .collect();
             self.oracle.sessions[client].filters = filters;
         }
@@ -1253,14 +1254,14 @@ impl World {
             return Route::Surely;
         };
         let message = &self.oracle.messages[number];
-        let purpose = self.oracle.purposes[message.topic];
+        let purpose = self.oracle.topics.purposes[message.topic];
         if message.tenant != purpose.tenant() || message.is_refused {
             return Route::Never;
         }
         let from = message.sent_at.unwrap_or(self.moment);
         let until = message.over_at();
         let route = platform.route(message, purpose, from, until);
-        self.oracle.as_rotated(route, message.topic, from, until)
+        self.oracle.topics.as_rotated(route, message.topic, from, until)
     }
 
     /// What is refused, or another account's, leaves no trace.

@@ -23,6 +23,8 @@ mod random;
 mod rows;
 #[path = "../../simulation/run.rs"]
 mod run;
+#[path = "../../simulation/topics.rs"]
+mod topics;
 #[path = "../../simulation/workload.rs"]
 mod workload;
 #[path = "../../simulation/world.rs"]
