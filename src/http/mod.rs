@@ -127,6 +127,16 @@ fn step_back() {
     }
 }
 
+/// What the API answers, without a connection. The door for fuzzers.
+#[doc(hidden)]
+pub async fn fuzz_request(api: Api, request: axum::extract::Request) -> axum::response::Response {
+    use tower::ServiceExt as _;
+    router::app(api)
+        .oneshot(request)
+        .await
+        .unwrap_or_else(|impossible| match impossible {})
+}
+
 impl Handle {
     /// For every TLS handshake from now on.
     pub fn renew(&self, tls: Tls) {
