@@ -127,14 +127,10 @@ fn step_back() {
     }
 }
 
-/// What the API answers, without a connection. The door for fuzzers.
+/// The API as a service, without connections. The door for fuzzers.
 #[doc(hidden)]
-pub async fn fuzz_request(api: Api, request: axum::extract::Request) -> axum::response::Response {
-    use tower::ServiceExt as _;
+pub fn fuzz_app(api: Api) -> router::App {
     router::app(api)
-        .oneshot(request)
-        .await
-        .unwrap_or_else(|impossible| match impossible {})
 }
 
 impl Handle {

@@ -4,37 +4,42 @@
 //!         changes nothing.
 //! Holds   - an input is requests, one behind the other, between lines of `===`: a line of method and path, headers, an empty
 //!           line, the body;
-//!         - every answer is one of the contract's: a JSON text, a refusal with a code, never a failure of ours;
-//!         - without the token nothing is answered or done;
+//!         - every answer is one of the contract's: what was asked for, or a refusal with a status and a code of it; never a
+//!           failure of ours;
+//!         - nothing is answered or done without the one token that it needs;
+//!         - HEAD is GET without the body, and a slash at the end of a path makes no difference;
+//!         - a stream that is asked for in words of the model has the rows, the order and the sums that a list has;
+//!         - what was done is shown as the body said it, what was refused has changed nothing;
 //!         - what an input has changed is unmade behind it.
 
-use std::cell::RefCell;
+mod cores;
+mod stream;
+
+use std::cell::Cell;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, to_bytes};
-use axum::http::{HeaderMap, Method, Request};
+use axum::http::{HeaderMap, Method, Request, Uri};
 use serde_json::Value;
 use skein::http::api::{Api, ApiParts, Clock, Settings};
 use skein::http::cores::Cores;
 use skein::http::desk::{Desk, DeskParts};
-use skein::http::fuzz_request;
-use skein::ingest::payload;
-use skein::ingest::topic::Format;
+use skein::http::fuzz_app;
+use skein::limits::HTTP_ANSWER_TIMEOUT_MS;
 use skein::registry::access::{AccountId, Accounts};
 use skein::registry::account::{Account, Token};
 use skein::registry::channel::{Channel, ChannelId};
-use skein::registry::datapoint::{DatapointId, DatapointRow};
 use skein::registry::device::{Device, DeviceState};
 use skein::registry::event::{Event, NotifyType};
 use skein::routing::shard_key::{Division, ShardKey};
-use skein::shard::ConnectionId;
-use skein::shard::query::{Answer, ConnectedSession, Query, Refusal, SentFormat};
-use skein::shard::record::{Datapoint, Record};
+use skein::shard::record::Record;
 use skein::store::client::Client;
 use skein::store::lmdb::Durability;
 use skein::store::writer::{Store, StoreConfig};
-use skein::worker::Control;
 use tokio::runtime::Runtime;
+use tower::ServiceExt as _;
+use tower::util::BoxCloneService;
 
 const ACCOUNT: AccountId = AccountId(1);
 const API_TOKEN: [u8; 16] = [0xA1; 16];
@@ -46,30 +51,60 @@ const START_MS: u64 = 1_772_612_100_000;
 const CORES: u16 = 3;
 const REQUESTS_MAX: usize = 8;
 
+/// Every refusal that one account without limits of rates can meet.
+const REFUSALS: [(u16, &str); 16] = [
+    (400, "BAD_JSON_FORMAT"),
+    (400, "BAD_PARAMETER"),
+    (400, "BAD_DEVICE_ID"),
+    (400, "DEVICE_ID_ZERO"),
+    (400, "ENDTIME_REQUIRED"),
+    (401, "AUTH_REQUIRED"),
+    (403, "MAX_EVENT_REACH"),
+    (403, "DEVICE_INUSE"),
+    (403, "CHANNEL_INUSE"),
+    (404, "NOT_FOUND"),
+    (404, "NO_DEVICE"),
+    (404, "NO_CHANNEL"),
+    (404, "NO_TAG"),
+    (404, "NO_EVENT"),
+    (405, "BAD_METHOD"),
+    (413, "PAYLOAD_TOO_LARGE"),
+];
+
+/// What a change of an event, and of the account, may name, and is shown.
+const EVENT_FIELDS: [&str; 9] = [
+    "mapped_ch",
+    "description",
+    "notify_type",
+    "post_url",
+    "enabled",
+    "source",
+    "operator",
+    "threshold",
+    "min_interval",
+];
+const USER_FIELDS: [&str; 5] = ["email1", "email2", "organization", "locale", "user_alias"];
+
 thread_local! {
-    static PLATFORM: RefCell<Option<Platform>> = const { RefCell::new(None) };
+    /// From one input to the next, unless one has changed it.
+    static PLATFORM: Cell<Option<Platform>> = const { Cell::new(None) };
 }
 
 pub fn check(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
-    PLATFORM.with_borrow_mut(|kept| {
-        for part in text.split("===\n").take(REQUESTS_MAX) {
-            let Some(request) = request(part) else {
-                continue;
-            };
-            let platform = kept.get_or_insert_with(Platform::new);
-            platform.ask(request);
-        }
-        if kept.as_ref().is_some_and(|platform| platform.has_changed) {
-            *kept = None;
-        }
-    });
+    let mut platform = PLATFORM.take().unwrap_or_else(Platform::new);
+    for request in text.split("===\n").take(REQUESTS_MAX).filter_map(request) {
+        platform.take(&request);
+    }
+    if !platform.has_changed {
+        PLATFORM.set(Some(platform));
+    }
 }
 
 /// `None`: hyper would not have let it in.
-fn request(text: &str) -> Option<Request<Body>> {
+fn request(text: &str) -> Option<Request<String>> {
     let (head, body) = text.split_once("\n\n").unwrap_or((text, ""));
     let mut lines = head.lines();
     let (method, path) = lines.next()?.split_once(' ')?;
@@ -78,15 +113,34 @@ fn request(text: &str) -> Option<Request<Body>> {
         let (name, value) = line.split_once(':')?;
         request = request.header(name, value.trim());
     }
-    request.body(Body::from(body.to_owned())).ok()
+    request.body(body.to_owned()).ok()
 }
 
 struct Platform {
     runtime: Runtime,
-    api: Api,
+    app: BoxCloneService<Request<Body>, axum::response::Response, std::convert::Infallible>,
     store: Option<Store>,
+    /// What [`looked`](Platform::looked) gave last.
+    shown: Vec<Answer>,
     has_changed: bool,
     _dir: tempfile::TempDir,
+}
+
+#[derive(Debug, PartialEq)]
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn is_done(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).expect("it says that it is JSON")
+    }
 }
 
 impl Platform {
@@ -100,28 +154,10 @@ impl Platform {
         .expect("a new store");
         drop(store.start(Vec::new()).expect("its threads"));
         let client = store.client();
-        let account = Account {
-            locale: "Europe/Vienna".to_owned(),
-            ..Account::new(
-                ACCOUNT,
-                "U000001",
-                Token::from_random(API_TOKEN),
-                Token::from_random(DEVICE_TOKEN),
-                START_MS,
-            )
-        };
-        let event = Event {
-            event_id: 1,
-            channel: ChannelId::new(CHANNEL),
-            notify_type: NotifyType::default(),
-            post_url: "https://example.org/hook".to_owned(),
-            is_enabled: true,
-            source: "temp".to_owned(),
-            threshold: "20".to_owned(),
-            ..Event::default()
-        };
+        let account = account();
+        let event = event();
         persist(&client, records(&account, &event));
-        let doors = (0..CORES).map(|_| Box::new(told) as _);
+        let doors = (0..CORES).map(|_| Box::new(cores::told) as _);
         let cores = Cores::behind(doors.collect(), ShardKey::new([1, 2, 3, 4], CORES, Division::Devices));
         let telling = cores.clone();
         let desk = Desk::new(DeskParts {
@@ -145,60 +181,187 @@ impl Platform {
             cores,
             client,
             notifier: Arc::new(|_| true),
-            newest_datapoint_ms: 0,
+            newest_datapoint_ms: stream::NEWEST_MS,
             clock: Clock::host(),
         });
-        Platform {
-            runtime: tokio::runtime::Builder::new_current_thread()
-                .enable_time()
-                .max_blocking_threads(1)
-                .build()
-                .expect("a runtime"),
-            api,
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .max_blocking_threads(1)
+            .build()
+            .expect("a runtime");
+        let mut platform = Platform {
+            runtime,
+            app: BoxCloneService::new(fuzz_app(api)),
             store: Some(store),
+            shown: Vec::new(),
             has_changed: false,
             _dir: dir,
+        };
+        platform.shown = platform.looked();
+        platform
+    }
+
+    fn take(&mut self, request: &Request<String>) {
+        let answer = self.answer(request);
+        match *request.method() {
+            Method::GET => self.is_read_alike(request, &answer),
+            Method::HEAD => {}
+            _ => {
+                let looked = self.looked();
+                if answer.is_done() {
+                    self.has_changed |= looked != self.shown;
+                    self.shown = looked;
+                    self.is_shown(request, &answer);
+                } else {
+                    assert_eq!(looked, self.shown, "{request:?} is refused and done");
+                }
+            }
         }
     }
 
-    fn ask(&mut self, request: Request<Body>) {
-        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let has_token = may_call(request.headers());
-        let api = self.api.clone();
+    /// An answer, held against what all of them must be.
+    fn answer(&self, request: &Request<String>) -> Answer {
+        let asked = Instant::now();
+        let call = request.clone().map(Body::from);
         let (parts, body) = self.runtime.block_on(async {
-            let (parts, body) = fuzz_request(api, request).await.into_parts();
+            let answer = self.app.clone().oneshot(call).await;
+            let (parts, body) = answer.unwrap_or_else(|never| match never {}).into_parts();
             (parts, to_bytes(body, usize::MAX).await.expect("it is all there"))
         });
-        let status = parts.status.as_u16();
+        let answer = Answer {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            body: body.into(),
+        };
         assert!(
-            (200..500).contains(&status),
-            "{method} {path} is answered with {status}"
+            asked.elapsed() < Duration::from_millis(HTTP_ANSWER_TIMEOUT_MS),
+            "{request:?} takes too long"
         );
-        let is_done = parts.status.is_success();
-        if path.starts_with("/v2/") || path.starts_with("/v1/") {
-            assert!(has_token || !is_done, "{method} {path} needs a token");
+        assert_eq!(answer.headers["cache-control"], "no-store");
+        assert_eq!(answer.headers["x-content-type-options"], "nosniff");
+        if answer.is_done()
+            && let Some(may) = may_call(request)
+        {
+            assert!(may, "{request:?} needs its token");
         }
-        if is_done && !matches!(method, Method::GET | Method::HEAD) {
-            self.has_changed = true;
+        if *request.method() == Method::HEAD {
+            assert!(answer.body.is_empty());
+            return answer;
         }
-        assert_eq!(parts.headers["cache-control"], "no-store");
-        if method == Method::HEAD {
-            assert!(body.is_empty());
-            return;
+        if !answer.is_done() {
+            assert_eq!(answer.headers["content-type"], "application/json");
+            let is_known = REFUSALS.iter().any(|(status, code)| {
+                answer.status == *status && answer.body == format!(r#"{{"error":"{code}"}}"#).as_bytes()
+            });
+            assert!(is_known, "{request:?} is answered with {answer:?}");
         }
-        let is_json = parts
-            .headers
-            .get("content-type")
-            .is_some_and(|kind| kind == "application/json");
-        assert!(is_json || is_done, "{method} {path}: a refusal is JSON");
-        if is_json {
-            let json: Value = serde_json::from_slice(&body).expect("it says that it is JSON");
-            let is_refusal = json
-                .as_object()
-                .is_some_and(|json| json.len() == 1 && json.get("error").is_some_and(Value::is_string));
-            assert!(is_done || is_refusal, "{method} {path}: {json}");
+        if answer.headers["content-type"] == "application/json" {
+            answer.json();
+        }
+        answer
+    }
+
+    /// In other words, and if it is a stream, by the model.
+    fn is_read_alike(&self, request: &Request<String>, answer: &Answer) {
+        let mut head = request.clone();
+        *head.method_mut() = Method::HEAD;
+        let head = self.answer(&head);
+        assert_eq!(
+            (head.status, &head.headers),
+            (answer.status, &answer.headers),
+            "{request:?}"
+        );
+        let (path, query) = (request.uri().path(), request.uri().query());
+        let other = match query {
+            Some(query) => format!("{path}/?{query}"),
+            None => format!("{path}/"),
+        };
+        if !path.ends_with('/')
+            && let Ok(other) = other.parse::<Uri>()
+        {
+            let mut slashed = request.clone();
+            *slashed.uri_mut() = other;
+            assert_eq!(
+                self.answer(&slashed),
+                *answer,
+                "{request:?} without a slash, and with one"
+            );
+        }
+        let is_stream = path.trim_end_matches('/') == format!("/v2/stream/{CHANNEL}");
+        if is_stream && may_call(request) == Some(true) && !self.has_changed {
+            stream::check(request.headers(), answer);
         }
     }
+
+    /// After it was done.
+    fn is_shown(&self, request: &Request<String>, answer: &Answer) {
+        let path = request.uri().path();
+        let path = path.strip_suffix('/').unwrap_or(path);
+        let body = serde_json::from_str(request.body()).unwrap_or(Value::Null);
+        let is_removed = *request.method() == Method::DELETE;
+        let has_tag = request.headers().get("x-tagname").is_some_and(|tag| !tag.is_empty());
+        let mut levels = path.split('/').skip(1);
+        let (read, fields): (String, &[&str]) = match (levels.next(), levels.next()) {
+            (Some("v2"), Some("channel")) if !has_tag => (path.to_owned(), &["channel_name"]),
+            (Some("v2"), Some("event")) if *request.method() == Method::POST => {
+                (format!("{path}/{}", answer.json()["event_id"]), &EVENT_FIELDS)
+            }
+            (Some("v2"), Some("event")) => (path.to_owned(), &EVENT_FIELDS),
+            (Some("v2"), Some("user")) => (path.to_owned(), &USER_FIELDS),
+            (Some("v2"), Some("stream")) => {
+                let newest = self.read(path);
+                assert_eq!(newest.json()["stream"][0]["_id"], answer.json()["_id"], "{request:?}");
+                return;
+            }
+            _ => return,
+        };
+        let shown = self.read(&read);
+        if is_removed {
+            assert_eq!(shown.status, 404, "{request:?} leaves {shown:?}");
+            return;
+        }
+        let shown = &shown.json()[0];
+        for field in fields {
+            let Some(given) = body.get(field) else {
+                continue;
+            };
+            // It is left out.
+            let is_zero = *field == "min_interval" && given == 0;
+            assert!(
+                is_zero || shown[field] == *given,
+                "{request:?}: {field} is shown as {shown}"
+            );
+        }
+    }
+
+    /// All that the API shows.
+    fn looked(&self) -> Vec<Answer> {
+        let stream = format!("/v2/stream/{CHANNEL}");
+        ["/v2/user", "/v2/device", "/v2/channel", "/v2/event", &stream]
+            .iter()
+            .map(|path| self.read(path))
+            .collect()
+    }
+
+    fn read(&self, path: &str) -> Answer {
+        let request = Request::get(path)
+            .header("x-apitoken", Token::from_random(API_TOKEN).as_str())
+            .header("x-withtag", "true")
+            .header("x-endtime", "last")
+            .body(String::new());
+        self.answer(&request.expect("a path that is one"))
+    }
+}
+
+/// Whether a request has the one token that it needs, once; `None`: it needs none.
+fn may_call(request: &Request<String>) -> Option<bool> {
+    let (name, token) = match request.uri().path().split('/').nth(1)? {
+        "v1" | "v2" => ("x-apitoken", API_TOKEN),
+        "post_v1" | "post_v2" => ("x-devicetoken", DEVICE_TOKEN),
+        _ => return None,
+    };
+    let given: Vec<_> = request.headers().get_all(name).iter().collect();
+    Some(given == [Token::from_random(token).as_str()])
 }
 
 impl Drop for Platform {
@@ -209,18 +372,34 @@ impl Drop for Platform {
     }
 }
 
-fn may_call(headers: &HeaderMap) -> bool {
-    let token = Token::from_random(API_TOKEN);
-    headers.get("x-apitoken").is_some_and(|value| value == token.as_str())
-}
-
 fn persist(client: &Client, records: Vec<Record>) {
     let (done, committed) = std::sync::mpsc::channel();
     client.persist(records, move || done.send(()).expect("it is waited for"));
     committed.recv().expect("the store commits");
 }
 
-/// What the platform begins with: a device with a state, and a channel with a few values.
+fn account() -> Account {
+    let token = Token::from_random;
+    Account {
+        locale: "Europe/Vienna".to_owned(),
+        ..Account::new(ACCOUNT, "U000001", token(API_TOKEN), token(DEVICE_TOKEN), START_MS)
+    }
+}
+
+fn event() -> Event {
+    Event {
+        event_id: 1,
+        channel: ChannelId::new(CHANNEL),
+        notify_type: NotifyType::default(),
+        post_url: "https://example.org/hook".to_owned(),
+        is_enabled: true,
+        source: "temp".to_owned(),
+        threshold: "20".to_owned(),
+        ..Event::default()
+    }
+}
+
+/// What the platform begins with: a device with a state, an event, and a channel with a few values.
 fn records(account: &Account, event: &Event) -> Vec<Record> {
     let channel = ChannelId::new(CHANNEL).expect("a small number");
     let mut records = vec![
@@ -251,73 +430,6 @@ fn records(account: &Account, event: &Event) -> Vec<Record> {
             event: Box::new(event.clone()),
         },
     ];
-    let values = [
-        ("", r#"{"temp":20}"#),
-        ("", r#"{"temp":21.5,"at":{"x":[1,2]}}"#),
-        ("night", r#"{"temp":-3}"#),
-        ("night", r#"{"value1":"82a161c3a16205"}"#),
-    ];
-    records.extend(values.into_iter().zip(0..).map(|((tag, value), number)| {
-        Record::Datapoint(Box::new(Datapoint {
-            account: ACCOUNT,
-            channel,
-            id: DatapointId::new(START_MS + 60_000 * u64::from(number), 0, number),
-            row: DatapointRow {
-                tag,
-                device: DEVICE,
-                value,
-            }
-            .pack(),
-            origin: None,
-            is_awaited: true,
-        }))
-    }));
+    records.extend(stream::records(channel));
     records
-}
-
-/// A core that has one device.
-fn told(control: Control) {
-    if let Control::Ask(question) = control {
-        (question.reply)(answer(question.query));
-    }
-}
-
-fn answer(query: Query) -> Answer {
-    let known = |device: &str| device == DEVICE;
-    match query {
-        Query::CreateDevice { device, .. } if known(&device) => Answer::Refused(Refusal::DeviceInUse),
-        Query::CreateDevice { .. } | Query::UnmapChannel { .. } | Query::Settled => Answer::Done,
-        Query::Send { device, .. } if !known(&device) => Answer::Registered,
-        Query::Send { payload, format, .. } => {
-            let format = match format {
-                SentFormat::Json => Format::Json,
-                SentFormat::V1 => Format::V1,
-            };
-            match payload::value(format, &payload, &mut String::new()) {
-                Ok(()) => Answer::Done,
-                Err(payload::BadPayload) => Answer::Refused(Refusal::BadPayload),
-            }
-        }
-        Query::ChangeDevice { device, .. } | Query::RemoveDevice { device, .. } | Query::Command { device, .. } => {
-            match known(&device) {
-                true => Answer::Done,
-                false => Answer::Refused(Refusal::NoDevice),
-            }
-        }
-        Query::Sessions { .. } => Answer::Sessions {
-            sessions: vec![ConnectedSession {
-                connection: ConnectionId {
-                    index: 0,
-                    generation: 0,
-                },
-                client_id: DEVICE.into(),
-                address: "127.0.0.1:1".to_owned(),
-                clean_session: true,
-                level: 4,
-                keep_alive_s: 60,
-                connected_ms: START_MS,
-            }],
-            next: None,
-        },
-    }
 }
