@@ -53,7 +53,7 @@ impl Cores {
     }
 
     /// In place of cores, what a test has.
-    pub(super) fn behind(doors: Vec<Door>, shard_key: ShardKey) -> Cores {
+    pub fn behind(doors: Vec<Door>, shard_key: ShardKey) -> Cores {
         assert!(!doors.is_empty());
         Cores(Arc::new(Inner { doors, shard_key }))
     }

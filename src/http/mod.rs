@@ -127,6 +127,12 @@ fn step_back() {
     }
 }
 
+/// The API as a service, without connections. The door for fuzzers.
+#[doc(hidden)]
+pub fn fuzz_app(api: Api) -> router::App {
+    router::app(api)
+}
+
 impl Handle {
     /// For every TLS handshake from now on.
     pub fn renew(&self, tls: Tls) {
