@@ -11,7 +11,7 @@ use crate::mqtt::encode;
 use crate::mqtt::packet::{Connect, Level, Will};
 use crate::mqtt::reason::ConnectReturnCode;
 use crate::mqtt::topic::{TopicFilter, TopicName};
-use crate::registry::access::AccountId;
+use crate::registry::access::{Access, AccountId};
 use crate::routing::shard_key::Owners;
 use crate::routing::subscriptions::Unsubscribed;
 use crate::session::message::Message;
@@ -93,7 +93,9 @@ impl Shard {
     /// Takes what a CONNECT needs of its account's bounds; false if there is none left.
     fn take_places(&mut self, account: AccountId, clean_session: bool, existing: Option<u32>) -> bool {
         let Some(tenant) = self.access.tenant(account) else {
-            return true;
+            // Where there are accounts, this one is gone, or so new that only the core that has let it in has heard of it: what
+            // nobody counts here must not be given back once it is known.
+            return matches!(self.access, Access::Open);
         };
         let (usage, quotas) = (&tenant.usage, &tenant.quotas);
         let existing = existing.map(|client| &self.clients.sessions[client as usize]);

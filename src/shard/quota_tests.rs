@@ -120,6 +120,35 @@ fn a_connection_too_many_is_refused_and_ends_nothing() {
     });
 }
 
+/// It was let in by a core that has heard of its account, and its home has not, or has heard of the end of it.
+#[test]
+fn a_connection_of_an_account_that_is_unknown_at_home_is_refused_and_given_nothing_back_for() {
+    on_one_and_two_cores(Quotas::default(), |mut cores| {
+        let last = cores.last();
+        cores.account = AccountId(3);
+        cores.connect(last, 0, Level::V311, false);
+        assert_eq!(cores.shards[last].unsent(at(0)), [0x20, 2, 0, 3]);
+        assert_eq!(cores.closes(last), [(0, CloseReason::Refused)]);
+        for core in 0..cores.shards.len() {
+            let Access::Platform(accounts) = &cores.shards[core].access else {
+                unreachable!("it has accounts");
+            };
+            let accounts = Access::Platform(Arc::new(Accounts::clone(accounts).with(account(AccountId(3)), [])));
+            cores.shards[core].access = accounts;
+        }
+        cores.disconnect(last, 0);
+        let tenant = cores.shards[last].access.tenant(AccountId(3)).unwrap();
+        assert_eq!(tenant.usage.connections.now(), 0);
+        assert_eq!(
+            (
+                cores.shards[last].session_count(),
+                cores.shards[last].connection_count()
+            ),
+            (0, 0)
+        );
+    });
+}
+
 #[test]
 fn who_takes_over_needs_no_room() {
     let quotas = Quotas {

@@ -82,11 +82,11 @@ impl World {
         of_clients + abusers.map(|link| link.filters.len()).sum::<usize>()
     }
 
-    /// Whether the account of a connection that is about to come home has no room for it.
+    /// Whether the account of a connection that is about to come home has no room for it, or is none that this core has heard of.
     pub fn is_beyond_bounds(&self, link: usize, home: usize, clean_session: bool) -> bool {
         let l = &self.links[link];
         let Some(quotas) = self.quotas(home, l.tenant) else {
-            return false;
+            return self.platform.is_some();
         };
         let is_full = |count: usize, max: u32| max > 0 && count >= max as usize;
         // Who takes over needs no room.
