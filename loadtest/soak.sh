@@ -16,6 +16,11 @@ samples_max=360
 sample_s_max=10
 # Of the time, not looked at.
 warm_up=0.2
+# Each thread of the API keeps what it has needed once, and there are more only when more calls come at the same time: an hour of few
+# calls has that moment anywhere. So there are many at the beginning, for this part of the time.
+crowd=0.1
+crowd_s_max=60
+crowd_readers=16
 # Flat: the growth over the time looked at is below both what noise makes of it and this part of the mean.
 noise_errors=3
 noise_part=0.02
@@ -189,6 +194,8 @@ sample() {
 # --- the scenarios --------------------------------------------------------------------------------------------------------
 
 names=()
+# Those that end before the rest.
+declare -A is_brief=()
 # run NAME FLAGS...: one scenario beside the others.
 run() {
   local name=$1
@@ -200,7 +207,7 @@ run() {
 }
 
 layers=(--tls-ca "$data/tls/cert.pem")
-for name in clients qos0 qos1 qos2; do
+for name in clients qos0 qos1 qos2 crowd; do
   account "$name"
 done
 sleep 1
@@ -227,6 +234,12 @@ for devices_of in "0 ws $ws" "1 tcp $mqtt" "2 tls $mqtts"; do
   SKEIN_LOAD_API_TOKEN=$(of "qos$qos" api_token) run "devices at QoS $qos" telemetry --addr "$at" --transport "$transport" \
     --qos "$qos" "${devices[@]}"
 done
+crowd_s=$(awk -v part="$crowd" -v most="$crowd_s_max" -v seconds="$seconds" 'BEGIN {
+  crowd = part * seconds
+  print crowd < most ? crowd : most }')
+is_brief["a crowd of readers"]=yes
+SKEIN_LOAD_API_TOKEN=$(of crowd api_token) run "a crowd of readers" telemetry --addr "$mqtt" --api "http://$api" --devices 20 \
+  --channels 1 --rate 100 --qos 1 --readers "$crowd_readers" --seconds "$crowd_s"
 
 every=$(((seconds + samples_max / 12 - 1) / (samples_max / 12)))
 [ "$every" -le "$sample_s_max" ] || every=$sample_s_max
@@ -237,6 +250,7 @@ while [ $((SECONDS - began)) -lt "$seconds" ]; do
   sleep "$every"
   kill -0 "$broker" 2>/dev/null || { ended="the broker ended"; break; }
   for name in "${names[@]}"; do
+    [ -z "${is_brief[$name]:-}" ] || continue
     kill -0 "${running[$name]}" 2>/dev/null || [ $((SECONDS - began)) -ge $((seconds - every)) ] || ended="$name ended early"
   done
   [ -z "$ended" ] || break

@@ -380,6 +380,8 @@ impl Raw {
                 Ok(0) => panic!("the broker closed the connection"),
                 Ok(count) => self.unread.extend(&bytes[..count]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
+                // A process that another thread has started has ended.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("the connection is broken: {error}"),
             }
         }

@@ -269,14 +269,16 @@ impl World {
     }
 
     fn hang_up(&mut self, link: usize) {
-        let state = &mut self.links[link];
-        if state.closed {
+        if self.links[link].closed {
             return;
         }
-        state.closed = true;
-        if let Some(core) = state.home {
+        if let Some(core) = self.links[link].home {
+            // What the socket has not taken was sent nevertheless.
+            self.look_at(core, link);
+            self.links[link].closed = true;
             self.handle(core, Input::Disconnected { connection: id(link) });
         }
+        self.links[link].closed = true;
     }
 
     fn subscribe(&mut self, client: usize, choices: &mut Choices<'_>) {
@@ -531,8 +533,10 @@ impl World {
         let Some(core) = state.home else {
             return self.greet(link);
         };
+        // What an acknowledgement is for may have been written to a socket that takes nothing.
+        self.look_at(core, link);
         // Packet by packet, so that what they mean is known before the shard answers.
-        let inbound = std::mem::take(&mut state.inbound);
+        let inbound = std::mem::take(&mut self.links[link].inbound);
         let length = match next_frame(&inbound, usize::MAX) {
             Ok(Framing::Whole(frame)) => {
                 if let Ok(packet) = decode(frame, Level::V31) {
@@ -583,7 +587,8 @@ impl World {
                 state.level = Some(connect.level);
                 let home = usize::from(self.shards[0].home(account, &connect.client_id).0);
                 state.home = Some(home);
-                if connect.clean_session {
+                let before = self.sessions.get(&connect.client_id);
+                if connect.clean_session || before.is_some_and(|session| session.is_clean) {
                     self.forget(&connect.client_id);
                 }
                 self.handle(
@@ -599,7 +604,8 @@ impl World {
         true
     }
 
-    /// A client that wants none forgets its Session when it says so, whether it hears of that or not [MQTT-3.1.2-6].
+    /// A Session ends when its client says that it wants none, or comes back and had wanted none, whether it hears of that or not
+    /// [MQTT-3.1.2-6].
     fn forget(&mut self, client_id: &str) {
         for link in 0..self.links.len() {
             if let Some(core) = self.links[link].home
