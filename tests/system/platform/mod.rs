@@ -21,7 +21,8 @@
 //!         all of it at once                 tenancy (a model), concurrency, ingestion (kills), openapi (schemathesis)
 //! ```
 //!
-//! `fixture` is a broker with accounts, `rest` calls its API, `servers` are called by it, `time` reads what it shows.
+//! `fixture` is a broker with accounts, `rest` calls its API, `servers` are called by it, `time` reads what it shows; `cpus` says
+//! which threads go first.
 
 pub mod fixture;
 mod rest;
@@ -34,6 +35,7 @@ mod bad_input;
 mod channels;
 mod concurrency;
 mod connector;
+mod cpus;
 mod devices;
 mod events;
 mod ingestion;

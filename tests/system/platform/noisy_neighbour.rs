@@ -2,22 +2,21 @@
 //!
 //! Called  in every run with what does not depend on the host's speed: what of the flood is let through is bounded by time, and
 //!         the neighbour's messages all come, in their order. That they come in the same turn of a core is a test of the shard
-//!         (`shard::quota_tests`). How long they take is measured by hand:
-//!         `cargo test --release --test system timed_beside_a_flood -- --ignored --nocapture`.
+//!         (`shard::quota_tests`). How long they take is measured by hand, with a CPU for all clients, as if they were on other
+//!         hosts, and the rest for the broker: `cargo test --release --test system timed_beside_a_flood -- --ignored --nocapture`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::hint::spin_loop;
 use std::io::{Error, ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{JoinHandle, available_parallelism, scope, sleep, spawn};
+use std::thread::{JoinHandle, available_parallelism, scope, sleep};
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::set_socket_linger;
 
+use super::cpus::{Awake, keep_process_to, keep_to, step_back, step_forward};
 use super::fixture::{Account, LIFTED, Platform};
 use super::quotas::counted;
 use super::rest::Line;
@@ -46,25 +45,6 @@ struct Flood {
 
 /// Floods so far: what an earlier one has sent and was not read yet must not meet the subscribers of a later one.
 static FLOODS: AtomicUsize = AtomicUsize::new(0);
-
-/// A thread of the flood.
-fn step_back(work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
-    spawn(move || {
-        // Fails nowhere: who asks for less is given it.
-        assert!(schedule(&["--idle"], 0));
-        work();
-    })
-}
-
-/// How the host's kernel schedules this thread, as chrt(1) is told. Whether it may be so.
-fn schedule(policy: &[&str], priority: u32) -> bool {
-    let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
-    let output = Command::new("chrt")
-        .args(policy)
-        .args(["--pid", &priority.to_string(), &thread])
-        .output();
-    output.expect("util-linux is installed").status.success()
-}
 
 impl Flood {
     fn of(platform: &Platform, index: usize) -> Flood {
@@ -154,52 +134,6 @@ fn drain(mut socket: TcpStream, is_over: &Arc<AtomicBool>) -> JoinHandle<()> {
             }
         }
     })
-}
-
-/// The CPUs that all threads of a process, or this one, may run on.
-fn keep_to(cpus: &str, process: Option<u32>) {
-    let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
-    let mut command = Command::new("taskset");
-    match process {
-        Some(process) => command.args(["--all-tasks", "--cpu-list", "--pid", cpus, &process.to_string()]),
-        None => command.args(["--cpu-list", "--pid", cpus, &thread]),
-    };
-    let output = command.output().expect("util-linux is installed");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// CPUs that never sleep. A virtual one takes longer to wake than the broker to answer, and a flood keeps it awake.
-struct Awake {
-    is_over: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Awake {
-    fn keep(cpus: usize) -> Awake {
-        let is_over = Arc::new(AtomicBool::new(false));
-        let spin = |cpu: usize| {
-            let is_over = Arc::clone(&is_over);
-            step_back(move || {
-                keep_to(&cpu.to_string(), None);
-                while !is_over.load(Ordering::Relaxed) {
-                    spin_loop();
-                }
-            })
-        };
-        Awake {
-            threads: (0..cpus).map(spin).collect(),
-            is_over,
-        }
-    }
-}
-
-impl Drop for Awake {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
-    }
 }
 
 /// Nothing to read or no room for now, or a process that another thread has started has ended.
@@ -333,7 +267,7 @@ fn timed_beside_a_flood_the_neighbour_takes_no_quarter_longer() {
     let window = |pair: &mut Pair| {
         let mut took: Vec<Duration> = scope(|threads| {
             let exchanges = threads.spawn(|| {
-                if !schedule(&["--fifo"], 1) {
+                if !step_forward() {
                     println!("the neighbour's clients wait for CPUs as others do: this user may not put them first");
                 }
                 let one = |_| {
@@ -358,8 +292,8 @@ fn timed_beside_a_flood_the_neighbour_takes_no_quarter_longer() {
     for (which, bounds) in [(0, &BOUNDS[..]), (1, &LIFTED[..])] {
         for cores in BTreeSet::from([1, last.min(4) as u16]) {
             let mut platform = Platform::start_with(cores, 2, bounds);
-            keep_to(&format!("0-{}", last - 1), Some(platform.broker().pid()));
-            keep_to(&last.to_string(), None);
+            keep_process_to(&format!("0-{}", last - 1), platform.broker().pid());
+            keep_to(&last.to_string());
             let awake = Awake::keep(last + 1);
             let mut pair = Pair::of(&platform, 1);
             window(&mut pair);
@@ -385,7 +319,7 @@ fn timed_beside_a_flood_the_neighbour_takes_no_quarter_longer() {
             ratio[which] = ratios.max(ratio[which]);
             drop(awake);
             platform.stop();
-            keep_to(&format!("0-{last}"), None);
+            keep_to(&format!("0-{last}"));
         }
     }
     assert!(ratio[0] < 1.25, "{ratio:?}");
