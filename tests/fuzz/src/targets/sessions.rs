@@ -123,7 +123,8 @@ struct InFlight {
     step: Step,
     /// Its last packet came over the connection there is now: an acknowledgement counts.
     is_live: bool,
-    /// There was a CONNACK since that does not say whether the Session is the one that it was: those of level 3 do not.
+    /// There was a CONNACK since that does not say whether the Session is the one that it was: one of level 3 does not, and none
+    /// does after another that was not heard.
     is_doubtful: bool,
 }
 
@@ -681,6 +682,7 @@ impl World {
     }
 
     fn heard(&mut self, link: usize, packet: ServerPacket<'_>) {
+        let was_let_in_unheard = self.was_let_in_unheard(link);
         let state = &mut self.links[link];
         if let ServerPacket::ConnAck { session_present, code } = packet {
             assert!(!state.connack_seen, "one CONNACK");
@@ -689,16 +691,17 @@ impl World {
             state.connack_seen = true;
             let session = self.sessions.entry(state.client_id.clone()).or_default();
             let is_unsaid = state.level == Some(Level::V31) && !state.clean_session && !session.is_clean;
+            let is_doubtful = is_unsaid || was_let_in_unheard;
             if session_present || is_unsaid {
                 for flight in session.in_flight.values_mut() {
                     flight.is_live = false;
-                    flight.is_doubtful |= is_unsaid;
+                    flight.is_doubtful |= is_doubtful;
                 }
             } else {
                 *session = Session::default();
             }
             session.is_clean = state.clean_session;
-            if !session_present {
+            if !session_present || is_doubtful {
                 self.clients[state.client].sent.clear();
             }
             return;
@@ -725,6 +728,15 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// Whether the client's connection before this one was let in, and ended before it heard whether the Session was still there.
+    fn was_let_in_unheard(&self, link: usize) -> bool {
+        let client_id = &self.links[link].client_id;
+        let mut before = self.links[..link].iter().rev();
+        before
+            .find(|before| before.home.is_some() && before.client_id == *client_id)
+            .is_some_and(|before| !before.connack_seen)
     }
 
     fn delivered(&mut self, client_id: &str, publish: &Publish<'_>) {
