@@ -221,10 +221,10 @@ pub const HTTP_DRAIN_BYTES_MAX: usize = 1024 * 1024;
 pub const HTTP_DRAIN_MS: u64 = 1_000;
 /// Requests that change something, at the same time: they go on when their client has hung up. Beyond it, 503.
 pub const HTTP_CHANGES_MAX: usize = 4_096;
-/// Views of the store at the same time; more wait.
+/// Views of the store at the same time, each on a thread of its own; more wait.
 pub const HTTP_VIEWS_MAX: usize = 4;
-/// Threads for what blocks: those views, what tells of events, and a few looks of others. They are there while they are needed.
-pub const HTTP_BLOCKING_THREADS_MAX: usize = HTTP_VIEWS_MAX + NOTIFY_THREADS_MAX + 4;
+/// Threads for what else blocks: what tells of events, and a few looks of others. They are there while they are needed.
+pub const HTTP_BLOCKING_THREADS_MAX: usize = NOTIFY_THREADS_MAX + 4;
 /// How far the threads of the API step back, as of nice(1): where CPUs are short the cores go before them.
 pub const HTTP_NICE: i32 = 5;
 /// Bytes of one answer of the stream service, overshot by one datapoint; the rest is cut off as beyond `STREAM_ROWS_MAX`.

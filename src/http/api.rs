@@ -2,8 +2,7 @@
 //!
 //! Owns    the windows of the rate limits, and the ids of datapoints that come by the API.
 //! Called  by every service of `http`.
-//! Holds   - at most [`HTTP_VIEWS_MAX`] views of the store at a time, each on a blocking thread: the thread of the requests
-//!           never waits for the disk;
+//! Holds   - the store is looked at on threads of [`Viewers`]: that of the requests never waits for the disk;
 //!         - what was persisted is committed before the answer.
 
 use std::sync::{Arc, Mutex};
@@ -16,9 +15,8 @@ use super::cores::Cores;
 use super::desk::{Books, Desk};
 use super::error::ApiError;
 use super::rate::RateLimit;
-use crate::limits::{
-    API_BODY_BYTES_MAX, API_CALLS_PER_S, CONNECTOR_SENDS_PER_S, HTTP_CHANGES_MAX, HTTP_VIEWS_MAX, PACKET_BYTES_MAX,
-};
+use super::viewers::Viewers;
+use crate::limits::{API_BODY_BYTES_MAX, API_CALLS_PER_S, CONNECTOR_SENDS_PER_S, HTTP_CHANGES_MAX, PACKET_BYTES_MAX};
 use crate::registry::access::AccountId;
 use crate::registry::channel::{Channel, ChannelId};
 use crate::registry::datapoint::{DatapointId, DatapointIds};
@@ -64,7 +62,7 @@ struct Inner {
     client: Client,
     notifier: Notifier,
     clock: Clock,
-    views: Arc<Semaphore>,
+    viewers: Viewers,
     changes: Arc<Semaphore>,
     budget: Budget,
     api_rate: Mutex<RateLimit<AccountId>>,
@@ -122,7 +120,7 @@ impl Api {
             api_rate: Mutex::new(RateLimit::new(settings.calls_per_s)),
             connector_rate: Mutex::new(RateLimit::new(settings.connector_sends_per_s)),
             datapoint_ids: Mutex::new(DatapointIds::new(source, newest_datapoint_ms)),
-            views: Arc::new(Semaphore::new(HTTP_VIEWS_MAX)),
+            viewers: Viewers::new(),
             changes: Arc::new(Semaphore::new(HTTP_CHANGES_MAX)),
             budget: Budget::default(),
             settings,
@@ -186,10 +184,8 @@ impl Api {
         &self,
         look: impl FnOnce(&View<'_>) -> Result<T, Refused> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let permit = Arc::clone(&self.0.views).acquire_owned().await;
         let client = self.0.client.clone();
-        let looked = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+        let looked = self.0.viewers.look(move || {
             client.view(|view| match look(view) {
                 Ok(seen) => Ok(Ok(seen)),
                 Err(Refused::Api(error)) => Ok(Err(error)),
@@ -197,12 +193,12 @@ impl Api {
             })
         });
         match looked.await {
-            Ok(Ok(seen)) => seen,
-            Ok(Err(error)) => {
+            Some(Ok(seen)) => seen,
+            Some(Err(error)) => {
                 tracing::error!("a request is answered with {}: {error}", ApiError::Unavailable.code());
                 Err(ApiError::Unavailable)
             }
-            Err(_stopping) => Err(ApiError::Unavailable),
+            None => Err(ApiError::Unavailable),
         }
     }
 

@@ -33,6 +33,7 @@ mod testing;
 mod time;
 mod tls;
 mod user;
+mod viewers;
 
 use std::future::Future;
 use std::io;
@@ -57,7 +58,7 @@ impl Runtime {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(HTTP_BLOCKING_THREADS_MAX)
-            .thread_name("http-view")
+            .thread_name("http-wait")
             .on_thread_start(step_back)
             .build()?;
         Ok(Runtime(runtime))
