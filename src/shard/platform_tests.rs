@@ -1,5 +1,6 @@
 //! The platform's rules at a shard: what is kept, what is routed, what an acknowledgement waits for. Each on one core and on two.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::query::{Answer, Query, Refusal, SentFormat, Ticket};
@@ -728,7 +729,7 @@ fn a_qos_2_datapoint_that_comes_again_after_a_crash_is_stored_once() {
 }
 
 #[test]
-fn a_start_takes_up_what_belongs_to_an_account_and_leaves_the_rest() {
+fn a_start_takes_up_what_belongs_to_an_account_and_ends_what_was_a_removed_ones() {
     let own = token(ONE);
     let session = |number, account, filter: &str| StoredSession {
         session: SessionNumber(number),
@@ -744,8 +745,9 @@ fn a_start_takes_up_what_belongs_to_an_account_and_leaves_the_rest() {
             session(1, AccountId(0), "#"),
             session(2, ONE, &format!("{own}/#")),
             session(3, ONE, "0123456789ABCDEF0123456789ABCDEF/#"),
+            session(4, AccountId(9), "0123456789ABCDEF0123456789ABCDEF/#"),
         ],
-        newest_session: 3,
+        newest_session: 4,
         devices: [ONE, AccountId(9)]
             .map(|account| StoredDevice {
                 account,
@@ -767,13 +769,19 @@ fn a_start_takes_up_what_belongs_to_an_account_and_leaves_the_rest() {
         unreachable!("made so");
     };
     assert_eq!(accounts.tenant(ONE).unwrap().device_count(), 1);
-    assert!(matches!(
-        &cores.records()[..],
-        [Record::Unsubscribed {
-            session: SessionNumber(3),
-            ..
-        }]
-    ));
+    let said: Vec<_> = cores
+        .records()
+        .iter()
+        .map(|record| match record {
+            Record::Unsubscribed { session, .. } => ("unsubscribed", session.0),
+            Record::SessionEnded { session } => ("ended", session.0),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(
+        BTreeSet::from_iter(said),
+        BTreeSet::from([("unsubscribed", 3), ("ended", 4)])
+    );
 }
 
 #[test]

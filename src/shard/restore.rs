@@ -2,7 +2,8 @@
 //!
 //! Called  by `server` before the first core serves, and by the simulation after a crash.
 //! Holds   - every Session goes to its home core, every filter and retained message to its owners, as this run divides them;
-//!         - with accounts, what belongs to none of them is left where it is: Sessions, retained messages, devices;
+//!         - with accounts, what belongs to none of them is left where it is: Sessions of `--access open`, retained messages, devices;
+//!         - Sessions of an account that was removed end here, where the broker ended before all cores had heard of it;
 //!         - a new Session's number is greater than any that was ever on disk, and no two cores give the same.
 
 use std::sync::Arc;
@@ -92,13 +93,17 @@ pub fn restore(shards: &mut [Shard], stored: Stored) {
             .insert(device.account, &device.device, entry);
     }
     for session in sessions {
-        // Nobody can come for it: it stays on disk for a run with `--access open`.
+        let home = shards[0].home(session.account, &session.client_id);
         if let Some(accounts) = &accounts
             && accounts.tenant(session.account).is_none()
         {
+            // That one nobody can come for now, but in a run with `--access open`: it stays on disk.
+            if session.account != AccountId::default() {
+                let session = session.session;
+                shards[usize::from(home.0)].persist(Record::SessionEnded { session });
+            }
             continue;
         }
-        let home = shards[0].home(session.account, &session.client_id);
         let since_s = session.away_since_s;
         let (key, new_filters) = shards[usize::from(home.0)].restore_session(session);
         away[usize::from(home.0)].push((since_s, key));
@@ -115,7 +120,6 @@ pub fn restore(shards: &mut [Shard], stored: Stored) {
     }
 }
 
-/// Whose token a topic begins with.
 /// A filter that is new on its core, and the cores that own its topics.
 type NewFilter = (Box<str>, std::ops::Range<u16>);
 

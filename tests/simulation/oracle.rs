@@ -419,13 +419,14 @@ impl Oracle {
         packet_id_releases.retain(|_, serial| on_disk[*serial]);
         for client in 0..self.sessions.len() {
             let on_disk = &self.on_disk;
-            // Of an account that is removed nobody finds what is still there.
-            let removed = &self.topics.removed;
-            self.durable[client].retain(|durable| on_disk[durable.started] && !removed.contains(&durable.account));
+            self.durable[client].retain(|durable| on_disk[durable.started]);
             for durable in &mut self.durable[client] {
                 durable.ended = durable.ended.filter(|serial| on_disk[*serial]);
             }
-            let mut left = self.durable[client].iter().filter(|durable| durable.ended.is_none());
+            // Of an account that is removed nobody finds what is still there, and the next run ends it.
+            let removed = &self.topics.removed;
+            let is_left = |durable: &&Durable| durable.ended.is_none() && !removed.contains(&durable.account);
+            let mut left = self.durable[client].iter().filter(is_left);
             let (survivor, more) = (left.next().map(|durable| durable.number), left.count());
             assert_eq!(more, 0, "two Sessions of client {client} are on disk");
             let session = &mut self.sessions[client];

@@ -823,9 +823,6 @@ impl World {
         let stored = self.disk.stored(0);
         for past in past {
             past.is_over = true;
-            if self.oracle.crashed_at > past.at {
-                continue;
-            }
             let is_below = |text: &str| is_below(past.token.as_str(), text);
             let filters = stored.sessions.iter().flat_map(|session| &session.filters);
             let filters = filters.filter(|(filter, _)| is_below(filter)).count();
@@ -834,12 +831,11 @@ impl World {
                 .iter()
                 .filter(|retained| is_below(&retained.topic))
                 .count();
-            assert_eq!(
-                (filters, retained),
-                (0, 0),
-                "filters and retained messages below {:?}",
-                past.token
-            );
+            assert_eq!(filters, 0, "filters below {:?}", past.token);
+            // Who a retained message was of is not on disk, beyond its token.
+            if self.oracle.crashed_at <= past.at {
+                assert_eq!(retained, 0, "retained messages below {:?}", past.token);
+            }
             let Some(account) = past.removed else { continue };
             let sessions = stored.sessions.iter().filter(|session| session.account == account);
             let devices = stored.devices.iter().filter(|device| device.account == account);
