@@ -59,15 +59,16 @@ fn the_window_of_a_second_slides() {
         let second = api.get_times("/v2/user", 10);
         sleep(Duration::from_millis(350));
         let is_first_over = began.elapsed() > Duration::from_millis(1050);
-        let third = api.get_times("/v2/user", 15);
+        // One that is refused, since each waits for its answer.
+        let third = api.get_times("/v2/user", 11);
         if is_first_over && middle.elapsed() < Duration::from_millis(900) {
             assert_eq!(statuses(&[first, second].concat()), [200; 20]);
-            assert_eq!(statuses(&third), [vec![200; 10], vec![429; 5]].concat());
+            assert_eq!(statuses(&third), [vec![200; 10], vec![429]].concat());
             return;
         }
         // Too slow to tell: once more, after a pause.
         attempts += 1;
-        assert!(attempts < 10, "this host is too busy for seconds to be told apart");
+        assert!(attempts < 30, "this host is too busy for seconds to be told apart");
         sleep(Duration::from_millis(1500));
     }
 }
