@@ -13,6 +13,8 @@
 mod abuse;
 mod disk;
 mod faults;
+mod links;
+mod met;
 mod oracle;
 mod overrides;
 mod platform;
@@ -22,14 +24,15 @@ mod rows;
 mod run;
 mod shrink;
 mod topics;
+mod words;
 mod workload;
 mod world;
 
 use skein::metrics::Counters;
 
+use crate::met::Met;
 use crate::overrides::Overrides;
 use crate::run::{Outcome, attempt, run, trace};
-use crate::world::Met;
 
 const SEEDS: u64 = 200;
 

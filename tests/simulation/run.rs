@@ -13,9 +13,10 @@ use skein::metrics::Counters;
 use skein::mqtt::packet::QoS;
 use skein::shard::Millis;
 
+use crate::met::Met;
 use crate::oracle::Seen;
 use crate::overrides::Overrides;
-use crate::world::{LOG, Met, World};
+use crate::world::{LOG, World};
 
 /// What a run amounts to, or many.
 #[derive(Default)]

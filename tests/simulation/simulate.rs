@@ -4,6 +4,8 @@
 mod abuse;
 mod disk;
 mod faults;
+mod links;
+mod met;
 mod oracle;
 mod overrides;
 mod platform;
@@ -13,6 +15,7 @@ mod rows;
 mod run;
 mod shrink;
 mod topics;
+mod words;
 mod workload;
 mod world;
 

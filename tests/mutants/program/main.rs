@@ -9,6 +9,10 @@ mod abuse;
 mod disk;
 #[path = "../../simulation/faults.rs"]
 mod faults;
+#[path = "../../simulation/links.rs"]
+mod links;
+#[path = "../../simulation/met.rs"]
+mod met;
 #[path = "../../simulation/oracle.rs"]
 mod oracle;
 #[path = "../../simulation/overrides.rs"]
@@ -25,6 +29,8 @@ mod rows;
 mod run;
 #[path = "../../simulation/topics.rs"]
 mod topics;
+#[path = "../../simulation/words.rs"]
+mod words;
 #[path = "../../simulation/workload.rs"]
 mod workload;
 #[path = "../../simulation/world.rs"]
