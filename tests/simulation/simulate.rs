@@ -11,6 +11,7 @@ mod overrides;
 mod platform;
 mod quotas;
 mod random;
+mod receiving;
 mod rows;
 mod run;
 mod shrink;

@@ -2,6 +2,7 @@
 //!
 //! Called  by `world` for each event, while a failed seed is played again.
 
+use mqttbytes::v4;
 use skein::shard::message::ShardMessage;
 use skein::shard::record::{Fetched, Record};
 
@@ -75,4 +76,19 @@ pub fn brief_fetched(fetched: &Fetched) -> String {
     let entries: Vec<String> = entries.collect();
     let end = if window.is_end { ", the end" } else { "" };
     format!("read for {:?}: {}{end}", window.session, entries.join(", "))
+}
+
+pub fn brief_packet(packet: &v4::Packet) -> String {
+    match packet {
+        v4::Packet::Publish(publish) => format!(
+            "PUBLISH m{:?} {} qos {} dup {} retain {} id {}",
+            message_number(&publish.payload),
+            publish.topic,
+            publish.qos as u8,
+            publish.dup,
+            publish.retain,
+            publish.pkid
+        ),
+        other => format!("{other:?}"),
+    }
 }

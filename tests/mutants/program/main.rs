@@ -23,6 +23,8 @@ mod platform;
 mod quotas;
 #[path = "../../simulation/random.rs"]
 mod random;
+#[path = "../../simulation/receiving.rs"]
+mod receiving;
 #[path = "../../simulation/rows.rs"]
 mod rows;
 #[path = "../../simulation/run.rs"]
