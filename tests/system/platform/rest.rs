@@ -166,7 +166,11 @@ impl Line {
         let mut bytes = Vec::new();
         loop {
             let mut more = [0; 16 * 1024];
-            let count = self.socket.read(&mut more)?;
+            let count = match self.socket.read(&mut more) {
+                // A process that another thread has started has ended.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                count => count?,
+            };
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
