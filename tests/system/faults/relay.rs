@@ -186,7 +186,8 @@ impl Shared {
         while !self.is_over(connection) {
             let count = match from.read(&mut bytes) {
                 Ok(count) => count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+                // Interrupted: a process that another thread has started has ended.
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => continue,
                 Err(_) => 0,
             };
             let due = Instant::now() + self.conditions().delay;

@@ -315,7 +315,11 @@ impl Peer {
                 self.unread.extend(payload);
             } else {
                 let mut bytes = [0; 1024];
-                let count = self.wire.read(&mut bytes).unwrap();
+                let count = match self.wire.read(&mut bytes) {
+                    // A process that another thread has started has ended.
+                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                    count => count.unwrap(),
+                };
                 assert_ne!(count, 0, "the broker closed the connection");
                 self.unread.extend(&bytes[..count]);
             }
