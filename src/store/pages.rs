@@ -139,10 +139,20 @@ pub fn check_image(bytes: &[u8], depth: Depth<'_>) -> Result<Summary, String> {
     summary.map_err(|stop| stop.at(Path::new("the image")).to_string())
 }
 
-/// For fuzzing: any bytes give an answer.
+/// For fuzzing: any bytes give an answer, and of those that are whole the same, however much is read.
 pub fn fuzz_pages(bytes: &[u8]) {
-    let _ = check_image(bytes, Depth::Everything);
-    let _ = check_image(bytes, Depth::Structure { unread: &["queues"] });
+    let structure = check_image(bytes, Depth::Structure { unread: &["queues"] });
+    let Ok(summary) = check_image(bytes, Depth::Everything) else {
+        return;
+    };
+    let pages = summary.used_pages + summary.free_pages + summary.lost_pages;
+    assert_eq!(pages, summary.last_page + 1);
+    let mut structure = structure.expect("all of it is whole");
+    for table in &mut structure.tables {
+        assert_eq!(table.is_counted, table.name != "queues");
+        table.is_counted = true;
+    }
+    assert_eq!(structure, summary);
 }
 
 /// Where pages are read from.

@@ -1,14 +1,13 @@
 //! The heart of the broker with the simulation around it, as a package of its own: with axum, rustls and all the rest a
 //! fault would take minutes to build, without them it takes seconds.
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
 
+use crate::copy::{self, Copy};
 use crate::list::Mutation;
 
 /// What the simulation runs.
@@ -49,9 +48,8 @@ const SIMULATION: &str = "tests/simulation";
 const PROGRAM: &str = "tests/mutants/program";
 
 pub struct Heart {
-    root: PathBuf,
     /// The package.
-    package: PathBuf,
+    package: Copy,
     /// What cargo makes of it.
     build: PathBuf,
     /// A program per fault.
@@ -61,26 +59,20 @@ pub struct Heart {
 impl Heart {
     /// Copies what has changed since the last time.
     pub fn copy(root: &Path) -> anyhow::Result<Heart> {
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-        let target = target.join("mutants");
+        let target = copy::target(root).join("mutants");
         let heart = Heart {
-            root: root.to_owned(),
-            package: target.join("heart"),
+            package: Copy::new(root, target.join("heart")),
             build: target.join("build"),
             programs: target.join("programs"),
         };
         fs::create_dir_all(&heart.programs)?;
-        let mut files = BTreeSet::new();
-        collect(root, Path::new("src"), &mut files)?;
-        collect(root, Path::new(SIMULATION), &mut files)?;
-        collect(root, Path::new(PROGRAM), &mut files)?;
-        files.insert(PathBuf::from("Cargo.lock"));
-        files.remove(Path::new("src/lib.rs"));
-        for file in &files {
-            heart.restore(file)?;
-        }
-        heart.write(Path::new("src/lib.rs"), &library())?;
-        heart.write(Path::new("Cargo.toml"), &manifest(root)?)?;
+        heart
+            .package
+            .update(&["src", SIMULATION, PROGRAM, "Cargo.lock"], &["src/lib.rs"])?;
+        heart.package.write(Path::new("src/lib.rs"), library().as_bytes())?;
+        heart
+            .package
+            .write(Path::new("Cargo.toml"), manifest(root)?.as_bytes())?;
         Ok(heart)
     }
 
@@ -88,7 +80,7 @@ impl Heart {
     pub fn build(&self, name: &str) -> anyhow::Result<PathBuf> {
         let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
             .args(["build", "--quiet", "--bin", "mutant", "--manifest-path"])
-            .arg(self.package.join("Cargo.toml"))
+            .arg(self.package.at.join("Cargo.toml"))
             .arg("--target-dir")
             .arg(&self.build)
             .output()
@@ -96,7 +88,7 @@ impl Heart {
         if !output.status.success() {
             bail!(
                 "the copy in {} does not build:\n{}",
-                self.package.display(),
+                self.package.at.display(),
                 String::from_utf8_lossy(&output.stderr)
             );
         }
@@ -107,43 +99,8 @@ impl Heart {
 
     /// The program with a fault; the copy is whole again afterwards.
     pub fn build_with(&self, mutation: &Mutation) -> anyhow::Result<PathBuf> {
-        let file = Path::new(&mutation.file);
-        let source = fs::read_to_string(self.root.join(file))?;
-        self.write(file, &mutation.apply(&source)?)?;
-        let built = self.build(&mutation.name);
-        self.restore(file)?;
-        built
+        self.package.with(mutation, || self.build(&mutation.name))
     }
-
-    fn restore(&self, file: &Path) -> anyhow::Result<()> {
-        let text =
-            fs::read_to_string(self.root.join(file)).with_context(|| format!("cannot read {}", file.display()))?;
-        self.write(file, &text)
-    }
-
-    /// A file that is as it was keeps its time, by which cargo knows what to build.
-    fn write(&self, file: &Path, text: &str) -> anyhow::Result<()> {
-        let path = self.package.join(file);
-        if fs::read_to_string(&path).is_ok_and(|there| there == text) {
-            return Ok(());
-        }
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
-        }
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-    }
-}
-
-/// The files at or under `path`.
-fn collect(root: &Path, path: &Path, into: &mut BTreeSet<PathBuf>) -> io::Result<()> {
-    if root.join(path).is_file() {
-        into.insert(path.to_owned());
-        return Ok(());
-    }
-    for entry in fs::read_dir(root.join(path))? {
-        collect(root, &path.join(entry?.file_name()), into)?;
-    }
-    Ok(())
 }
 
 fn library() -> String {

@@ -1,4 +1,4 @@
-//! The list of faults, checked.
+//! The lists of faults, checked.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,13 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use serde::Deserialize;
 
-pub const PATH: &str = "tests/simulation/mutations.toml";
+/// What the simulation must notice.
+pub const SIMULATED: &str = "tests/simulation/mutations.toml";
+/// What the inputs that fuzzing has kept must notice.
+pub const FUZZED: &str = "tests/fuzz/mutations.toml";
+
+/// A directory for each target.
+pub const CORPORA: &str = "tests/fuzz/corpus";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,11 +30,15 @@ pub struct Mutation {
     /// Occurs exactly once in `file`.
     pub find: String,
     pub replace: String,
-    /// Within how many seeds it must be caught.
+    /// Within how many seeds it must be caught, if it is for the simulation.
+    #[serde(default)]
     pub seeds: u64,
     /// Made without `--all`, too.
     #[serde(default)]
     pub quick: bool,
+    /// The target of fuzzing that must catch it, if it is for that.
+    #[serde(default)]
+    pub target: String,
 }
 
 impl Mutation {
@@ -37,7 +47,7 @@ impl Mutation {
         let count = source.matches(&self.find).count();
         ensure!(
             count == 1,
-            "{}: its text occurs {count} times in {}, not once; bring {PATH} up to date",
+            "{}: its text occurs {count} times in {}, not once; bring the list up to date",
             self.name,
             self.file
         );
@@ -46,25 +56,49 @@ impl Mutation {
     }
 }
 
-/// Every mutation, each with a name of its own and a text that is there once.
-pub fn read(root: &Path) -> anyhow::Result<Vec<Mutation>> {
-    let text = fs::read_to_string(root.join(PATH)).with_context(|| format!("cannot read {PATH}"))?;
-    let List { mutation: list } = toml::from_str(&text).with_context(|| PATH.to_owned())?;
+/// Every mutation of a list, each with a name of its own, a text that is there once, and somebody who must notice.
+pub fn read(root: &Path, path: &str) -> anyhow::Result<Vec<Mutation>> {
+    let text = fs::read_to_string(root.join(path)).with_context(|| format!("cannot read {path}"))?;
+    let List { mutation: list } = toml::from_str(&text).with_context(|| path.to_owned())?;
     for (place, mutation) in list.iter().enumerate() {
         let name = &mutation.name;
         ensure!(
             list[..place].iter().all(|other| other.name != *name),
             "two mutations are called {name}"
         );
-        ensure!(
-            mutation.seeds > 0 && !mutation.breaks.is_empty(),
-            "{name} says neither what it breaks nor in how many seeds"
-        );
+        ensure!(!mutation.breaks.is_empty(), "{name} does not say what it breaks");
+        if path == SIMULATED {
+            ensure!(mutation.seeds > 0, "{name} does not say in how many seeds");
+        } else {
+            ensure!(
+                root.join(CORPORA).join(&mutation.target).is_dir() && !mutation.target.is_empty(),
+                "{name} does not name a target of fuzzing"
+            );
+        }
         let source = fs::read_to_string(root.join(&mutation.file))
             .with_context(|| format!("{name}: cannot read {}", mutation.file))?;
         mutation.apply(&source)?;
     }
     Ok(list)
+}
+
+/// Those that are named, or if none is, those that are `usual`.
+pub fn choose<'a>(
+    list: &'a [Mutation],
+    only: &[String],
+    usual: impl Fn(&Mutation) -> bool,
+) -> anyhow::Result<Vec<&'a Mutation>> {
+    for name in only {
+        ensure!(
+            list.iter().any(|mutation| mutation.name == *name),
+            "there is no mutation {name} in the list"
+        );
+    }
+    let chosen = list.iter().filter(|mutation| match only {
+        [] => usual(mutation),
+        only => only.contains(&mutation.name),
+    });
+    Ok(chosen.collect())
 }
 
 #[cfg(test)]
@@ -74,9 +108,18 @@ mod tests {
     #[test]
     fn every_fault_can_be_made() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let list = read(&root).expect("the list fits the sources");
+        let list = read(&root, SIMULATED).expect("the list fits the sources");
         assert!(list.len() >= 12, "{} mutations", list.len());
         assert!(list.iter().any(|mutation| mutation.quick));
+        let list = read(&root, FUZZED).expect("the list fits the sources");
+        for target in fs::read_dir(root.join(CORPORA)).expect("the targets") {
+            let target = target.expect("a target").file_name();
+            assert!(
+                list.iter().any(|mutation| *mutation.target == *target),
+                "a mutation for {}",
+                target.display()
+            );
+        }
     }
 
     #[test]
@@ -89,6 +132,7 @@ mod tests {
             replace: "c".to_owned(),
             seeds: 1,
             quick: false,
+            target: String::new(),
         };
         assert_eq!(mutation.apply("abd").ok().as_deref(), Some("acd"));
         assert!(mutation.apply("abdb").is_err());

@@ -1,5 +1,5 @@
 //! Deliberate faults of the heart, one at a time, and whether the simulation notices: what it does not notice it does not
-//! test.
+//! test. Or, with `--fuzz`, whether the inputs that fuzzing has kept do ([`corpora`]).
 //!
 //! Reads   `tests/simulation/mutations.toml`; the sources of the heart and of the simulation.
 //! Writes  `target/mutants` alone: the sources are copied there, and the fault is made in the copy.
@@ -7,6 +7,8 @@
 //!         - a fault is caught when a seed fails, or does not come to its end;
 //!         - while one runs, the next is built.
 
+mod copy;
+mod corpora;
 mod heart;
 mod list;
 
@@ -34,6 +36,9 @@ struct Flags {
     /// Not only those marked `quick`
     #[arg(long)]
     all: bool,
+    /// Those of tests/fuzz/mutations.toml, which the inputs that fuzzing has kept must notice
+    #[arg(long, conflicts_with_all = ["all", "seeds"])]
+    fuzz: bool,
     /// These alone, by name
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -68,21 +73,11 @@ fn main() -> ExitCode {
 /// Whether every fault was caught.
 fn run(flags: &Flags) -> anyhow::Result<bool> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
-    let list = list::read(&root)?;
-    if let Some(name) = flags
-        .only
-        .iter()
-        .find(|name| list.iter().all(|mutation| mutation.name != **name))
-    {
-        bail!("{} has no mutation {name}", list::PATH);
+    if flags.fuzz {
+        return corpora::run(&root, &flags.only);
     }
-    let chosen: Vec<&Mutation> = list
-        .iter()
-        .filter(|mutation| match flags.only.as_slice() {
-            [] => flags.all || mutation.quick,
-            only => only.contains(&mutation.name),
-        })
-        .collect();
+    let list = list::read(&root, list::SIMULATED)?;
+    let chosen = list::choose(&list, &flags.only, |mutation| flags.all || mutation.quick)?;
     let seeds = |mutation: &Mutation| flags.seeds.unwrap_or(mutation.seeds);
     let start = Instant::now();
     let heart = Heart::copy(&root)?;
