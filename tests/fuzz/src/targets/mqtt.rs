@@ -1,4 +1,5 @@
-//! The codec: any bytes at any cuts, whatever is read written and read again, and mqttbytes as a second reader of what is valid.
+//! The codec: any bytes at any cuts; what may be read and what must not, by the rules of both versions written down once more;
+//! whatever is read written and read again; and mqttbytes as another reader of what is valid.
 
 use fuzz::mqtt::client::{self, ServerPacket, decode_from_server};
 use fuzz::mqtt::decode::{decode, decode_after, decode_connect};
@@ -24,13 +25,16 @@ pub fn check(bytes: &[u8]) {
         let Ok(Framing::Whole(frame)) = next_frame(rest, PACKET_BYTES_MAX) else {
             return;
         };
-        if let Ok(connect) = decode_connect(frame) {
+        let connect = decode_connect(frame);
+        assert_eq!(connect.is_ok(), Body(frame.body).is_connect(frame.first_byte).is_some());
+        if let Ok(connect) = connect {
             as_they_read_connect(&connect);
         }
         for level in [Level::V31, Level::V311] {
-            let Ok(packet) = decode(frame, level) else {
-                continue;
-            };
+            let packet = decode(frame, level);
+            let must_be_read = Body(frame.body).is_packet(frame.first_byte, level).is_some();
+            assert_eq!(packet.is_ok(), must_be_read, "{frame:02x?} {level:?}");
+            let Ok(packet) = packet else { continue };
             // What is known of the packet before saves work, and changes nothing.
             assert_eq!(decode_after(frame, level, topic), Ok(packet));
             let written = written(packet);
@@ -75,6 +79,126 @@ fn a_cut_changes_nothing(bytes: &[u8]) {
     }
     if end <= bytes.len() {
         assert_eq!(next_frame(&bytes[..end], PACKET_BYTES_MAX), verdict);
+    }
+}
+
+/// What is left of a packet's body. `None`: a rule is broken.
+struct Body<'b>(&'b [u8]);
+
+impl<'b> Body<'b> {
+    fn take(&mut self, length: usize) -> Option<&'b [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn number(&mut self, bytes: usize) -> Option<usize> {
+        let digits = self.take(bytes)?.iter();
+        Some(digits.fold(0, |number, digit| number << 8 | usize::from(*digit)))
+    }
+
+    fn data(&mut self) -> Option<&'b [u8]> {
+        let length = self.number(2)?;
+        self.take(length)
+    }
+
+    /// Section 1.5.3.
+    fn text(&mut self) -> Option<&'b str> {
+        std::str::from_utf8(self.data()?)
+            .ok()
+            .filter(|text| !text.contains('\0'))
+    }
+
+    /// Section 4.7.
+    fn topic(&mut self) -> Option<&'b str> {
+        self.text()
+            .filter(|text| !text.is_empty() && !text.contains(['+', '#']))
+    }
+
+    fn filter(&mut self) -> Option<&'b str> {
+        let filter = self.text().filter(|text| !text.is_empty())?;
+        let (before, last) = filter
+            .rsplit_once('/')
+            .map_or(("", filter), |(before, last)| (before, last));
+        let is_level = |level: &str| level == "+" || !level.contains(['+', '#']);
+        ((last == "#" || is_level(last)) && before.split('/').all(is_level)).then_some(filter)
+    }
+
+    /// Section 2.3.1.
+    fn identifier(&mut self) -> Option<usize> {
+        self.number(2).filter(|identifier| *identifier != 0)
+    }
+
+    fn end(&self) -> Option<()> {
+        self.0.is_empty().then_some(())
+    }
+
+    /// Section 3.1.
+    fn is_connect(mut self, first_byte: u8) -> Option<()> {
+        let is_old = match (self.data()?, self.number(1)?) {
+            (b"MQTT", 4) => false,
+            (b"MQIsdp", 3) => true,
+            _ => return None,
+        };
+        let flags = self.number(1)?;
+        let has = |bit: usize| flags & 1 << bit != 0;
+        let (user_name, password, will_retain, will) = (has(7), has(6), has(5), has(2));
+        let will_qos = flags >> 3 & 3;
+        let is_good = first_byte >> 4 == 1
+            && (is_old || (first_byte == 0x10 && !has(0)))
+            && will_qos < 3
+            && (will || (will_qos == 0 && !will_retain))
+            && (user_name || !password);
+        is_good.then_some(())?;
+        self.number(2)?;
+        self.text()?;
+        if will {
+            self.topic()?;
+            self.data()?;
+        }
+        // In 3.1 a packet may end before what its flags say.
+        if user_name && !(is_old && self.0.is_empty()) {
+            self.text()?;
+        }
+        if password && !(is_old && self.0.is_empty()) {
+            self.data()?;
+        }
+        self.end()
+    }
+
+    /// Sections 3.3 to 3.14, of what a client sends behind its CONNECT.
+    fn is_packet(mut self, first_byte: u8, level: Level) -> Option<()> {
+        let flags = first_byte & 0x0f;
+        // In 3.1 what is sent again has DUP.
+        let is_two = flags == 2 || (flags == 10 && level == Level::V31);
+        match first_byte >> 4 {
+            3 => {
+                let (dup, qos) = (flags & 8 != 0, flags >> 1 & 3);
+                (qos < 3 && (qos > 0 || !dup)).then_some(())?;
+                self.topic()?;
+                if qos > 0 {
+                    self.identifier()?;
+                }
+                return Some(());
+            }
+            4 | 5 | 7 if flags == 0 => drop(self.identifier()?),
+            6 if is_two => drop(self.identifier()?),
+            kind @ (8 | 10) if is_two => {
+                self.identifier()?;
+                loop {
+                    self.filter()?;
+                    if kind == 8 {
+                        self.number(1).filter(|qos| *qos < 3)?;
+                    }
+                    if self.0.is_empty() {
+                        break;
+                    }
+                }
+            }
+            12 | 14 if flags == 0 => {}
+            _ => return None,
+        }
+        self.end()
     }
 }
 

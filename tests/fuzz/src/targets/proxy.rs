@@ -1,4 +1,5 @@
-//! PROXY headers, against a second reader of the same text: the specification's, sentence by sentence, of whole headers.
+//! PROXY headers, against a second reader of the same text: the specification's, sentence by sentence, of whole headers; and of
+//! what can become none any more.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -13,7 +14,7 @@ pub fn check(bytes: &[u8]) {
         let found = proxy_header(&bytes[..length]);
         match fallen {
             Some(before) => assert_eq!(found, before, "with {length} bytes"),
-            None if found == Proxy::Incomplete => assert!(length < PROXY_HEADER_BYTES_MAX),
+            None if found == Proxy::Incomplete => assert!(may_become_one(&bytes[..length]), "with {length} bytes"),
             None => fallen = Some(found),
         }
         if let (Proxy::Header { consumed, .. }, true) = (found, fallen == Some(found)) {
@@ -35,6 +36,28 @@ fn whole(bytes: &[u8]) -> Option<(usize, Option<SocketAddr>)> {
         b'P' => line(bytes),
         _ => binary(bytes),
     }
+}
+
+const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
+/// Whether more bytes may make a header of these: every field that is there is one that a header can have.
+fn may_become_one(bytes: &[u8]) -> bool {
+    let agree = |start: &&[u8]| start.iter().zip(bytes).all(|(wanted, byte)| wanted == byte);
+    if bytes.first() == Some(&b'P') {
+        let starts: [&[u8]; 3] = [b"PROXY TCP4 ", b"PROXY TCP6 ", b"PROXY UNKNOWN"];
+        let end = bytes.iter().position(|&byte| byte == b'\r').unwrap_or(bytes.len());
+        return starts.iter().any(agree) && end + 2 <= PROXY_TEXT_BYTES_MAX && end + 1 >= bytes.len();
+    }
+    let (command, family) = (bytes.get(12), bytes.get(13));
+    let is_family =
+        |family: &u8| command == Some(&0x20) || matches!(family, 0x00..=0x02 | 0x10..=0x12 | 0x20..=0x22 | 0x30..=0x32);
+    let length = bytes
+        .get(14..16)
+        .map_or(0, |length| usize::from(length[0]) << 8 | usize::from(length[1]));
+    agree(&SIGNATURE)
+        && command.is_none_or(|command| matches!(command, 0x20 | 0x21))
+        && family.is_none_or(is_family)
+        && 16 + length <= PROXY_HEADER_BYTES_MAX
 }
 
 fn line(bytes: &[u8]) -> Option<(usize, Option<SocketAddr>)> {
@@ -72,7 +95,7 @@ fn line(bytes: &[u8]) -> Option<(usize, Option<SocketAddr>)> {
 }
 
 fn binary(bytes: &[u8]) -> Option<(usize, Option<SocketAddr>)> {
-    let rest = bytes.strip_prefix(b"\r\n\r\n\0\r\nQUIT\n")?;
+    let rest = bytes.strip_prefix(SIGNATURE)?;
     let [command, family, high, low, rest @ ..] = rest else {
         return None;
     };

@@ -1,6 +1,11 @@
-//! The server's side of RFC 6455: the opening request byte by byte, and frames against a second reader, which has them whole.
+//! The server's side of RFC 6455: the opening request byte by byte, and it and frames against second readers, which have them
+//! whole.
 
-use fuzz::limits::{WEBSOCKET_FRAME_BYTES_MAX, WEBSOCKET_HANDSHAKE_BYTES_MAX};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sha1::{Digest as _, Sha1};
+
+use fuzz::limits::{WEBSOCKET_FRAME_BYTES_MAX, WEBSOCKET_HANDSHAKE_BYTES_MAX, WEBSOCKET_HEADERS_MAX};
 use fuzz::websocket::{AllowedOrigins, Decoder, End, Handshake, fuzz_websocket, handshake};
 
 pub fn check(bytes: &[u8]) {
@@ -9,10 +14,21 @@ pub fn check(bytes: &[u8]) {
     frames(bytes);
 }
 
-/// A verdict on a request falls once, and no later byte changes it.
+const ORIGIN: &str = "https://example.org";
+
+/// A verdict on a request falls once, and no later byte changes it; it is that of the second reader.
 fn requests(bytes: &[u8]) {
-    let origins = AllowedOrigins::parse(&["https://example.org"]).expect("an origin");
+    let origins = AllowedOrigins::parse(&[ORIGIN]).expect("an origin");
     let whole = handshake(bytes, &origins, true);
+    if let Some(request) = Request::read(bytes) {
+        match (&whole, request.answer()) {
+            (Handshake::Accepted { consumed, response }, Some(answer)) => {
+                assert_eq!((*consumed, response.as_slice()), (request.length, answer.as_bytes()));
+            }
+            (Handshake::Refused { .. }, None) => {}
+            (found, answer) => panic!("{found:?} where there must be {answer:?}"),
+        }
+    }
     // It reads from the start each time: the cuts of a long request are spread over it.
     let step = (bytes.len() / 256).max(1);
     let mut has_fallen = false;
@@ -30,6 +46,92 @@ fn requests(bytes: &[u8]) {
             }
             Handshake::Refused { response, .. } => assert!(response.is_empty() || response.starts_with(b"HTTP/1.1 ")),
         }
+    }
+}
+
+/// A request that is whole, and as plain as clients write it: of others this reader says nothing.
+struct Request<'b> {
+    method: &'b str,
+    path: &'b str,
+    headers: Vec<(&'b str, &'b str)>,
+    /// Of the head.
+    length: usize,
+}
+
+impl<'b> Request<'b> {
+    fn read(bytes: &'b [u8]) -> Option<Request<'b>> {
+        let length = bytes.windows(4).position(|end| end == b"\r\n\r\n")? + 4;
+        let head = std::str::from_utf8(&bytes[..length - 4]).ok()?;
+        let mut lines = head.split("\r\n");
+        let mut words = lines.next()?.split(' ');
+        let (method, target, version, end) = (words.next()?, words.next()?, words.next()?, words.next());
+        let is_word =
+            |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        let is_target = target.starts_with('/')
+            && target[1..]
+                .split(['/', '?', '=', '.'])
+                .all(|part| part.is_empty() || is_word(part));
+        let headers: Vec<_> = lines.map(|line| line.split_once(':')).collect::<Option<_>>()?;
+        let is_plain =
+            |(name, value): &(&str, &str)| is_word(name) && value.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        let is_all_plain =
+            is_word(method) && is_target && version == "HTTP/1.1" && end.is_none() && headers.iter().all(is_plain);
+        (is_all_plain && length <= WEBSOCKET_HANDSHAKE_BYTES_MAX && headers.len() <= WEBSOCKET_HEADERS_MAX).then(|| {
+            Request {
+                method,
+                path: target.split('?').next().unwrap_or_default(),
+                headers,
+                length,
+            }
+        })
+    }
+
+    fn values(&self, name: &str) -> Vec<&'b str> {
+        let named = self.headers.iter().filter(|header| header.0.eq_ignore_ascii_case(name));
+        named.map(|header| header.1.trim()).collect()
+    }
+
+    fn has(&self, name: &str, word: &str) -> bool {
+        let values = self.values(name);
+        values
+            .iter()
+            .any(|value| value.split(',').any(|item| item.trim().eq_ignore_ascii_case(word)))
+    }
+
+    /// Section 4.2; `None`: it must be refused.
+    fn answer(&self) -> Option<String> {
+        let [key] = self.values("Sec-WebSocket-Key")[..] else {
+            return None;
+        };
+        let is_key = key.strip_suffix("==").is_some_and(|symbols| {
+            symbols.len() == 22
+                && symbols
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'))
+        });
+        let offered = self.values("Sec-WebSocket-Protocol");
+        let mut items = offered.iter().flat_map(|value| value.split(',')).map(str::trim);
+        let subprotocol = items.find(|item| matches!(*item, "mqtt" | "mqttv3.1"));
+        let is_good = self.method == "GET"
+            && matches!(self.path, "/" | "/mqtt")
+            && self.values("Host").len() == 1
+            && self.has("Upgrade", "websocket")
+            && self.has("Connection", "upgrade")
+            && self.values("Sec-WebSocket-Version") == ["13"]
+            && is_key
+            && self
+                .values("Origin")
+                .iter()
+                .all(|origin| origin.eq_ignore_ascii_case(ORIGIN))
+            && (offered.is_empty() || subprotocol.is_some());
+        let accept = STANDARD.encode(Sha1::digest(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11")));
+        let subprotocol = subprotocol.map_or(String::new(), |name| format!("Sec-WebSocket-Protocol: {name}\r\n"));
+        is_good.then(|| {
+            format!(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                Sec-WebSocket-Accept: {accept}\r\n{subprotocol}\r\n"
+            )
+        })
     }
 }
 
