@@ -357,9 +357,10 @@ pub fn decode_datapoint<'a>(key: &[u8], value: &'a [u8]) -> Result<StoredDatapoi
     for shift in (0..).step_by(7) {
         let byte = fields.u8()?;
         let bits = u32::from(byte & 0x7f);
+        // No number begins with a digit of 0, but 0 itself.
         generation |= bits
             .checked_shl(shift)
-            .filter(|moved| moved >> shift == bits)
+            .filter(|moved| moved >> shift == bits && (byte != 0 || shift == 0))
             .ok_or(DecodeError::Field)?;
         if byte & 0x80 == 0 {
             break;
@@ -634,6 +635,7 @@ mod tests {
         for (body, error) in [
             ("01", DecodeError::Short),
             ("0180", DecodeError::Short),
+            ("018000", DecodeError::Field),
             ("01ffffffff10", DecodeError::Field),
             ("01ffffffffff01", DecodeError::Field),
             ("0100", DecodeError::Text),

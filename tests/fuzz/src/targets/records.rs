@@ -1,5 +1,6 @@
-//! Rows of the store: any key with any value is what this build writes, or is refused; what is read is written and read again,
-//! the same. The checksum is set right in half of the tries, or no byte would get past it.
+//! Rows of the store: any key with any value is what this build writes, or is refused; what is read is written as it was, or, of
+//! MessagePack, is read again the same; nothing is read with a bit of key or value changed. The checksum is set right in half of
+//! the tries, or no byte would get past it.
 
 use fuzz::store::schema::platform::*;
 use fuzz::store::schema::*;
@@ -37,29 +38,49 @@ macro_rules! again {
             let $out = &mut written;
             $encode;
             assert_eq!($decode($key, &written), Ok($found));
+            assert!($decode($key, &damaged($value)).is_err());
+            assert!($key.is_empty() || $decode(&damaged($key), $value).is_err());
         }
     };
+}
+
+/// The same of a layout that has one way to write a value.
+macro_rules! exactly {
+    ($key:ident, $value:ident, $decode:ident, |$found:ident, $out:ident| $encode:expr) => {
+        again!($key, $value, $decode, |$found, $out| {
+            $encode;
+            assert_eq!($out, $value);
+        })
+    };
+}
+
+/// With one bit changed: which, the bytes themselves say.
+fn damaged(bytes: &[u8]) -> Vec<u8> {
+    let mut damaged = bytes.to_vec();
+    let sum = bytes.iter().fold(bytes.len(), |sum, &byte| sum + usize::from(byte));
+    damaged[sum % bytes.len()] ^= 1 << (sum % 8);
+    damaged
 }
 
 fn read(table: usize, key: &[u8], value: &[u8]) {
     keys(key);
     match table {
-        0 => again!(key, value, decode_mark, |_found, out| encode_mark(key, out)),
-        1 => again!(key, value, decode_number, |found, out| encode_number(key, found, out)),
-        2 => again!(key, value, decode_references, |found, out| encode_references(
+        0 => exactly!(key, value, decode_mark, |_found, out| encode_mark(key, out)),
+        1 => exactly!(key, value, decode_number, |found, out| encode_number(key, found, out)),
+        2 => exactly!(key, value, decode_references, |found, out| encode_references(
             key, found, out
         )),
         3 => again!(key, value, decode_session, |found, out| encode_session(
             key, &found, out
         )),
-        4 => again!(key, value, decode_entry, |found, out| encode_entry(key, &found, out)),
-        5 => again!(key, value, decode_message, |found, out| encode_message(
+        4 => exactly!(key, value, decode_entry, |found, out| encode_entry(key, &found, out)),
+        5 => exactly!(key, value, decode_message, |found, out| encode_message(
             key, &found, out
         )),
-        6 => again!(key, value, decode_backlog, |found, out| encode_backlog(
+        6 => exactly!(key, value, decode_backlog, |found, out| encode_backlog(
             key, &found, out
         )),
-        7 => again!(key, value, decode_subscription, |found, out| {
+        7 => exactly!(key, value, decode_subscription, |found, out| {
             let (session, filter, qos) = found;
             let mut again = Vec::new();
             subscription_key(session, filter, &mut again);
@@ -67,7 +88,7 @@ fn read(table: usize, key: &[u8], value: &[u8]) {
             assert!(again == key || key.len() == KEY_BYTES_MAX);
             encode_subscription(key, filter, qos, out)
         }),
-        8 => again!(key, value, decode_retained, |found, out| encode_retained(
+        8 => exactly!(key, value, decode_retained, |found, out| encode_retained(
             key, &found, out
         )),
         9 => again!(key, value, decode_account, |found, out| encode_account(
@@ -85,14 +106,14 @@ fn read(table: usize, key: &[u8], value: &[u8]) {
                 "a start reads the same as the API"
             );
         }),
-        11 => again!(key, value, decode_state, |found, out| encode_state(key, &found, out)),
+        11 => exactly!(key, value, decode_state, |found, out| encode_state(key, &found, out)),
         12 => again!(key, value, decode_channel, |found, out| {
             assert_eq!(decode_channel_stream(key, value), Ok(found.0));
             encode_channel(key, found.0, &found.1, out)
         }),
         13 => again!(key, value, decode_event, |found, out| encode_event(key, &found, out)),
-        14 => again!(key, value, decode_tag, |found, out| encode_tag(key, &found, out)),
-        15 => again!(key, value, decode_usage, |found, out| encode_usage(key, &found, out)),
+        14 => exactly!(key, value, decode_tag, |found, out| encode_tag(key, &found, out)),
+        15 => exactly!(key, value, decode_usage, |found, out| encode_usage(key, &found, out)),
         16 => {
             if let Ok(found) = decode_datapoint(key, value) {
                 let mut written = Vec::new();
@@ -102,9 +123,10 @@ fn read(table: usize, key: &[u8], value: &[u8]) {
                     again.map(|again| (again.generation, again.row)),
                     Ok((found.generation, found.row))
                 );
+                assert_eq!(written, value);
             }
         }
-        17 => again!(key, value, decode_tag_purge, |found, out| encode_tag_purge(
+        17 => exactly!(key, value, decode_tag_purge, |found, out| encode_tag_purge(
             key, &found, out
         )),
         18 => drop(decode_device_standing(key, value)),
