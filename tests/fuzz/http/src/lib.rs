@@ -9,13 +9,15 @@
 //!         - nothing is answered or done without the one token that it needs;
 //!         - HEAD is GET without the body, and a slash at the end of a path makes no difference;
 //!         - a stream that is asked for in words of the model has the rows, the order and the sums that a list has;
-//!         - what was done is shown as the body said it, what was refused has changed nothing;
+//!         - what was done is shown as the body said it, what was made or removed is one more or one fewer, what was refused has
+//!           changed nothing;
 //!         - what an input has changed is unmade behind it.
 
 mod cores;
 mod stream;
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -213,6 +215,7 @@ impl Platform {
             _ => {
                 let looked = self.looked()?;
                 if answer.is_done() {
+                    is_counted(request, &self.shown, &looked);
                     self.has_changed |= looked != self.shown;
                     self.shown = looked;
                     self.is_shown(request, &answer)?;
@@ -346,7 +349,7 @@ impl Platform {
         Ok(())
     }
 
-    /// All that the API shows.
+    /// All that the API shows: in this order, [`CHANNELS_AT`] and [`EVENTS_AT`].
     fn looked(&self) -> Result<Vec<Answer>, Late> {
         let stream = format!("/v2/stream/{CHANNEL}");
         ["/v2/user", "/v2/device", "/v2/channel", "/v2/event", &stream]
@@ -363,6 +366,37 @@ impl Platform {
             .body(String::new());
         self.answer(&request.expect("a path that is one"))
     }
+}
+
+const CHANNELS_AT: usize = 2;
+const EVENTS_AT: usize = 3;
+
+/// What a request has done is one more channel or event, one fewer, or none.
+fn is_counted(request: &Request<String>, before: &[Answer], after: &[Answer]) {
+    let path = request.uri().path();
+    let (at, id) = match path.split('/').nth(2) {
+        Some("channel") => (CHANNELS_AT, "channel"),
+        Some("event") => (EVENTS_AT, "event_id"),
+        _ => return,
+    };
+    let count = |shown: &[Answer]| -> i64 {
+        let json = shown[at].json();
+        let ids = json
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|element| element[id].to_string());
+        ids.collect::<BTreeSet<_>>().len() as i64
+    };
+    let has_tag = request.headers().contains_key("x-tagname");
+    let expected = match *request.method() {
+        Method::POST if has_tag => 0..=1,
+        Method::POST => 1..=1,
+        Method::DELETE if has_tag => -1..=0,
+        Method::DELETE => -1..=-1,
+        _ => 0..=0,
+    };
+    assert!(expected.contains(&(count(after) - count(before))), "{request:?}");
 }
 
 /// Whether a request has the one token that it needs, once; `None`: it needs none.

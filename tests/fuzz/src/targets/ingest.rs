@@ -1,7 +1,8 @@
 //! From a payload to a stored value, and from stored values to what is read of them: serde_json, rmp-serde and form_urlencoded
 //! read the same bytes, and must find the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use fuzz::ingest::aggregate::{Aggregate, Aggregator};
 use fuzz::ingest::json::{self, settle};
@@ -11,7 +12,8 @@ use fuzz::ingest::{decode, payload, trigger};
 use fuzz::limits::VALUE_DEPTH_MAX;
 use fuzz::registry::device::{check_device_id, is_name};
 use fuzz::registry::event::{Event, Operator};
-use serde::Deserialize as _;
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 /// What serde_json takes for itself where it reads a name; nobody else does.
@@ -61,9 +63,66 @@ fn appended(convert: impl Fn(&mut String) -> Result<(), payload::BadPayload>) ->
 fn is_settled(value: &str) {
     assert_eq!(settle(value, VALUE_DEPTH_MAX, None).as_deref(), Ok(value));
     assert!(depth(value) <= VALUE_DEPTH_MAX);
+    serde_json::from_str::<OneOfEach>(value).expect("JSON without a name twice");
     let mut reader = json::Reader::new(value);
     reader.skip();
     assert!(reader.begin().is_none(), "one value, which is passed over whole");
+}
+
+/// Any value in which no object has a name twice.
+struct OneOfEach;
+
+impl<'de> Deserialize<'de> for OneOfEach {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<OneOfEach, D::Error> {
+        deserializer.deserialize_any(OneOfEach)
+    }
+}
+
+impl<'de> Visitor<'de> for OneOfEach {
+    type Value = OneOfEach;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E>(self) -> Result<OneOfEach, E> {
+        Ok(self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<OneOfEach, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<OneOfEach, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<OneOfEach, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<OneOfEach, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<OneOfEach, E> {
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<OneOfEach, A::Error> {
+        while elements.next_element::<OneOfEach>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<OneOfEach, A::Error> {
+        let mut names = BTreeSet::new();
+        while let Some((name, OneOfEach)) = members.next_entry::<String, OneOfEach>()? {
+            if !names.insert(name) {
+                return Err(A::Error::custom("a name is there twice"));
+            }
+        }
+        Ok(self)
+    }
 }
 
 /// How deep the brackets of a JSON text go.
@@ -169,6 +228,10 @@ fn message_pack(bytes: &[u8]) {
     let mut deserializer = rmp_serde::Deserializer::new(std::io::Cursor::new(bytes));
     let theirs = Value::deserialize(&mut deserializer).ok();
     let is_all = deserializer.position() == bytes.len() as u64;
+    assert!(
+        is_all || theirs.is_none() || found.is_none(),
+        "it goes on behind its one value"
+    );
     match theirs.filter(|_| is_all) {
         // They make 64 bits of a float of 32, and so other digits.
         _ if bytes.contains(&0xca) => {}
