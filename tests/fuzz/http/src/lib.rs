@@ -428,6 +428,7 @@ fn account() -> Account {
     let token = Token::from_random;
     Account {
         locale: "Europe/Vienna".to_owned(),
+        next_event: 2,
         ..Account::new(ACCOUNT, "U000001", token(API_TOKEN), token(DEVICE_TOKEN), START_MS)
     }
 }
