@@ -17,15 +17,21 @@ pub fn check(bytes: &[u8]) {
         length => usize::from(length) % 40,
     };
     let key = choices.take(key_length);
-    let mut value = choices.rest().to_vec();
-    if is_sealed {
-        value.insert(0, VERSION);
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(key);
-        crc.update(&value);
-        value.extend_from_slice(&crc.finalize().to_be_bytes());
-    }
-    read(table, key, &value);
+    let body = choices.rest();
+    read(table, key, &if is_sealed { sealed(key, body) } else { body.to_vec() });
+    let (number, mut written) = (body.len() as u64, Vec::new());
+    encode_number(key, number, &mut written);
+    assert_eq!(written, sealed(key, &number.to_be_bytes()));
+}
+
+/// As the head of the schema has it.
+fn sealed(key: &[u8], body: &[u8]) -> Vec<u8> {
+    let mut value = [&[VERSION], body].concat();
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(key);
+    crc.update(&value);
+    value.extend_from_slice(&crc.finalize().to_be_bytes());
+    value
 }
 
 const TABLES: usize = 20;
