@@ -26,13 +26,13 @@ pub fn check(bytes: &[u8]) {
             return;
         };
         let connect = decode_connect(frame);
-        assert_eq!(connect.is_ok(), Body(frame.body).is_connect(frame.first_byte).is_some());
+        assert_eq!(connect.is_ok(), Body(frame.body).connect(frame.first_byte).is_some());
         if let Ok(connect) = connect {
             as_they_read_connect(&connect);
         }
         for level in [Level::V31, Level::V311] {
             let packet = decode(frame, level);
-            let must_be_read = Body(frame.body).is_packet(frame.first_byte, level).is_some();
+            let must_be_read = Body(frame.body).packet(frame.first_byte, level).is_some();
             assert_eq!(packet.is_ok(), must_be_read, "{frame:02x?} {level:?}");
             let Ok(packet) = packet else { continue };
             // What is known of the packet before saves work, and changes nothing.
@@ -133,8 +133,8 @@ impl<'b> Body<'b> {
         self.0.is_empty().then_some(())
     }
 
-    /// Section 3.1.
-    fn is_connect(mut self, first_byte: u8) -> Option<()> {
+    /// A whole CONNECT: section 3.1.
+    fn connect(mut self, first_byte: u8) -> Option<()> {
         let is_old = match (self.data()?, self.number(1)?) {
             (b"MQTT", 4) => false,
             (b"MQIsdp", 3) => true,
@@ -166,8 +166,8 @@ impl<'b> Body<'b> {
         self.end()
     }
 
-    /// Sections 3.3 to 3.14, of what a client sends behind its CONNECT.
-    fn is_packet(mut self, first_byte: u8, level: Level) -> Option<()> {
+    /// A whole packet that a client sends behind its CONNECT: sections 3.3 to 3.14.
+    fn packet(mut self, first_byte: u8, level: Level) -> Option<()> {
         let flags = first_byte & 0x0f;
         // In 3.1 what is sent again has DUP.
         let is_two = flags == 2 || (flags == 10 && level == Level::V31);
