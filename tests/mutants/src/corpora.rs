@@ -3,21 +3,19 @@
 //!
 //! Reads   `tests/fuzz/mutations.toml`; the workspace.
 //! Writes  a copy of it in `target/mutants/workspace`, and what cargo builds of that.
-//! Holds   without a fault every input is taken; a fault is caught when an input of its target is not.
+//! Holds   without a fault every input is taken; a fault is caught when an input of its target is not, or does not come to its end.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 
-use crate::RUN_SECONDS_MAX;
 use crate::copy::{self, Copy};
 use crate::list::{self, CORPORA, Mutation};
+use crate::program;
 
 /// What the workspace is.
 const PATHS: [&str; 7] = [
@@ -46,28 +44,28 @@ pub fn run(root: &Path, only: &[String]) -> anyhow::Result<bool> {
     }
     workspace.update(&PATHS, &[])?;
     for package in chosen.iter().map(|mutation| package(mutation)).collect::<BTreeSet<_>>() {
-        let replayed = replay(&build(&workspace, &target, package)?)?;
-        ensure!(
-            replayed.failed.is_empty(),
-            "without a fault {package} fails: {}",
-            replayed.why
-        );
+        match replay(&build(&workspace, &target, package)?)? {
+            Some(Replayed { is_passed: true, .. }) => {}
+            Some(Replayed { why, .. }) => bail!("without a fault {package} fails: {why}"),
+            None => bail!("without a fault {package} does not come to its end"),
+        }
         println!("without a fault: {package} takes what is kept");
     }
     let mut missed = 0;
     for mutation in chosen {
         let built = workspace.with(mutation, || build(&workspace, &target, package(mutation)));
         let replayed = replay(&built.with_context(|| mutation.name.clone())?)?;
-        let inputs = replayed
-            .failed
-            .iter()
-            .filter(|target| **target == mutation.target)
-            .count();
-        missed += usize::from(inputs == 0);
         let (name, target) = (&mutation.name, &mutation.target);
-        match inputs {
-            0 => println!("{name:<34} MISSED by {target}"),
-            inputs => println!("{name:<34} {target}, {inputs} inputs: {}", replayed.why),
+        let Some(Replayed { failed, why, .. }) = replayed else {
+            println!("{name:<34} does not come to its end");
+            continue;
+        };
+        match failed.iter().filter(|failed| *failed == target).count() {
+            0 => {
+                missed += 1;
+                println!("{name:<34} MISSED by {target}");
+            }
+            inputs => println!("{name:<34} {target}, {inputs} inputs: {why}"),
         }
     }
     println!("{missed} missed, {:.0} s", start.elapsed().as_secs_f64());
@@ -113,47 +111,29 @@ fn build(workspace: &Copy, target: &Path, package: &str) -> anyhow::Result<PathB
 }
 
 struct Replayed {
+    is_passed: bool,
     /// The target of each input that was not taken.
     failed: Vec<String>,
     /// Of the first of them.
     why: String,
 }
 
-/// The test ends with its first failure, or names all.
-fn replay(test: &Path) -> anyhow::Result<Replayed> {
-    let mut child = Command::new(test)
-        .env("RUST_BACKTRACE", "0")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .with_context(|| format!("cannot start {}", test.display()))?;
-    let mut stdout = BufReader::new(child.stdout.take().context("a pipe")?);
-    let text = thread::spawn(move || {
-        let mut bytes = Vec::new();
-        stdout
-            .read_to_end(&mut bytes)
-            .map(|_| String::from_utf8_lossy(&bytes).into_owned())
-    });
-    let until = Instant::now() + Duration::from_secs(RUN_SECONDS_MAX);
-    while child.try_wait()?.is_none() {
-        if Instant::now() >= until {
-            child.kill()?;
-            child.wait()?;
-            bail!("{} does not come to its end", test.display());
+/// The test ends with its first failure, or names all. `None`: it does not come to its end.
+fn replay(test: &Path) -> anyhow::Result<Option<Replayed>> {
+    let run = program::run(Command::new(test).env("RUST_BACKTRACE", "0").stderr(Stdio::null()))?;
+    Ok(run.map(|(status, text)| {
+        let failed = text
+            .lines()
+            .filter_map(|line| line.split_once("tests/fuzz/run --replay ")?.1.split(' ').next())
+            .map(str::to_owned)
+            .collect();
+        let mut lines = text.lines().skip_while(|line| !line.contains("panicked at "));
+        let place = lines.next().and_then(|line| line.split_once("panicked at "));
+        let message: String = lines.next().unwrap_or_default().chars().take(110).collect();
+        Replayed {
+            is_passed: status.success(),
+            failed,
+            why: format!("{} {message}", place.map_or("", |(_, place)| place)),
         }
-        thread::sleep(Duration::from_millis(20));
-    }
-    let text = text.join().expect("a reader that ends with its pipe")?;
-    let failed = text
-        .lines()
-        .filter_map(|line| line.split_once("tests/fuzz/run --replay ")?.1.split(' ').next())
-        .map(str::to_owned)
-        .collect();
-    let mut lines = text.lines().skip_while(|line| !line.contains("panicked at "));
-    let place = lines.next().and_then(|line| line.split_once("panicked at "));
-    let message: String = lines.next().unwrap_or_default().chars().take(110).collect();
-    Ok(Replayed {
-        failed,
-        why: format!("{} {message}", place.map_or("", |(_, place)| place)),
-    })
+    }))
 }

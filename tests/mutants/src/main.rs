@@ -11,12 +11,13 @@ mod copy;
 mod corpora;
 mod heart;
 mod list;
+mod program;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
@@ -24,8 +25,6 @@ use clap::Parser;
 use crate::heart::Heart;
 use crate::list::Mutation;
 
-/// Within this, the slowest that a seed was seen to be is many times over.
-const RUN_SECONDS_MAX: u64 = 300;
 /// Programs that wait for their run.
 const WAITING_MAX: usize = 2;
 
@@ -133,30 +132,11 @@ fn line(name: &str, seeds: u64, fate: &Fate) -> String {
 }
 
 /// Runs a simulation over the first `seeds` seeds.
-fn simulate(program: &Path, seeds: u64) -> anyhow::Result<Fate> {
-    let mut child = Command::new(program)
-        .arg(seeds.to_string())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {}", program.display()))?;
-    let until = Instant::now() + Duration::from_secs(RUN_SECONDS_MAX);
-    // It prints less than a pipe holds.
-    while child.try_wait()?.is_none() {
-        if Instant::now() >= until {
-            child.kill()?;
-            child.wait()?;
-            return Ok(Fate::Hangs);
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    let output = child.wait_with_output()?;
-    ensure!(
-        output.status.success(),
-        "{} ends with {}",
-        program.display(),
-        output.status
-    );
-    let text = String::from_utf8_lossy(&output.stdout);
+fn simulate(path: &Path, seeds: u64) -> anyhow::Result<Fate> {
+    let Some((status, text)) = program::run(Command::new(path).arg(seeds.to_string()))? else {
+        return Ok(Fate::Hangs);
+    };
+    ensure!(status.success(), "{} ends with {status}", path.display());
     let Some((first, message)) = text.split_once('\n') else {
         return Ok(Fate::Missed);
     };
