@@ -2,7 +2,8 @@
 //! worth something.
 //!
 //! Reads   `tests/fuzz/mutations.toml`; the workspace.
-//! Writes  a copy of it in `target/mutants/workspace`, and what cargo builds of that.
+//! Writes  a copy of it in `target/mutants/workspace`, and what cargo builds of that in `target/mutants/whole`: in a directory that
+//!         two workspaces share, cargo takes the files of one for those of the other where a package has sources outside of its own.
 //! Holds   without a fault every input is taken; a fault is caught when an input of its target is not, or does not come to its end.
 
 use std::collections::BTreeSet;
@@ -35,8 +36,9 @@ pub fn run(root: &Path, only: &[String]) -> anyhow::Result<bool> {
     let list = list::read(root, list::FUZZED)?;
     let chosen = list::choose(&list, only, |_| true)?;
     let start = Instant::now();
-    let target = copy::target(root);
-    let workspace = Copy::new(root, target.join("mutants/workspace"));
+    let target = copy::target(root).join("mutants");
+    let workspace = Copy::new(root, target.join("workspace"));
+    let target = target.join("whole");
     // What was kept once and is not any more proves nothing.
     let kept = workspace.at.join(CORPORA);
     if kept.exists() {
