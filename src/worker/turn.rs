@@ -522,7 +522,10 @@ impl Core {
         if self.rests_until > began.unwrap_or_else(elapsed) {
             return;
         }
-        while let Some(connection) = self.marked.pop() {
+        // In the order in which they were marked: a message leaves before what acknowledges it to its publisher.
+        let mut at = 0;
+        while let Some(connection) = self.marked.get(at).copied() {
+            at += 1;
             if let Some(socket) = self.sockets.get_mut(connection) {
                 if self.now_us.wrapping_sub(socket.written_us) < self.parts.write_interval_us {
                     self.marked_next.push(connection);
@@ -533,6 +536,7 @@ impl Core {
                 self.settle();
             }
         }
+        self.marked.clear();
         std::mem::swap(&mut self.marked, &mut self.marked_next);
         if let Some(began) = began {
             let now = self.parts.epoch.elapsed();
