@@ -94,6 +94,11 @@ pub struct ReceivedIds {
 
 impl ReceivedIds {
     pub fn receive(&mut self, packet_id: PacketId) -> Received {
+        // Clients count upwards, so most identifiers are the highest.
+        if self.ids.last().is_none_or(|last| *last < packet_id.get()) {
+            self.ids.push(packet_id.get());
+            return Received::New;
+        }
         match self.ids.binary_search(&packet_id.get()) {
             Err(place) => {
                 self.ids.insert(place, packet_id.get());
@@ -102,6 +107,18 @@ impl ReceivedIds {
             Ok(_) if self.routing.contains(&packet_id) => Received::RepeatedTooEarly,
             Ok(_) => Received::Repeated,
         }
+    }
+
+    /// As long as they are new, receives them; how many those were. Their messages have reached everybody.
+    pub fn receive_new(&mut self, packet_ids: impl Iterator<Item = PacketId>) -> u32 {
+        let mut new = 0;
+        for packet_id in packet_ids {
+            if self.receive(packet_id) != Received::New {
+                break;
+            }
+            new += 1;
+        }
+        new
     }
 
     /// The message of this identifier waits for a receipt.
@@ -135,7 +152,11 @@ impl ReceivedIds {
 
     /// PUBREL: the identifier is free. Whether it was known does not matter to the client: PUBCOMP is the answer anyway.
     pub fn release(&mut self, packet_id: PacketId) -> bool {
-        let place = self.ids.binary_search(&packet_id.get());
+        // And most are released oldest first.
+        let place = match self.ids.first() == Some(&packet_id.get()) {
+            true => Ok(0),
+            false => self.ids.binary_search(&packet_id.get()),
+        };
         if let Ok(place) = place {
             self.ids.remove(place);
         }

@@ -23,6 +23,7 @@ use std::collections::VecDeque;
 use crate::limits::{INFLIGHT_SPAN_FACTOR, QUEUE_WINDOW_BYTES, QUEUE_WINDOW_MESSAGES, RETAINED_CHUNK_BYTES};
 use crate::mqtt::encode;
 use crate::mqtt::packet::{Level, PacketId, QoS};
+use crate::mqtt::run::Run;
 
 use super::message::{Message, SharedMessage};
 use super::outbox::{BufferPool, Outbox};
@@ -320,6 +321,29 @@ impl Outbound {
             record,
         });
         queued
+    }
+
+    /// Whether so many messages above QoS 0 may be sent at once, to a clean Session: nothing is before them, and the window is
+    /// open for all.
+    pub fn has_window_for(&self, count: u32, limits: &Limits) -> bool {
+        let count = count as usize;
+        self.is_clear()
+            && self.unacknowledged + count <= limits.inflight_max
+            && self.inflight.len() + count <= limits.inflight_max * INFLIGHT_SPAN_FACTOR
+    }
+
+    /// Sends a run above QoS 0 that [`has_window_for`](Outbound::has_window_for) allows: copied whole, then each packet is given its
+    /// identifier.
+    pub fn send_run(&mut self, run: &Run<'_>, out: &mut Vec<u8>) {
+        let mut from = out.len();
+        out.extend_from_slice(run.frames);
+        for len in run.lens() {
+            let packet_id = self.begin(run.qos, run.message_len(len));
+            let packet_id = packet_id.expect("above QoS 0 there is one");
+            let at = from + run.packet_id_at(len);
+            out[at..at + 2].copy_from_slice(&packet_id.get().to_be_bytes());
+            from += len;
+        }
     }
 
     fn push(&mut self, queued: Queued) {

@@ -9,7 +9,7 @@
 //! ```text
 //! Input ─▶ handle ─┬▶ connect     CONNECT came home: refuse nothing, resume or start anew; every ending
 //!                  ├▶ publish     a client's PUBLISH on its home core ─▶ topic at its owner ─▶ deliver at the homes
-//!                  ├▶ run         the same for QoS 0 packets of one topic that came together, as one piece
+//!                  ├▶ run         the same for packets of one topic that came together, and for acknowledgements, as one piece
 //!                  ├▶ subscribe   SUBSCRIBE, UNSUBSCRIBE ─▶ scan   retained messages for new subscriptions
 //!                  ├▶ deliver     PUBACK, PUBREC, PUBCOMP, room in an outbox, a part of a queue read back
 //!                  ├▶ receipt     what a commit lets happen
@@ -59,7 +59,7 @@ use crate::metrics::Counters;
 use crate::mqtt::decode::decode_after;
 use crate::mqtt::frame::{Framing, next_frame};
 use crate::mqtt::packet::Packet;
-use crate::mqtt::run::Run;
+use crate::mqtt::run::{AcknowledgementRun, Run};
 use crate::registry::access::{Access, AccountId};
 use crate::registry::datapoint::DatapointIds;
 use crate::registry::devices::Devices;
@@ -431,8 +431,10 @@ impl Shard {
     fn received(&mut self, id: ConnectionId, bytes: &[u8]) -> usize {
         let mut consumed = 0;
         let now = self.now;
-        // Of the last PUBLISH.
+        // Of the last PUBLISH, or of the run that begins here.
         let mut topic = None;
+        // Up to here packets are of no run that goes as one.
+        let mut single_to = 0;
         while let Some(connection) = self.clients.open_connection(id) {
             if connection.paused != 0 {
                 return consumed;
@@ -447,12 +449,25 @@ impl Shard {
             };
             connection.last_packet = now;
             let level = connection.level();
-            if let Some(run) = Run::beginning_with(frame, &bytes[consumed..], self.packet_bytes_max)
-                && !(self.publish_rate.is_limited() && self.counts_publishes_of(id))
-            {
-                consumed += run.frames.len();
-                self.publish_run(id, &run);
-                continue;
+            if consumed >= single_to {
+                let rest = &bytes[consumed..];
+                if let Some(run) = Run::beginning_with(frame, rest, self.packet_bytes_max) {
+                    topic = Some(run.topic);
+                    single_to = consumed + run.frames.len();
+                    if !(self.publish_rate.is_limited() && self.counts_publishes_of(id)) {
+                        let done = self.publish_run(id, &run);
+                        if done > 0 {
+                            consumed += done;
+                            continue;
+                        }
+                    }
+                } else if let Some(run) = AcknowledgementRun::beginning(rest) {
+                    single_to = consumed + run.bytes();
+                    if self.acknowledged_run(id, &run) {
+                        consumed = single_to;
+                        continue;
+                    }
+                }
             }
             consumed += frame.len;
             let last_record = self.last_record;
