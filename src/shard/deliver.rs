@@ -83,6 +83,11 @@ impl Shard {
         message: &Message<'_>,
     ) {
         let record = self.deliver(message, origin);
+        self.delivered(receipt, record);
+    }
+
+    /// Everybody here has what the owner of its topic sent: confirms it, once this record is on disk.
+    pub(super) fn delivered(&mut self, receipt: Option<(PeerId, ReceiptId)>, record: Option<RecordNumber>) {
         let publisher = receipt.map(|(home, receipt)| Publisher::At(home, receipt));
         self.hold_back(publisher);
         if record.is_some() {

@@ -5,10 +5,10 @@
 //! Called  by `shard::peers` (write) and `shard::handle` (read).
 //!
 //! ```text
-//! PUBLISH to its owner          ToOwner   Publish ─▶ Routed, Delivered...;  PublishRun
+//! PUBLISH to its owner          ToOwner   Publish ─▶ Routed, Delivered...;  PublishRun likewise
 //! SUBSCRIBE to the owners       ToOwner   Register ─▶ Registered;  RetainedNext ─▶ Retained..., RetainedEnd
 //! last holder of a filter gone  ToOwner   Withdraw
-//! owner to interested cores     ToHome    Deliver ─▶ Delivered (to the publisher's home, if it asked);  DeliverRun
+//! owner to interested cores     ToHome    Deliver ─▶ Delivered (to the publisher's home, if it asked);  DeliverRun likewise
 //! a full queue to publishers    ToHome    HoldBack, LetGo
 //! ```
 
@@ -38,8 +38,12 @@ pub enum ShardMessage<'a> {
         receipt: Option<ReceiptId>,
         published: Published<'a>,
     },
-    /// Home to owner: a client published these.
-    PublishRun { account: AccountId, run: Run<'a> },
+    /// Home to owner: a client published these. `receipt`, above QoS 0: as in `Publish`, for all of them.
+    PublishRun {
+        receipt: Option<ReceiptId>,
+        account: AccountId,
+        run: Run<'a>,
+    },
     /// Home to owner: this core wants the filter. Answer with `Registered`.
     Register {
         request: u32,
@@ -61,8 +65,11 @@ pub enum ShardMessage<'a> {
         origin: Option<Doubt>,
         message: Message<'a>,
     },
-    /// Owner to an interested core.
-    DeliverRun { run: Run<'a> },
+    /// Owner to an interested core. `receipt`, above QoS 0: as in `Deliver`, for all of them.
+    DeliverRun {
+        receipt: Option<(PeerId, ReceiptId)>,
+        run: Run<'a>,
+    },
     /// Owner to home: a receipt is complete after this many `Delivered`.
     Routed { receipt: ReceiptId, parts: u32 },
     /// To the publisher's home: one part of a receipt.
@@ -190,14 +197,13 @@ impl ShardMessage<'_> {
                 out.extend_from_slice(&[13]);
                 put_session(out, session);
             }
-            ShardMessage::PublishRun { account, run } => {
-                out.extend_from_slice(&[14]);
-                out.extend_from_slice(&account.0.to_le_bytes());
-                put_run(out, run);
+            ShardMessage::PublishRun { receipt, account, run } => {
+                let receipt = receipt.map_or(NO_RECEIPT, |receipt| receipt.0);
+                put_run(out, 14, [receipt, account.0], run);
             }
-            ShardMessage::DeliverRun { run } => {
-                out.extend_from_slice(&[15]);
-                put_run(out, run);
+            ShardMessage::DeliverRun { receipt, run } => {
+                let (home, receipt) = receipt.map_or((0, NO_RECEIPT), |(home, receipt)| (u32::from(home.0), receipt.0));
+                put_run(out, 15, [home, receipt], run);
             }
         }
     }
@@ -230,11 +236,13 @@ fn put_session(out: &mut Vec<u8>, session: SessionKey) {
 }
 
 /// The frames name the topic.
-fn put_run(out: &mut Vec<u8>, run: Run<'_>) {
+fn put_run(out: &mut Vec<u8>, kind: u8, words: [u32; 2], run: Run<'_>) {
     let len = u32::try_from(run.frames.len()).expect("a run is part of one read");
-    out.reserve(8 + run.frames.len());
-    out.extend_from_slice(&run.count.to_le_bytes());
-    out.extend_from_slice(&len.to_le_bytes());
+    out.reserve(17 + run.frames.len());
+    out.push(kind);
+    for word in [words[0], words[1], run.count, len] {
+        out.extend_from_slice(&word.to_le_bytes());
+    }
     out.extend_from_slice(run.frames);
 }
 
@@ -339,6 +347,11 @@ impl<'a> Messages<'a> {
             id => Some(ReceiptId(id)),
         }
     }
+
+    fn receipt_at(&mut self) -> Option<(PeerId, ReceiptId)> {
+        let home = PeerId(self.u32() as u16);
+        self.receipt().map(|receipt| (home, receipt))
+    }
 }
 
 impl<'a> Iterator for Messages<'a> {
@@ -389,10 +402,8 @@ impl<'a> Iterator for Messages<'a> {
             }
             5 => {
                 let flags = self.u8();
-                let home = PeerId(self.u32() as u16);
-                let receipt = self.receipt().map(|receipt| (home, receipt));
                 ShardMessage::Deliver {
-                    receipt,
+                    receipt: self.receipt_at(),
                     origin,
                     message: self.message(flags),
                 }
@@ -436,10 +447,14 @@ impl<'a> Iterator for Messages<'a> {
                 session: self.session(),
             },
             14 => ShardMessage::PublishRun {
+                receipt: self.receipt(),
                 account: AccountId(self.u32()),
                 run: self.run(),
             },
-            15 => ShardMessage::DeliverRun { run: self.run() },
+            15 => ShardMessage::DeliverRun {
+                receipt: self.receipt_at(),
+                run: self.run(),
+            },
             kind => panic!("a batch between cores begins a message with {kind}"),
         })
     }
@@ -484,6 +499,7 @@ mod tests {
         };
         let filter = TopicFilter::new("a/#").unwrap();
         let run = Run::trusted(b"\x30\x06\0\x03a/b1\x30\x05\0\x03a/b", 2);
+        let run_at_qos_1 = Run::trusted(b"\x32\x08\0\x03a/b\0\x011", 1);
         let messages = [
             ShardMessage::Publish {
                 receipt: Some(ReceiptId(7)),
@@ -550,10 +566,20 @@ mod tests {
             },
             ShardMessage::LetGo { session: SESSION },
             ShardMessage::PublishRun {
+                receipt: None,
                 account: AccountId(3),
                 run,
             },
-            ShardMessage::DeliverRun { run },
+            ShardMessage::PublishRun {
+                receipt: Some(ReceiptId(4)),
+                account: AccountId(3),
+                run: run_at_qos_1,
+            },
+            ShardMessage::DeliverRun { receipt: None, run },
+            ShardMessage::DeliverRun {
+                receipt: Some((PeerId(2), ReceiptId(5))),
+                run: run_at_qos_1,
+            },
         ];
         let mut batch = Vec::new();
         for message in &messages {

@@ -544,8 +544,10 @@ impl Shard {
                 ShardMessage::RetainedEnd { scan, finished } => self.retained_ended(scan, finished),
                 ShardMessage::HoldBack { receipt, session } => self.hold_back_sender(from, session, receipt),
                 ShardMessage::LetGo { session } => self.let_go_held(from, session),
-                ShardMessage::PublishRun { account, run } => self.publish_run_from(account, &run),
-                ShardMessage::DeliverRun { run } => self.deliver_run(&run),
+                ShardMessage::PublishRun { receipt, account, run } => {
+                    self.publish_run_from(from, receipt, account, &run);
+                }
+                ShardMessage::DeliverRun { receipt, run } => self.deliver_run_from(receipt, &run),
             }
         }
     }

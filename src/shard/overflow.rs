@@ -150,10 +150,13 @@ impl Shard {
     /// A queue on core `home` holds back the connection that waits for this receipt. It is open: the core that says so has
     /// not confirmed its part.
     pub(super) fn hold_back_sender(&mut self, home: PeerId, session: SessionKey, receipt: ReceiptId) {
-        // Who asked from outside waits for the answer, and sends nothing meanwhile.
-        if let Sender::Client(sender) = self.receipts.sender(receipt) {
-            self.held_back(home, session, sender.connection);
-        }
+        let connection = match self.receipts.sender(receipt) {
+            Sender::Client(sender) => sender.connection,
+            Sender::Run(sender) => sender.connection,
+            // Waits for the answer, and sends nothing meanwhile.
+            Sender::Asker(_) => return,
+        };
+        self.held_back(home, session, connection);
     }
 
     fn held_back(&mut self, home: PeerId, session: SessionKey, connection: ConnectionId) {

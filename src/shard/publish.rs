@@ -261,6 +261,7 @@ impl Shard {
     pub(super) fn complete(&mut self, sender: Sender) {
         let sender = match sender {
             Sender::Client(sender) => sender,
+            Sender::Run(sender) => return self.settle_run(sender),
             Sender::Asker(asker) => return self.tell(asker),
         };
         match sender.packet_id {
@@ -282,7 +283,7 @@ impl Shard {
             sequence,
             packet_id,
         } = sender;
-        self.acknowledge(connection, sequence);
+        self.acknowledge(connection, sequence, 1);
         let Some((key, packet_id)) = packet_id else { return };
         let Some(received) = self.clients.session(key).and_then(|client| client.received.as_mut()) else {
             return;
@@ -293,12 +294,13 @@ impl Shard {
             && let Some(sequence) = client.received.as_mut().and_then(|received| received.waited(packet_id))
         {
             if let Some(connection) = client.connection {
-                self.acknowledge(connection, sequence);
+                self.acknowledge(connection, sequence, 1);
             }
         }
     }
 
-    fn acknowledge(&mut self, id: ConnectionId, sequence: u32) {
+    /// So many acknowledgements from this one on may leave, if all before them have.
+    pub(super) fn acknowledge(&mut self, id: ConnectionId, sequence: u32, count: u32) {
         let Some(connection) = self.clients.open_connection(id) else {
             return;
         };
@@ -310,7 +312,7 @@ impl Shard {
         else {
             return;
         };
-        owed.complete(sequence);
+        (0..count).for_each(|offset| owed.complete(sequence.wrapping_add(offset)));
         let mut wrote = false;
         while let Some(acknowledgement) = owed.pop() {
             write_acknowledgement(outbox.writer(&mut self.pool), acknowledgement);
@@ -333,7 +335,7 @@ impl Shard {
     }
 }
 
-fn write_acknowledgement(out: &mut Vec<u8>, acknowledgement: Acknowledgement) {
+pub(super) fn write_acknowledgement(out: &mut Vec<u8>, acknowledgement: Acknowledgement) {
     match acknowledgement {
         Acknowledgement::PubAck(packet_id) => encode::puback(out, packet_id),
         Acknowledgement::PubRec(packet_id) => encode::pubrec(out, packet_id),

@@ -1,6 +1,6 @@
 //! What must be confirmed before an acknowledgement leaves.
 //!
-//! Owns    one [`Receipt`] per QoS 1 or 2 PUBLISH that is not confirmed yet, at the publisher's home core.
+//! Owns    one [`Receipt`] per QoS 1 or 2 PUBLISH, or run of them, that is not confirmed yet, at the publisher's home core.
 //! Called  by `shard::publish` (open), and by the answers of other cores and of the store (arrive).
 //! Holds   - a PUBLISH that concerns one core only and nothing durable never opens one;
 //!         - parts may arrive before their number is known: cores answer the home core directly, not through the owner;
@@ -22,6 +22,7 @@ pub struct ReceiptId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sender {
     Client(ClientSender),
+    Run(RunSender),
     /// Whoever asked with this ticket.
     Asker(Asker),
 }
@@ -34,6 +35,15 @@ pub struct ClientSender {
     pub sequence: u32,
     /// For QoS 2, the identifier the Session remembers, since it may outlive the connection.
     pub packet_id: Option<(SessionKey, PacketId)>,
+}
+
+/// A connection that is owed PUBACK or PUBREC for each packet of a run. Its Session is clean where that is PUBREC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunSender {
+    pub connection: ConnectionId,
+    /// The first of so many entries of the connection's `Acknowledgements`.
+    pub sequence: u32,
+    pub count: u32,
 }
 
 /// Somebody outside the cores, and what is to be said once all is done.

@@ -6,31 +6,34 @@
 //!           once per subscriber;
 //!         - wherever one packet of it may need another answer than the next, they do go one by one: data of a device, a
 //!           subscriber with a queue;
-//!         - above QoS 0 a run goes as one only where all of it is done, and acknowledged, at once: everybody who wants it is at
-//!           home here, keeps up, and has nothing on disk. Who subscribes to what it publishes itself gets a run's messages
-//!           first, then its acknowledgements.
+//!         - above QoS 0 a run has one receipt, so its acknowledgements leave together: when everybody has all of it. On the core of
+//!           its publisher it goes as one where everybody who wants it there keeps up and has nothing on disk;
+//!         - who subscribes to what it publishes itself gets a run's messages first, then its acknowledgements.
 
 use crate::ingest::topic::{Purpose, purpose};
+use crate::limits::RECEIPTS_PER_CONNECTION_MAX;
 use crate::mqtt::encode;
-use crate::mqtt::packet::QoS;
+use crate::mqtt::packet::{Publish, QoS};
 use crate::mqtt::run::{AcknowledgementKind, AcknowledgementRun, Run};
 use crate::registry::access::{Access, AccountId};
 use crate::routing::subscriptions::Target;
+use crate::session::inbound::Acknowledgement;
 use crate::session::message::Message;
 use crate::session::outbound::PubRec;
 
-use super::Shard;
-use super::event::{CloseReason, ConnectionId, Lane, PeerId, Violation};
+use super::clients::{Clients, paused};
+use super::event::{CloseReason, ConnectionId, Lane, PeerId, RecordNumber, Violation};
 use super::message::ShardMessage;
-use super::publish::Dispatched;
-use super::{clients::Clients, mark};
+use super::publish::{Dispatched, write_acknowledgement};
+use super::receipt::{ReceiptId, RunSender, Sender};
+use super::{Shard, mark};
 
 impl Shard {
     /// Packets of a client, on its home core. Gives how many bytes of them are dealt with: those that are not go one by one.
     #[inline]
     pub(super) fn publish_run(&mut self, id: ConnectionId, run: &Run<'_>) -> usize {
         if run.qos != QoS::AtMostOnce {
-            return self.publish_run_at_once(id, run);
+            return self.publish_run_acknowledged(id, run);
         }
         let account = self.clients.account_of(id);
         if !self.passes_whole(account, run) {
@@ -41,9 +44,7 @@ impl Shard {
         let congested = if owner == self.core {
             self.route_run(run)
         } else {
-            let publish = ShardMessage::PublishRun { account, run: *run };
-            let is_full = self.send(owner, Lane::ToOwner, &publish);
-            is_full.then_some((owner, Lane::ToOwner))
+            self.send_run(owner, None, account, run)
         };
         self.pause_if_congested(
             id,
@@ -57,61 +58,153 @@ impl Shard {
 
     /// Packets above QoS 0: all of them, those before a repeated one, or none.
     #[inline(never)]
-    fn publish_run_at_once(&mut self, id: ConnectionId, run: &Run<'_>) -> usize {
+    fn publish_run_acknowledged(&mut self, id: ConnectionId, run: &Run<'_>) -> usize {
         // To find out whether it can go as one costs more than one packet saves by it, unless there is hardly anything to ask.
         if run.count == 1 && (self.cores > 1 || !matches!(self.access, Access::Open)) {
             return 0;
         }
         let account = self.clients.account_of(id);
-        if !self.passes_whole(account, run) {
+        let index = self.clients.connections[id.index as usize].client;
+        // What is durable of a publisher's identifiers goes to disk one by one.
+        let is_durable = run.qos == QoS::ExactlyOnce && !self.clients.sessions[index as usize].is_clean();
+        if is_durable || !self.passes_whole(account, run) {
             return 0;
         }
-        let connection = &self.clients.connections[id.index as usize];
-        let index = connection.client;
-        let is_owed = connection
-            .acknowledgements
-            .as_ref()
-            .is_some_and(|owed| !owed.is_empty());
-        let is_exactly_once = run.qos == QoS::ExactlyOnce;
-        // A durable publisher's identifiers go to disk.
-        let is_durable = is_exactly_once && !self.clients.sessions[index as usize].is_clean();
-        if is_owed || is_durable || !self.is_wanted_here_alone(account, run) {
-            return 0;
-        }
-        let targets = self.find_targets(run.topic);
-        let mut run = *run;
-        if !targets.answer().iter().all(|target| self.takes_whole(target, &run)) {
-            run = run.first(0);
-        } else if is_exactly_once {
-            let received = self.clients.sessions[index as usize].received.get_or_insert_default();
-            let new = received.receive_new(run.packet_ids());
-            if new < run.count {
-                run = run.first(new);
+        let owner = self.owner(account, run.topic);
+        if owner != self.core {
+            let run = self.receive_new(index, run);
+            if run.count > 0 {
+                let sender = self.run_sender(id, &run);
+                let receipt = self.receipts.open(Sender::Run(sender), None);
+                let congested = self.send_run(owner, Some(receipt), account, &run);
+                self.owe_run(id, &run, false);
+                let waits = true;
+                self.pause_if_congested(id, Dispatched { waits, congested });
             }
+            return run.frames.len();
+        }
+        let interested = (self.cores > 1).then(|| self.find_interested(run.topic));
+        let cores = interested.as_ref().map_or(&[][..], |interested| interested.answer());
+        let targets = (self.cores == 1 || cores.contains(&self.core.0)).then(|| self.find_targets(run.topic));
+        let mut run = *run;
+        let here = targets.as_ref().map_or(&[][..], |targets| targets.answer());
+        match here.iter().all(|target| self.takes_whole(target, &run)) {
+            true => run = self.receive_new(index, &run),
+            false => run = run.first(0),
         }
         if run.count > 0 {
-            self.counters.matched += targets.answer().len() as u64 * u64::from(run.count);
-            for target in targets.answer() {
-                self.deliver_whole(target, &run);
-            }
-            self.acknowledge_run(id, &run);
+            self.deliver_whole(here, &run);
+            let others = self.count_others(cores);
+            let receipt = (others > 0).then(|| {
+                let sender = self.run_sender(id, &run);
+                self.receipts.open(Sender::Run(sender), Some(others))
+            });
+            let deliver = ShardMessage::DeliverRun {
+                receipt: receipt.map(|receipt| (self.core, receipt)),
+                run,
+            };
+            let congested = self.forward(cores, &deliver);
+            let waits = receipt.is_some();
+            self.owe_run(id, &run, !waits);
+            self.pause_if_congested(id, Dispatched { waits, congested });
         }
-        self.targets = targets;
+        if let Some(targets) = targets {
+            self.targets = targets;
+        }
+        if let Some(interested) = interested {
+            self.cores_wanting = interested;
+        }
         run.frames.len()
     }
 
-    /// No other core has a part in it.
-    fn is_wanted_here_alone(&mut self, account: AccountId, run: &Run<'_>) -> bool {
-        if self.cores == 1 {
-            return true;
+    /// At QoS 2 the packets before the first whose identifier is in use; at QoS 1 all.
+    fn receive_new<'a>(&mut self, client: u32, run: &Run<'a>) -> Run<'a> {
+        if run.qos != QoS::ExactlyOnce {
+            return *run;
         }
-        if self.owner(account, run.topic) != self.core {
-            return false;
+        let received = self.clients.sessions[client as usize].received.get_or_insert_default();
+        let new = received.receive_new(run.packet_ids());
+        match new < run.count {
+            true => run.first(new),
+            false => *run,
         }
-        let interested = self.find_interested(run.topic);
-        let is_alone = interested.answer().iter().all(|core| *core == self.core.0);
-        self.cores_wanting = interested;
-        is_alone
+    }
+
+    /// Who is owed acknowledgements for a run, before [`Shard::owe_run`].
+    fn run_sender(&self, id: ConnectionId, run: &Run<'_>) -> RunSender {
+        let owed = &self.clients.connections[id.index as usize].acknowledgements;
+        RunSender {
+            connection: id,
+            sequence: owed.as_ref().map_or(0, |owed| owed.next_sequence()),
+            count: run.count,
+        }
+    }
+
+    /// Owes an acknowledgement for each packet; they leave at once if all is done and nothing is owed before.
+    fn owe_run(&mut self, id: ConnectionId, run: &Run<'_>, ready: bool) {
+        let connection = &mut self.clients.connections[id.index as usize];
+        let acknowledgement = match run.qos {
+            QoS::ExactlyOnce => Acknowledgement::PubRec,
+            _ => Acknowledgement::PubAck,
+        };
+        *match run.qos {
+            QoS::ExactlyOnce => &mut self.counters.publishes_qos2,
+            _ => &mut self.counters.publishes_qos1,
+        } += u64::from(run.count);
+        let nothing_before = connection.acknowledgements.as_ref().is_none_or(|owed| owed.is_empty());
+        if ready && nothing_before {
+            let out = connection.outbox.writer(&mut self.pool);
+            run.packet_ids()
+                .for_each(|packet_id| write_acknowledgement(out, acknowledgement(packet_id)));
+            mark(connection, id, &mut self.outputs);
+            return;
+        }
+        let owed = connection.acknowledgements.get_or_insert_default();
+        run.packet_ids()
+            .for_each(|packet_id| owed.push(acknowledgement(packet_id), ready));
+        let is_full = owed.len() >= RECEIPTS_PER_CONNECTION_MAX;
+        if !ready && run.qos == QoS::ExactlyOnce {
+            let client = &mut self.clients.sessions[connection.client as usize];
+            let received = client.received.as_mut().expect("it has received these identifiers");
+            run.packet_ids().for_each(|packet_id| received.routing(packet_id));
+        }
+        if is_full {
+            self.pause(id, paused::RECEIPTS);
+        }
+    }
+
+    /// Everybody has a run, or, where its client has gone, it does not matter any more: a Session that is owed PUBREC for one has
+    /// ended with its connection.
+    pub(super) fn settle_run(&mut self, sender: RunSender) {
+        let RunSender {
+            connection: id,
+            sequence,
+            count,
+        } = sender;
+        if self.clients.open_connection(id).is_none() {
+            return;
+        }
+        let Clients {
+            sessions, connections, ..
+        } = &mut self.clients;
+        let connection = &connections[id.index as usize];
+        let owed = connection.acknowledgements.as_ref();
+        let owed = owed.expect("its entries wait for the receipt");
+        // Repetitions that came meanwhile wait under numbers of their own.
+        let mut repeated = Vec::new();
+        if let Some(received) = &mut sessions[connection.client as usize].received {
+            for acknowledgement in owed.entries(sequence, count) {
+                let Acknowledgement::PubRec(packet_id) = acknowledgement else {
+                    break;
+                };
+                received.routed(packet_id);
+                repeated.extend(std::iter::from_fn(|| received.waited(packet_id)));
+            }
+        }
+        self.acknowledge(id, sequence, count);
+        repeated
+            .into_iter()
+            .for_each(|sequence| self.acknowledge(id, sequence, 1));
     }
 
     /// Whether every packet of a run above QoS 0 can be sent to this Session at once, or is not for it, with nothing to wait for.
@@ -134,8 +227,15 @@ impl Shard {
         }
     }
 
-    /// Gives a run above QoS 0 to a Session that takes it whole.
-    fn deliver_whole(&mut self, target: &Target, run: &Run<'_>) {
+    /// Gives a run above QoS 0 to Sessions of which each takes it whole.
+    fn deliver_whole(&mut self, targets: &[Target], run: &Run<'_>) {
+        self.counters.matched += targets.len() as u64 * u64::from(run.count);
+        for target in targets {
+            self.deliver_whole_to(target, run);
+        }
+    }
+
+    fn deliver_whole_to(&mut self, target: &Target, run: &Run<'_>) {
         let Clients {
             sessions, connections, ..
         } = &mut self.clients;
@@ -163,22 +263,6 @@ impl Shard {
                 client.outbound().send_run(run, out);
                 self.counters.delivered_qos2 += count;
             }
-        }
-        mark(connection, id, &mut self.outputs);
-    }
-
-    /// Everybody has the run, and nothing is owed before it.
-    fn acknowledge_run(&mut self, id: ConnectionId, run: &Run<'_>) {
-        let Some(connection) = self.clients.open_connection(id) else {
-            return;
-        };
-        let out = connection.outbox.writer(&mut self.pool);
-        if run.qos == QoS::AtLeastOnce {
-            self.counters.publishes_qos1 += u64::from(run.count);
-            run.packet_ids().for_each(|packet_id| encode::puback(out, packet_id));
-        } else {
-            self.counters.publishes_qos2 += u64::from(run.count);
-            run.packet_ids().for_each(|packet_id| encode::pubrec(out, packet_id));
         }
         mark(connection, id, &mut self.outputs);
     }
@@ -231,15 +315,88 @@ impl Shard {
     }
 
     /// Packets whose publisher is at home on another core.
-    pub(super) fn publish_run_from(&mut self, account: AccountId, run: &Run<'_>) {
+    pub(super) fn publish_run_from(
+        &mut self,
+        from: PeerId,
+        receipt: Option<ReceiptId>,
+        account: AccountId,
+        run: &Run<'_>,
+    ) {
         // Its home has looked already; the token may have been rotated on the way.
-        if !self.access.may_publish(account, run.topic) {
+        let is_routed = self.access.may_publish(account, run.topic);
+        if !is_routed {
             self.counters.publishes_refused += u64::from(run.count);
             self.counters.refused_bad_token += u64::from(run.count);
+        }
+        if run.qos == QoS::AtMostOnce {
+            if is_routed {
+                // Past the bound, the next batch of requests is not taken: nobody to pause here.
+                self.route_run(run);
+            }
             return;
         }
-        // Past the bound, the next batch of requests is not taken: nobody to pause here.
-        self.route_run(run);
+        let interested = self.find_interested(run.topic);
+        // What is not routed nobody gets.
+        let cores = if is_routed { interested.answer() } else { &[] };
+        let record = match cores.contains(&self.core.0) {
+            true => self.deliver_run_kept(run),
+            false => None,
+        };
+        self.routed_for(from, receipt, record, self.count_others(cores));
+        let deliver = ShardMessage::DeliverRun {
+            receipt: receipt.map(|receipt| (from, receipt)),
+            run: *run,
+        };
+        self.forward(cores, &deliver);
+        self.cores_wanting = interested;
+    }
+
+    /// Packets from the owner of their topic.
+    pub(super) fn deliver_run_from(&mut self, receipt: Option<(PeerId, ReceiptId)>, run: &Run<'_>) {
+        if run.qos == QoS::AtMostOnce {
+            return self.deliver_run(run);
+        }
+        let record = self.deliver_run_kept(run);
+        self.delivered(receipt, record);
+    }
+
+    /// Gives a run above QoS 0, whose publisher is at home elsewhere, to every Session of this core that wants it. Returns the
+    /// record that its acknowledgements must wait for, if a durable Session has it.
+    fn deliver_run_kept(&mut self, run: &Run<'_>) -> Option<RecordNumber> {
+        let targets = self.find_targets(run.topic);
+        let is_taken = targets.answer().iter().all(|target| self.takes_whole(target, run));
+        if is_taken {
+            self.deliver_whole(targets.answer(), run);
+        }
+        self.targets = targets;
+        if is_taken {
+            return None;
+        }
+        let mut record = None;
+        for publish in run.publishes() {
+            let Publish {
+                topic, payload, qos, ..
+            } = publish;
+            record = record.max(self.deliver(&Message { topic, payload, qos }, None));
+        }
+        record
+    }
+
+    /// Sends a run to the owner of its topic; that, if its batch is past its bound.
+    fn send_run(
+        &mut self,
+        owner: PeerId,
+        receipt: Option<ReceiptId>,
+        account: AccountId,
+        run: &Run<'_>,
+    ) -> Option<(PeerId, Lane)> {
+        let publish = ShardMessage::PublishRun {
+            receipt,
+            account,
+            run: *run,
+        };
+        let is_full = self.send(owner, Lane::ToOwner, &publish);
+        is_full.then_some((owner, Lane::ToOwner))
     }
 
     /// Whether all of it may be published without a look at each.
@@ -262,7 +419,11 @@ impl Shard {
         if cores.contains(&self.core.0) {
             self.deliver_run(run);
         }
-        let congested = self.forward(cores, &ShardMessage::DeliverRun { run: *run });
+        let deliver = ShardMessage::DeliverRun {
+            receipt: None,
+            run: *run,
+        };
+        let congested = self.forward(cores, &deliver);
         self.cores_wanting = interested;
         congested
     }

@@ -108,28 +108,31 @@ fn plan() -> impl Strategy<Value = Plan> {
         proptest::bool::weighted(0.3),
         proptest::collection::vec(proptest::collection::vec(packet, 1..16), 1..4),
         proptest::option::weighted(0.3, (0usize..8, 0u8..3)),
-        prop_oneof![4usize..12, Just(24)],
+        (
+            prop_oneof![4usize..12, Just(24)],
+            prop_oneof![100usize..500, Just(2_000)],
+        ),
     )
-        .prop_map(
-            |(cores, is_clean, subscribers, repeats, mut rounds, wrong, inflight_max)| {
-                for round in &mut rounds {
-                    // Most of a round is of the first packet's kind: that makes runs.
-                    let (topic, qos, ..) = round[0].clone();
-                    for packet in round.iter_mut().filter(|packet| packet.3 % 8 != 0) {
-                        (packet.0, packet.1) = (topic.clone(), qos);
-                    }
+        .prop_map(|(cores, is_clean, subscribers, repeats, mut rounds, wrong, limits)| {
+            for round in &mut rounds {
+                // Most of a round is of the first packet's kind: that makes runs.
+                let (topic, qos, ..) = round[0].clone();
+                for packet in round.iter_mut().filter(|packet| packet.3 % 8 != 0) {
+                    (packet.0, packet.1) = (topic.clone(), qos);
                 }
-                Plan {
-                    cores,
-                    is_clean,
-                    subscribers,
-                    repeats,
-                    rounds,
-                    wrong,
-                    inflight_max,
-                }
-            },
-        )
+            }
+            let (inflight_max, outbox_bytes_max) = limits;
+            Plan {
+                cores,
+                is_clean,
+                subscribers,
+                repeats,
+                rounds,
+                wrong,
+                inflight_max,
+                outbox_bytes_max,
+            }
+        })
 }
 
 /// Everything that left for each client, every counter, and what else was said: what went to disk, who was closed and why.

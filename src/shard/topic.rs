@@ -127,19 +127,8 @@ impl Shard {
         } else {
             None
         };
-        let publisher = receipt.map(|receipt| Publisher::At(from, receipt));
-        self.hold_back(publisher);
-        if let Some(receipt) = receipt {
-            let record = stored.max(retained).max(delivered);
-            if record.is_some() {
-                self.hold_back_for_disk(publisher);
-            }
-            if let Some(record) = record {
-                self.after_commit(record, Then::Confirm { home: from, receipt });
-            }
-            let parts = self.count_others(cores) + u32::from(record.is_some());
-            self.send(from, Lane::ToHome, &ShardMessage::Routed { receipt, parts });
-        }
+        let record = stored.max(retained).max(delivered);
+        self.routed_for(from, receipt, record, self.count_others(cores));
         // Past the bound, the next batch of requests is not taken: nobody to pause here.
         let deliver = ShardMessage::Deliver {
             receipt: receipt.map(|receipt| (from, receipt)),
@@ -150,6 +139,25 @@ impl Shard {
         self.cores_wanting = interested;
     }
 
+    /// Tells the publisher's home how many places will confirm: so many other cores, and this one if a record must be on disk first.
+    pub(super) fn routed_for(
+        &mut self,
+        from: PeerId,
+        receipt: Option<ReceiptId>,
+        record: Option<RecordNumber>,
+        others: u32,
+    ) {
+        let publisher = receipt.map(|receipt| Publisher::At(from, receipt));
+        self.hold_back(publisher);
+        let Some(receipt) = receipt else { return };
+        if let Some(record) = record {
+            self.hold_back_for_disk(publisher);
+            self.after_commit(record, Then::Confirm { home: from, receipt });
+        }
+        let parts = others + u32::from(record.is_some());
+        self.send(from, Lane::ToHome, &ShardMessage::Routed { receipt, parts });
+    }
+
     /// The cores with a Session that wants the topic; given back to `cores_wanting` by the caller.
     pub(super) fn find_interested(&mut self, topic: TopicName<'_>) -> Recent<u16> {
         let mut cores = std::mem::take(&mut self.cores_wanting);
@@ -158,7 +166,7 @@ impl Shard {
         cores
     }
 
-    fn count_others(&self, cores: &[u16]) -> u32 {
+    pub(super) fn count_others(&self, cores: &[u16]) -> u32 {
         cores.iter().filter(|core| **core != self.core.0).count() as u32
     }
 
