@@ -5,7 +5,7 @@
 //! Holds   - every frame of a [`Run`] has the same QoS and Topic Name, no DUP, no RETAIN, and is what
 //!           [`super::encode::publish`] would write: a remaining length that takes more bytes than it needs ends it;
 //!         - so who gets a run is looked up once, and its frames are copied as one piece;
-//!         - it has at most `RUN_BYTES_MAX` bytes, or one packet;
+//!         - it has at most `RUN_BYTES_MAX` bytes, or one packet at QoS 0; above that it has two at least;
 //!         - an [`AcknowledgementRun`] has at least two packets, all of them well-formed.
 
 use crate::limits::RUN_BYTES_MAX;
@@ -16,7 +16,7 @@ use super::frame::{Frame, Framing, next_frame};
 use super::packet::{PacketId, Publish, QoS};
 use super::topic::TopicName;
 
-/// At least one PUBLISH; only what is left of a run may be none.
+/// PUBLISH packets; only what is left of a run may be none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run<'a> {
     pub qos: QoS,
@@ -28,19 +28,27 @@ pub struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// The longest run that begins with `first`, the frame at the start of `bytes`; `None` if that is part of no run, which
-    /// includes every frame that breaks a rule.
+    /// includes every frame that breaks a rule, and a frame above QoS 0 that is alone.
     #[inline]
     pub fn beginning_with(first: Frame<'a>, bytes: &'a [u8], packet_bytes_max: usize) -> Option<Run<'a>> {
         let qos = plain_qos(first.first_byte)?;
         if !is_shortest(&first) {
             return None;
         }
-        let topic = decode::publish(first).ok()?.topic;
-        // The two bytes of its length and the topic itself.
-        let head = &first.body[..2 + topic.as_str().len()];
-        let (len, count) = match qos {
-            QoS::AtMostOnce => extent::<false>(first, head, bytes, packet_bytes_max),
-            _ => extent::<true>(first, head, bytes, packet_bytes_max),
+        let (topic, (len, count)) = if qos == QoS::AtMostOnce {
+            let topic = decode::publish(first).ok()?.topic;
+            // The two bytes of its length and the topic itself.
+            let head = &first.body[..2 + topic.as_str().len()];
+            (topic, extent::<false>(first, head, bytes, packet_bytes_max))
+        } else {
+            // Most are alone: that is seen before the topic is looked at.
+            let topic_len = first.body.first_chunk()?;
+            let head = first.body.get(..2 + usize::from(u16::from_be_bytes(*topic_len)))?;
+            let extent = extent::<true>(first, head, bytes, packet_bytes_max);
+            if extent.1 == 1 {
+                return None;
+            }
+            (decode::publish(first).ok()?.topic, extent)
         };
         Some(Run {
             qos,
@@ -326,10 +334,21 @@ mod tests {
         // Another QoS begins another run; an identifier of 0, or none, ends one.
         let at_qos_1 = [0x32, 6, 0, 1, b'a', 0, 1, b'1'];
         assert_eq!(run(&[&first[..], &at_qos_1].concat()).unwrap().count, 1);
-        for other in [&[0x32, 6, 0, 1, b'a', 0, 0, b'1'][..], &[0x32, 4, 0, 1, b'a', 7]] {
-            assert_eq!(run(&[&at_qos_1, other].concat()).unwrap().frames, at_qos_1, "{other:?}");
-            assert_eq!(run(other), None, "{other:?}");
+        let twice = at_qos_1.repeat(2);
+        for other in [
+            &[0x32, 6, 0, 1, b'a', 0, 0, b'1'][..],
+            &[0x32, 4, 0, 1, b'a', 7],
+            &[0x34, 5, 0, 1, b'a', 0, 1],
+            &[],
+        ] {
+            assert_eq!(run(&[&twice, other].concat()).unwrap().frames, twice, "{other:?}");
+            assert_eq!(run(&[&at_qos_1, other].concat()), None, "{other:?}");
+            if !other.is_empty() {
+                assert_eq!(run(&[other, &twice].concat()), None, "{other:?}");
+            }
         }
+        // Both break a rule, and the same.
+        assert_eq!(run(&[0x32, 6, 0, 1, b'#', 0, 1, b'1'].repeat(2)), None);
     }
 
     #[test]
@@ -406,7 +425,10 @@ mod tests {
             while at < bytes.len() {
                 let Ok(Framing::Whole(frame)) = next_frame(&bytes[at..], LIMIT) else { panic!("cut at {at}") };
                 let Some(run) = Run::beginning_with(frame, &bytes[at..], LIMIT) else {
-                    prop_assert!(packets[seen].2);
+                    let (topic, qos, retain, _) = &packets[seen];
+                    let is_alone = packets.get(seen + 1).is_none_or(|(next, ..)| next != topic)
+                        || packets.get(seen + 1).is_none_or(|next| next.1 != *qos || next.2);
+                    prop_assert!(*retain || *qos > 0 && is_alone);
                     (at, seen) = (at + frame.len, seen + 1);
                     continue;
                 };

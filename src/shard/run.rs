@@ -59,10 +59,6 @@ impl Shard {
     /// Packets above QoS 0: all of them, those before a repeated one, or none.
     #[inline(never)]
     fn publish_run_acknowledged(&mut self, id: ConnectionId, run: &Run<'_>) -> usize {
-        // To find out whether it can go as one costs more than one packet saves by it, unless there is hardly anything to ask.
-        if run.count == 1 && (self.cores > 1 || !matches!(self.access, Access::Open)) {
-            return 0;
-        }
         let account = self.clients.account_of(id);
         let index = self.clients.connections[id.index as usize].client;
         // What is durable of a publisher's identifiers goes to disk one by one.
