@@ -49,7 +49,8 @@ pub const OVERFLOW_WAIT_MS: u64 = 1_000;
 pub const OUTBOX_BYTES_MAX: usize = 256 * 1024;
 /// An outbox this full is written at the end of its turn, not at the end of the batch.
 pub const OUTBOX_FLUSH_BYTES: usize = 64 * 1024;
-/// PUBLISH packets of one connection whose acknowledgement waits for other cores or the disk; then it is not read.
+/// PUBLISH packets of one connection whose acknowledgement waits for other cores or the disk; then it is not read. What came in one
+/// read may overshoot it.
 pub const RECEIPTS_PER_CONNECTION_MAX: usize = 4_096;
 
 /// Descriptors of a core that are no connection: runtime, epoll set, listeners, bells and passages of all cores, files.
