@@ -44,7 +44,7 @@ pub struct Profile {
     /// By `Action`, in its order.
     pub weights: [usize; 10],
     pub publish_percent: usize,
-    /// Of what is published, many packets of one topic at QoS 0, which a broker may take as one.
+    /// Of what is published, many packets of one topic and QoS, which a broker may take as one.
     pub run_percent: usize,
     pub retain_percent: usize,
     pub wildcard_percent: usize,

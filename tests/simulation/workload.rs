@@ -22,6 +22,9 @@ use crate::topics::{Purpose, Retired};
 use crate::words::brief_packet;
 use crate::world::World;
 
+/// Above QoS 0 a client has so many that are not over.
+const OUTGOING_MAX: usize = 20;
+
 /// A PUBLISH of the client's that is not over.
 pub struct Outgoing {
     pub id: u16,
@@ -557,36 +560,46 @@ impl World {
 
     fn publish(&mut self, client: usize) {
         let link = self.clients[client].link.expect("it is connected");
-        if self.clients[client].outgoing.len() >= 20 {
+        if self.clients[client].outgoing.len() >= OUTGOING_MAX {
             return;
         }
         let number = self.new_message(client, link);
         if self.oracle.messages[number].retain && self.random.percent(20) {
             self.oracle.messages[number].len = 0;
         }
-        if self.oracle.messages[number].qos > QoS::AtMostOnce {
-            let id = self.clients[client].fresh_id();
-            self.clients[client].outgoing.push(Outgoing {
-                id,
-                message: number,
-                is_released: false,
-            });
-            self.send_publish(client, number, id, false);
-        } else {
-            self.send_publish(client, number, 0, false);
-        }
+        self.publish_message(client, number);
     }
 
-    /// Packets of one topic, one behind the other.
+    /// For the first time.
+    fn publish_message(&mut self, client: usize, number: usize) {
+        if self.oracle.messages[number].qos == QoS::AtMostOnce {
+            return self.send_publish(client, number, 0, false);
+        }
+        let id = self.clients[client].fresh_id();
+        self.clients[client].outgoing.push(Outgoing {
+            id,
+            message: number,
+            is_released: false,
+        });
+        self.send_publish(client, number, id, false);
+    }
+
+    /// Packets of one topic and QoS, one behind the other.
     fn publish_run(&mut self, client: usize) {
         let link = self.clients[client].link.expect("it is connected");
         let topic = self.some_topic(self.clients[client].tenant);
+        let qos = self
+            .random
+            .pick(&[QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce]);
         for _ in 0..self.random.between(2, 8) {
+            if qos > QoS::AtMostOnce && self.clients[client].outgoing.len() >= OUTGOING_MAX {
+                return;
+            }
             let number = self.new_message(client, link);
             let message = &mut self.oracle.messages[number];
-            (message.qos, message.retain) = (QoS::AtMostOnce, false);
+            (message.qos, message.retain) = (qos, false);
             self.put_on_topic(number, topic);
-            self.send_publish(client, number, 0, false);
+            self.publish_message(client, number);
         }
     }
 
