@@ -1,13 +1,14 @@
 //! The codec: any bytes at any cuts; what may be read and what must not, by the rules of both versions written down once more;
 //! whatever is read written and read again; and mqttbytes as another reader of what is valid.
 
+use fuzz::limits::RUN_BYTES_MAX;
 use fuzz::mqtt::client::{self, ServerPacket, decode_from_server};
 use fuzz::mqtt::decode::{decode, decode_after, decode_connect};
 use fuzz::mqtt::encode;
 use fuzz::mqtt::frame::{Frame, Framing, next_frame};
 use fuzz::mqtt::fuzz_packets;
 use fuzz::mqtt::packet::{Connect, Level, Packet, PacketId, QoS};
-use fuzz::mqtt::run::Run;
+use fuzz::mqtt::run::{AcknowledgementKind, AcknowledgementRun, Run};
 use fuzz::registry::access::Access;
 use fuzz::shard::greeting::{Greeting, Identity, greet};
 use mqttbytes::v4;
@@ -48,9 +49,8 @@ pub fn check(bytes: &[u8]) {
             let written = written_by_server(packet);
             assert_eq!(decode_from_server(whole(&written)), Ok(packet));
         }
-        if let Some(run) = Run::beginning_with(frame, rest, PACKET_BYTES_MAX) {
-            one_by_one(&run, rest);
-        }
+        a_run_is_its_packets(frame, rest);
+        an_acknowledgement_run_is_its_packets(rest);
         if let Ok(Packet::Publish(publish)) = decode(frame, Level::V311) {
             topic = Some(publish.topic);
         }
@@ -229,25 +229,107 @@ fn greeting(bytes: &[u8]) {
     }
 }
 
-/// The packets of a run are those that would be read without it.
-fn one_by_one(run: &Run<'_>, bytes: &[u8]) {
-    let mut rest = bytes;
-    let mut count = 0;
-    for publish in run.publishes() {
-        let Ok(Framing::Whole(frame)) = next_frame(rest, PACKET_BYTES_MAX) else {
-            panic!("a run is of whole packets");
-        };
-        assert_eq!(decode(frame, Level::V311), Ok(Packet::Publish(publish)));
-        assert_eq!(
-            (publish.topic, publish.qos, publish.retain),
-            (run.topic, QoS::AtMostOnce, false)
-        );
+/// The first packets of a stream and their lengths, as far as each is as it would be written, read alike by both versions, and the
+/// same as the first by this.
+fn alike<'b, T: PartialEq>(
+    bytes: &'b [u8],
+    likeness: impl Fn(Packet<'b>) -> Option<T>,
+) -> (Option<T>, Vec<(Packet<'b>, usize)>) {
+    let (mut rest, mut of_all, mut packets) = (bytes, None, Vec::new());
+    while let Ok(Framing::Whole(frame)) = next_frame(rest, PACKET_BYTES_MAX)
+        && let Ok(packet) = decode(frame, Level::V311)
+        && decode(frame, Level::V31) == Ok(packet)
+        && let Some(this) = likeness(packet)
+        && *of_all.get_or_insert_with(|| likeness(packet).expect("it has one")) == this
+        && written(packet) == rest[..frame.len]
+    {
+        packets.push((packet, frame.len));
         rest = &rest[frame.len..];
-        count += 1;
     }
-    assert_eq!((count, bytes.len() - rest.len()), (run.count, run.frames.len()));
-    let half = run.up_to(run.frames.len() / 2);
-    assert_eq!(half.publishes().count() as u32, half.count);
+    (of_all, packets)
+}
+
+/// A run is the packets that would be read without it, as many as there are.
+fn a_run_is_its_packets(first: Frame<'_>, bytes: &[u8]) {
+    let (of_all, mut packets) = alike(bytes, |packet| match packet {
+        Packet::Publish(publish) if !publish.dup && !publish.retain => Some((publish.topic, publish.qos)),
+        _ => None,
+    });
+    let mut ends: Vec<usize> = packets
+        .iter()
+        .scan(0, |end, (_, len)| {
+            *end += len;
+            Some(*end)
+        })
+        .collect();
+    ends.retain(|end| *end <= RUN_BYTES_MAX);
+    packets.truncate(ends.len());
+    let run = Run::beginning_with(first, bytes, PACKET_BYTES_MAX);
+    let Some((topic, qos)) = of_all.filter(|(_, qos)| packets.len() >= if *qos == QoS::AtMostOnce { 1 } else { 2 })
+    else {
+        return assert_eq!(run, None);
+    };
+    let run = run.expect("there is one");
+    assert_eq!((run.topic, run.qos, run.count), (topic, qos, packets.len() as u32));
+    assert_eq!(run.frames, &bytes[..ends[packets.len() - 1]]);
+    assert!(
+        run.publishes()
+            .map(Packet::Publish)
+            .eq(packets.iter().map(|(packet, _)| *packet))
+    );
+    assert!(run.lens().eq(packets.iter().map(|(_, len)| *len)));
+    for ((publish, len), end) in run.publishes().zip(run.lens()).zip(&ends) {
+        assert_eq!(run.message_len(len), topic.as_str().len() + publish.payload.len());
+        if let Some(packet_id) = publish.packet_id {
+            let at = end - len + run.packet_id_at(len);
+            assert_eq!(bytes[at..at + 2], packet_id.get().to_be_bytes());
+        }
+    }
+    if qos > QoS::AtMostOnce {
+        assert!(
+            run.packet_ids()
+                .eq(run.publishes().filter_map(|publish| publish.packet_id))
+        );
+    }
+    assert_eq!(Run::trusted(run.frames, run.count), run);
+    // Their first ones: by number, and those that begin within so many bytes.
+    for count in [0, 1, packets.len() / 2, packets.len()] {
+        let end = ends[..count].last().copied().unwrap_or(0);
+        let firsts = Run {
+            frames: &bytes[..end],
+            count: count as u32,
+            ..run
+        };
+        assert_eq!((run.first(count as u32), run.up_to(end)), (firsts, firsts));
+        if count > 0 {
+            assert_eq!(run.up_to(end - packets[count - 1].1 + 1), firsts);
+        }
+    }
+}
+
+/// The same for acknowledgements.
+fn an_acknowledgement_run_is_its_packets(bytes: &[u8]) {
+    let read = |packet| match packet {
+        Packet::PubAck(id) => Some((AcknowledgementKind::PubAck, id)),
+        Packet::PubRec(id) => Some((AcknowledgementKind::PubRec, id)),
+        Packet::PubRel(id) => Some((AcknowledgementKind::PubRel, id)),
+        Packet::PubComp(id) => Some((AcknowledgementKind::PubComp, id)),
+        _ => None,
+    };
+    let (kind, packets) = alike(bytes, |packet| Some(read(packet)?.0));
+    let run = AcknowledgementRun::beginning(bytes);
+    let Some(kind) = kind.filter(|_| packets.len() >= 2) else {
+        return assert_eq!(run, None);
+    };
+    let run = run.expect("there is one");
+    assert_eq!(
+        (run.kind, run.bytes()),
+        (kind, packets.iter().map(|(_, len)| len).sum())
+    );
+    assert!(
+        run.packet_ids()
+            .eq(packets.iter().filter_map(|(packet, _)| Some(read(*packet)?.1)))
+    );
 }
 
 fn whole(bytes: &[u8]) -> Frame<'_> {
