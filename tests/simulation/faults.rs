@@ -142,7 +142,7 @@ impl Profile {
             },
             weights,
             publish_percent: random.between(20, 95),
-            run_percent: random.pick(&[0, 5, 30]),
+            run_percent: random.pick(&[0, 20, 60]),
             retain_percent: random.pick(&[0, 10, 30, 70]),
             wildcard_percent: random.pick(&[0, 30, 60, 90]),
             durable_percent: random.pick(&[0, 30, 60, 100]),

@@ -3,6 +3,7 @@
 //! Called  by `world` for each event, while a failed seed is played again.
 
 use mqttbytes::v4;
+use skein::mqtt::run::Run;
 use skein::shard::message::ShardMessage;
 use skein::shard::record::{Fetched, Record};
 
@@ -25,6 +26,8 @@ pub fn brief(message: &ShardMessage<'_>) -> String {
                 message.topic.as_str()
             )
         }
+        ShardMessage::PublishRun { receipt, run, .. } => format!("PublishRun {} {receipt:?}", brief_run(run)),
+        ShardMessage::DeliverRun { receipt, run } => format!("DeliverRun {} {receipt:?}", brief_run(run)),
         ShardMessage::Retained { scan, message } => {
             format!(
                 "Retained m{:?} {} {scan:?}",
@@ -34,6 +37,11 @@ pub fn brief(message: &ShardMessage<'_>) -> String {
         }
         other => format!("{other:?}"),
     }
+}
+
+fn brief_run(run: &Run<'_>) -> String {
+    let numbers: Vec<_> = run.publishes().map(|publish| message_number(publish.payload)).collect();
+    format!("m{numbers:?} {:?} {}", run.qos, run.topic.as_str())
 }
 
 pub fn brief_record(record: &Record) -> String {

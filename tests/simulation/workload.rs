@@ -588,9 +588,7 @@ impl World {
     fn publish_run(&mut self, client: usize) {
         let link = self.clients[client].link.expect("it is connected");
         let topic = self.some_topic(self.clients[client].tenant);
-        let qos = self
-            .random
-            .pick(&[QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce]);
+        let qos = self.random.pick(&[QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce]);
         for _ in 0..self.random.between(2, 8) {
             if qos > QoS::AtMostOnce && self.clients[client].outgoing.len() >= OUTGOING_MAX {
                 return;

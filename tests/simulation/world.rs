@@ -13,7 +13,6 @@ use skein::metrics::Counters;
 use skein::mqtt::client::decode_from_server;
 use skein::mqtt::frame::{Framing, next_frame};
 use skein::registry::access::Access;
-use skein::session::message::Message;
 use skein::shard::message::{Doubt, Messages, ShardMessage};
 use skein::shard::record::{Fetch, Record};
 use skein::shard::restore::restore;
@@ -352,10 +351,10 @@ impl World {
             format!("core {core} -> core {} {lane:?}: {} bytes", peer.0, batch.len())
         });
         for message in Messages::new(&batch) {
-            if let Some((message, _)) = carried(&message)
-                && let Some(number) = message_number(message.payload)
-            {
-                self.oracle.in_rings(number, 1);
+            for (payload, _) in carried(&message) {
+                if let Some(number) = message_number(payload) {
+                    self.oracle.in_rings(number, 1);
+                }
             }
         }
         self.rings.get_mut(&ends).expect("every ring is there").push_back(batch);
@@ -377,9 +376,9 @@ impl World {
             format!("core {to} takes from core {from}, {lane:?}: {}", messages.join("; "))
         });
         for message in Messages::new(&batch) {
-            if let Some((message, origin)) = carried(&message) {
+            for (payload, origin) in carried(&message) {
                 self.met.in_doubt_again += u64::from(origin.is_some_and(|doubt| doubt.is_again));
-                if let Some(number) = message_number(message.payload) {
+                if let Some(number) = message_number(payload) {
                     self.oracle.in_rings(number, -1);
                 }
             }
@@ -804,11 +803,14 @@ impl World {
     }
 }
 
-/// The published message that one between cores carries.
-fn carried<'m>(message: &ShardMessage<'m>) -> Option<(Message<'m>, Option<Doubt>)> {
+/// The published messages that one between cores carries: their payloads, and their origin where that is in doubt.
+fn carried<'m>(message: &ShardMessage<'m>) -> Vec<(&'m [u8], Option<Doubt>)> {
     match message {
-        ShardMessage::Publish { published, .. } => Some((published.message, published.origin)),
-        ShardMessage::Deliver { message, origin, .. } => Some((*message, *origin)),
-        _ => None,
+        ShardMessage::Publish { published, .. } => vec![(published.message.payload, published.origin)],
+        ShardMessage::Deliver { message, origin, .. } => vec![(message.payload, *origin)],
+        ShardMessage::PublishRun { run, .. } | ShardMessage::DeliverRun { run, .. } => {
+            run.publishes().map(|publish| (publish.payload, None)).collect()
+        }
+        _ => Vec::new(),
     }
 }
