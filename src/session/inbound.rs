@@ -59,13 +59,6 @@ impl Acknowledgements {
         entry.1 = true;
     }
 
-    /// So many entries from this one on.
-    pub fn entries(&self, sequence: u32, count: u32) -> impl Iterator<Item = Acknowledgement> {
-        let index = sequence.wrapping_sub(self.first) as usize;
-        let entries = self.owed.range(index..index + count as usize);
-        entries.map(|(acknowledgement, _)| *acknowledgement)
-    }
-
     /// The next acknowledgement that may leave.
     pub fn pop(&mut self) -> Option<Acknowledgement> {
         let (acknowledgement, true) = *self.owed.front()? else {

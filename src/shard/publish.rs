@@ -18,7 +18,7 @@ use super::clients::{Connection, paused};
 use super::event::{ConnectionId, Lane, PeerId};
 use super::message::{Doubt, Published, ShardMessage};
 use super::overflow::Publisher;
-use super::receipt::{ClientSender, Sender, Then};
+use super::receipt::{ClientSender, RunSender, Sender, Then};
 use super::record::{Origin, Record};
 use super::{Shard, mark};
 
@@ -261,7 +261,11 @@ impl Shard {
     pub(super) fn complete(&mut self, sender: Sender) {
         let sender = match sender {
             Sender::Client(sender) => sender,
-            Sender::Run(sender) => return self.settle_run(sender),
+            Sender::Run(RunSender {
+                connection,
+                sequence,
+                count,
+            }) => return self.acknowledge(connection, sequence, count),
             Sender::Asker(asker) => return self.tell(asker),
         };
         match sender.packet_id {

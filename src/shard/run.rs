@@ -136,7 +136,8 @@ impl Shard {
         }
     }
 
-    /// Owes an acknowledgement for each packet; they leave at once if all is done and nothing is owed before.
+    /// Owes an acknowledgement for each packet; they leave at once if all is done and nothing is owed before. A QoS 2 packet that is
+    /// repeated meanwhile is answered behind them: its Session is clean, so the repetition comes on this connection.
     fn owe_run(&mut self, id: ConnectionId, run: &Run<'_>, ready: bool) {
         let connection = &mut self.clients.connections[id.index as usize];
         let acknowledgement = match run.qos {
@@ -158,49 +159,9 @@ impl Shard {
         let owed = connection.acknowledgements.get_or_insert_default();
         run.packet_ids()
             .for_each(|packet_id| owed.push(acknowledgement(packet_id), ready));
-        let is_full = owed.len() >= RECEIPTS_PER_CONNECTION_MAX;
-        if !ready && run.qos == QoS::ExactlyOnce {
-            let client = &mut self.clients.sessions[connection.client as usize];
-            let received = client.received.as_mut().expect("it has received these identifiers");
-            run.packet_ids().for_each(|packet_id| received.routing(packet_id));
-        }
-        if is_full {
+        if owed.len() >= RECEIPTS_PER_CONNECTION_MAX {
             self.pause(id, paused::RECEIPTS);
         }
-    }
-
-    /// Everybody has a run, or, where its client has gone, it does not matter any more: a Session that is owed PUBREC for one has
-    /// ended with its connection.
-    pub(super) fn settle_run(&mut self, sender: RunSender) {
-        let RunSender {
-            connection: id,
-            sequence,
-            count,
-        } = sender;
-        if self.clients.open_connection(id).is_none() {
-            return;
-        }
-        let Clients {
-            sessions, connections, ..
-        } = &mut self.clients;
-        let connection = &connections[id.index as usize];
-        let owed = connection.acknowledgements.as_ref();
-        let owed = owed.expect("its entries wait for the receipt");
-        // Repetitions that came meanwhile wait under numbers of their own.
-        let mut repeated = Vec::new();
-        if let Some(received) = &mut sessions[connection.client as usize].received {
-            for acknowledgement in owed.entries(sequence, count) {
-                let Acknowledgement::PubRec(packet_id) = acknowledgement else {
-                    break;
-                };
-                received.routed(packet_id);
-                repeated.extend(std::iter::from_fn(|| received.waited(packet_id)));
-            }
-        }
-        self.acknowledge(id, sequence, count);
-        repeated
-            .into_iter()
-            .for_each(|sequence| self.acknowledge(id, sequence, 1));
     }
 
     /// Whether every packet of a run above QoS 0 can be sent to this Session at once, or is not for it, with nothing to wait for.

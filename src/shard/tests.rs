@@ -239,6 +239,27 @@ fn every_repetition_of_a_qos_2_publish_is_answered_once_its_receipt_is_complete(
 }
 
 #[test]
+fn a_repetition_of_a_packet_of_a_qos_2_run_is_answered_behind_the_run() {
+    let mut cores = Cores::new(2, Limits::default());
+    let topic = cores.topic_of(1, "t");
+    cores.connect(0, 0, Level::V31, true);
+    cores.connect(1, 1, Level::V311, true);
+    cores.subscribe(1, 1, 1, &topic, QoS::ExactlyOnce);
+    cores.sent(1, 1);
+    let run = [7, 8].map(|id| publish(&topic, QoS::ExactlyOnce, false, id, b"m"));
+    cores.receive(0, 0, &run.concat());
+    cores.receive(0, 0, &run[0]);
+    // All of it is known: none of it is a message.
+    cores.receive(0, 0, &run.concat());
+    assert_eq!(cores.sent(0, 0), ["CONNACK 0"]);
+    cores.carry_all();
+    let answers = [7, 8, 7, 7, 8].map(|id| format!("PUBREC {id}"));
+    assert_eq!(cores.sent(0, 0), answers);
+    assert_eq!(cores.sent(1, 1).len(), 2, "two messages");
+    assert!(cores.shards.iter().all(Shard::is_quiescent));
+}
+
+#[test]
 fn suback_waits_for_the_owner_and_comes_before_the_retained_messages() {
     let mut cores = Cores::new(2, Limits::default());
     let topic = cores.topic_of(1, "t");
