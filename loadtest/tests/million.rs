@@ -30,7 +30,9 @@ fn a_small_run_meets_every_target_and_leaves_nothing_behind() {
             String::from_utf8_lossy(&output.stderr),
         );
         assert_eq!(output.status.code(), Some(0), "{text}{errors}");
-        assert!(text.ends_with("million.sh: every target is met\n"), "{text}");
+        // Behind it stand the settings of the host that are as they were again, if any had to be raised.
+        let is_met = text.lines().any(|line| line == "million.sh: every target is met");
+        assert!(is_met, "{text}");
         let reached = match more[0] {
             "--deliver" => [
                 "one message each     300 of 300 clients",
