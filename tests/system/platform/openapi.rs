@@ -127,6 +127,9 @@ fn what_the_document_says_is_so() {
         "20",
         "--continue-on-failure",
     ]);
+    // How much of what it makes up it has to throw away, and how long that takes, depends on the seed and on what else runs:
+    // it is nothing that the document says.
+    command.args(["--suppress-health-check", "filter_too_much,too_slow"]);
     command.args(["-H", &format!("X-APITOKEN:{}", account.api_token)]);
     command.args(["-H", &format!("X-DEVICETOKEN:{}", account.device_token)]);
     if let Ok(seed) = std::env::var("SKEIN_SCHEMATHESIS_SEED") {
