@@ -19,12 +19,12 @@ pub fn dial(target: SocketAddr, ports: &mut SourcePorts, number: u32) -> Result<
     } else {
         AddressFamily::INET6
     };
-    for _ in 0..=ports.per_source() {
+    for _ in 0..ports.sources() {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)
             .map_err(|error| anyhow!("no socket for connection {number}: {}", std::io::Error::from(error)))?;
         sockopt::set_tcp_nodelay(&socket, true)?;
-        let source = ports.next(number);
+        let source = ports.take();
         if let Some(source) = source {
             sockopt::set_socket_reuseaddr(&socket, true)?;
             match rustix::net::bind(&socket, &source) {

@@ -33,6 +33,8 @@ pub struct SourcePorts {
     threads: u32,
     /// Next port of each source address.
     cursors: Vec<u32>,
+    /// Whose turn it is. One whose ports others have, as after a storm of connects from it, is passed over by who asks again.
+    next: usize,
 }
 
 impl SourcePorts {
@@ -56,24 +58,26 @@ impl SourcePorts {
             thread,
             threads,
             cursors: vec![start; sources as usize],
+            next: thread as usize,
         })
     }
 
-    /// How many sources one address can be asked for before they repeat.
-    pub fn per_source(&self) -> u32 {
-        self.count
+    /// How many there are before they repeat; at least one.
+    pub fn sources(&self) -> usize {
+        (self.count as usize * self.cursors.len()).max(1)
     }
 
-    /// The source of connection `number`; another one when asked again. `None`: the kernel chooses.
-    pub fn next(&mut self, number: u32) -> Option<SocketAddr> {
+    /// The source of the next connection. `None`: the kernel chooses.
+    pub fn take(&mut self) -> Option<SocketAddr> {
         if self.cursors.is_empty() {
             return None;
         }
-        let source = number % self.cursors.len() as u32;
-        let cursor = &mut self.cursors[source as usize];
+        let source = self.next % self.cursors.len();
+        self.next = source + 1;
+        let cursor = &mut self.cursors[source];
         let port = self.first as u32 + self.thread + (*cursor % self.count) * self.threads;
         *cursor += 1;
-        let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + source);
+        let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + source as u32);
         Some(SocketAddr::from((address, port as u16)))
     }
 }
@@ -91,20 +95,22 @@ mod tests {
 
     #[test]
     fn no_two_connections_share_a_source() {
-        let (threads, sources, each) = (3, 4, 2_000);
-        let mut seen = HashSet::new();
-        for thread in 0..threads {
-            let mut ports = SourcePorts::new(thread, threads, sources, 77).unwrap();
-            for index in 0..each {
-                let source = ports.next(index).unwrap();
-                assert!(source.ip().is_loopback() && source.port() >= ports.first);
-                assert!(seen.insert(source), "{source} twice");
+        for (threads, sources) in [(3, 4), (6, 4), (54, 50)] {
+            let mut seen = HashSet::new();
+            for thread in 0..threads {
+                let mut ports = SourcePorts::new(thread, threads, sources, 77).unwrap();
+                let mut before = None;
+                // All that the thread has.
+                for _ in 0..ports.sources() {
+                    let source = ports.take().unwrap();
+                    assert_ne!(before.replace(source.ip()), Some(source.ip()), "it is another's turn");
+                    assert!(source.ip().is_loopback() && source.port() >= ports.first);
+                    assert!(seen.insert(source), "{source} twice");
+                }
             }
+            let addresses: HashSet<_> = seen.iter().map(|source| source.ip()).collect();
+            assert_eq!(addresses.len(), sources as usize);
         }
-        assert_eq!(
-            seen.iter().map(|source| source.ip()).collect::<HashSet<_>>().len(),
-            sources as usize
-        );
     }
 
     #[test]
