@@ -109,7 +109,8 @@ impl ReceivedIds {
         }
     }
 
-    /// As long as they are new, receives them; how many those were. Their messages have reached everybody.
+    /// As long as they are new, receives them; how many those were. They are not marked as on their way: acknowledgements leave in
+    /// order, so that of a repetition leaves behind theirs.
     pub fn receive_new(&mut self, packet_ids: impl Iterator<Item = PacketId>) -> u32 {
         let mut new = 0;
         for packet_id in packet_ids {
