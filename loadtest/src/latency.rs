@@ -96,6 +96,7 @@ pub fn run(address: &str, broker_pid: Option<u32>, settings: &Settings) -> Resul
         source_addresses: None,
         cpu,
         spin,
+        gather: 0,
         topic_prefix,
         topic: None,
         client_id: None,

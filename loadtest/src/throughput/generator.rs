@@ -420,6 +420,9 @@ impl<'a> Generator<'a> {
             let counts = [self.received, self.acknowledged];
             watch.store_of(thread, counts, self.streams.faults().total());
 
+            if self.settings.gather > 0 && phase != Phase::Drain {
+                std::thread::sleep(Duration::from_micros(self.settings.gather));
+            }
             let timeout = Timespec {
                 tv_sec: 0,
                 tv_nsec: wait.subsec_nanos() as _,

@@ -108,6 +108,11 @@ pub struct Settings {
     /// 100 hold the schedule to a few microseconds, for CPU time the broker may want on the same host
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     pub spin: u64,
+    /// Closed loop: microseconds that a thread lets answers gather before it reads them (the timer adds some 50). Against a
+    /// broker that writes once a message, the generator reads once a message otherwise, and takes nearly as much CPU time as the
+    /// broker; latencies have it in them, and what is delivered in that time is bounded by the windows
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=100_000))]
+    pub gather: u64,
     /// First levels of the topics. Where a broker lets its clients use topics below a token only, that token
     #[arg(
         long,
@@ -181,6 +186,9 @@ impl Settings {
         }
         if self.spin > 0 && self.rate.is_none() {
             bail!("--spin is for an open loop: it wants --rate");
+        }
+        if self.gather > 0 && self.rate.is_some() {
+            bail!("--gather is for a closed loop: an open loop (--rate) would measure it as the broker's latency");
         }
         for (seconds, flag) in [
             (self.warmup, "--warmup"),
@@ -287,6 +295,9 @@ impl Settings {
         }
         if self.spin > 0 {
             text += &format!(", spin {} µs", self.spin);
+        }
+        if self.gather > 0 {
+            text += &format!(", gathering {} µs", self.gather);
         }
         text
     }

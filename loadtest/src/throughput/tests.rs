@@ -1,6 +1,6 @@
 //! The generator against brokers that break one rule each.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::fake_broker::{FakeBroker, Fault};
@@ -133,6 +133,7 @@ fn settings(qos: u8) -> Settings {
         source_addresses: None,
         cpu: None,
         spin: 0,
+        gather: 0,
         topic_prefix: "t".into(),
         topic: None,
         client_id: None,
@@ -347,6 +348,23 @@ fn messages_of_another_run_are_ignored() {
     assert_eq!((figures.foreign, figures.verdict), (1, Verdict::Good), "{figures}");
 }
 
+/// A turn is as long as what gathers in it, so a window goes out once a turn at most; a slow machine makes it fewer.
+#[test]
+fn what_gathers_is_read_once_a_turn() {
+    for qos in 0..=2 {
+        let settings = Settings {
+            gather: 20_000,
+            ..settings(qos)
+        };
+        let begun = Instant::now();
+        let figures = run(&broker(honest), None, &settings).unwrap();
+        let turns = begun.elapsed().as_micros() as u64 / settings.gather + 1;
+        assert_eq!(figures.verdict, Verdict::Good, "{figures}");
+        assert!(figures.sent <= turns * u64::from(WINDOW), "{turns} turns, {figures}");
+        assert!(figures.settings.contains("gathering 20000 µs"), "{figures}");
+    }
+}
+
 #[test]
 fn settings_that_cannot_be_measured_are_refused_with_a_sentence() {
     let refused = |change: fn(&mut Settings)| {
@@ -356,6 +374,7 @@ fn settings_that_cannot_be_measured_are_refused_with_a_sentence() {
     };
     assert!(refused(|s| s.threads = 2).contains("--threads 2"));
     assert!(refused(|s| s.spin = 50).contains("--rate"));
+    assert!(refused(|s| (s.gather, s.rate) = (50, Some(1))).contains("--rate"));
     assert!(refused(|s| s.subscribers = Some(2)).contains("pairs"));
     assert!(refused(|s| s.seconds = f64::NAN).contains("--seconds"));
     assert!(refused(|s| s.unacked = Some(0)).contains("--unacked"));
