@@ -186,7 +186,8 @@ fn is_shortest(frame: &Frame<'_>) -> bool {
 /// Of the fixed header of a frame so long whose remaining length is as short as can be.
 #[inline]
 fn header_len(len: usize) -> usize {
-    // Between two lengths of header no frame is so long. `fixed_header_len` asked twice would say the same, for 12 instructions a packet.
+    // Between two lengths of header no frame is so long. `fixed_header_len` asked twice would say the same, for 12
+    // instructions a packet.
     match len {
         0..=129 => 2,
         130..=16_386 => 3,
