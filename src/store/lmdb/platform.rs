@@ -234,6 +234,10 @@ impl Batch<'_, '_, '_> {
     }
 
     fn channel_removed(&mut self, account: AccountId, channel: ChannelId) -> Result<(), Fault> {
+        // Where the account is gone its purge needs the row, to find the stream.
+        if !self.is_account(account)? {
+            return Ok(());
+        }
         self.write_datapoints()?;
         if let Some(stream) = self.stream(account, channel)? {
             self.stream_removed(account, stream)?;

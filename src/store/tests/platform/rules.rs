@@ -375,6 +375,8 @@ fn a_removed_account_is_gone_at_once_with_all_it_has() {
         device(ACCOUNT, "late", None),
         reported(ACCOUNT, "pump-2999", 1),
         channel(ACCOUNT, 3, &[]),
+        channel_removed(ACCOUNT, 2),
+        tag_removed(1, "inlet"),
         event(ACCOUNT, 2, None),
         datapoint(1, 9_000, ""),
     ];
