@@ -20,6 +20,7 @@ use skein::mqtt::encode;
 use skein::mqtt::frame::{Framing, next_frame};
 use skein::mqtt::packet::{Connect, Level, PacketId, QoS};
 use skein::registry::access::{Access, AccountId};
+use skein::registry::datapoint::StoredDatapoints;
 use skein::shard::{ConnectionId, Input, Lane, Limits, Millis, Output, PeerId, Shard, ShardConfig, UnixTime};
 
 type Ns = u64;
@@ -153,7 +154,7 @@ impl World {
                 access: Access::Open,
                 unix_time: UnixTime::default(),
                 v1_topics: false,
-                newest_datapoint_ms: 0,
+                stored_datapoints: StoredDatapoints::until(0),
             })
         };
         let mut world = World {

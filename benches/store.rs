@@ -17,7 +17,7 @@ use skein::mqtt::topic::TopicName;
 use skein::registry::access::AccountId;
 use skein::registry::account::{Account, Token};
 use skein::registry::channel::{Channel, ChannelId};
-use skein::registry::datapoint::{DatapointId, DatapointIds, DatapointRow};
+use skein::registry::datapoint::{DatapointId, DatapointIds, DatapointRow, StoredDatapoints};
 use skein::session::message::{Message, SharedMessage};
 use skein::shard::RecordNumber;
 use skein::shard::record::{Datapoint, QueueEntry, QueueFetch, Record, SessionKey, SessionNumber};
@@ -220,7 +220,7 @@ impl Devices {
             count,
             next: 0,
             now_ms: 1_700_000_000_000,
-            ids: DatapointIds::new(0, 0),
+            ids: DatapointIds::new(0, StoredDatapoints::until(0)),
         }
     }
 

@@ -340,7 +340,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
             config::Access::Platform => Access::Platform(Arc::new(accounts(&stored, config.account_quotas))),
         },
         v1_topics: config.api.v1,
-        newest_datapoint_ms: stored.newest_datapoint_ms,
+        stored_datapoints: store.datapoints().clone(),
     };
     let driver = match config.driver {
         config::Driver::Auto => Driver::Auto,
@@ -357,7 +357,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
         Access::Open => None,
         Access::Platform(accounts) => Some(Arc::clone(accounts)),
     };
-    let (newest_account, newest_datapoint_ms) = (stored.newest_account, stored.newest_datapoint_ms);
+    let newest_account = stored.newest_account;
     let events: Vec<_> = stored
         .accounts
         .iter()
@@ -447,7 +447,7 @@ fn start(config: &Config, descriptors: u64) -> Result<Broker, StartError> {
                 accounts,
                 events,
                 newest_account,
-                newest_datapoint_ms,
+                stored_datapoints: shard_config.stored_datapoints.clone(),
                 client: store.client(),
                 mailboxes: threads.iter().map(|(mailbox, _)| Arc::clone(mailbox)).collect(),
                 shard_key: ShardKey::new(

@@ -12,6 +12,7 @@ use skein::mqtt::topic::TopicName;
 use skein::registry::access::{Access, AccountId, Accounts};
 use skein::registry::account::{Account, Token};
 use skein::registry::channel::ChannelId;
+use skein::registry::datapoint::StoredDatapoints;
 use skein::routing::shard_key::{Division, ShardKey};
 use skein::shard::greeting::{Greeting, Identity, greet};
 use skein::shard::{
@@ -100,7 +101,7 @@ impl Broker {
                 access: access.clone(),
                 unix_time: UnixTime::default(),
                 v1_topics: false,
-                newest_datapoint_ms: 0,
+                stored_datapoints: StoredDatapoints::until(0),
             }),
             forwards: Vec::new(),
             persisted: RecordNumber(0),

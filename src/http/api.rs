@@ -19,7 +19,7 @@ use super::viewers::Viewers;
 use crate::limits::{API_BODY_BYTES_MAX, API_CALLS_PER_S, CONNECTOR_SENDS_PER_S, HTTP_CHANGES_MAX, PACKET_BYTES_MAX};
 use crate::registry::access::AccountId;
 use crate::registry::channel::{Channel, ChannelId};
-use crate::registry::datapoint::{DatapointId, DatapointIds};
+use crate::registry::datapoint::{DatapointId, DatapointIds, StoredDatapoints};
 use crate::registry::event::Notification;
 use crate::shard::record::Record;
 use crate::store::client::Client;
@@ -78,8 +78,8 @@ pub struct ApiParts {
     pub client: Client,
     /// Takes the notifications of events that datapoints of the stream service meet.
     pub notifier: Notifier,
-    /// No datapoint of an earlier run is newer than this.
-    pub newest_datapoint_ms: u64,
+    /// Those of the cores and the store.
+    pub stored_datapoints: StoredDatapoints,
     pub clock: Clock,
 }
 
@@ -111,7 +111,7 @@ impl Api {
             cores,
             client,
             notifier,
-            newest_datapoint_ms,
+            stored_datapoints,
             clock,
         } = parts;
         // The cores have the numbers below.
@@ -119,7 +119,7 @@ impl Api {
         Api(Arc::new(Inner {
             api_rate: Mutex::new(RateLimit::new(settings.calls_per_s)),
             connector_rate: Mutex::new(RateLimit::new(settings.connector_sends_per_s)),
-            datapoint_ids: Mutex::new(DatapointIds::new(source, newest_datapoint_ms)),
+            datapoint_ids: Mutex::new(DatapointIds::new(source, stored_datapoints)),
             viewers: Viewers::new(),
             changes: Arc::new(Semaphore::new(HTTP_CHANGES_MAX)),
             budget: Budget::default(),

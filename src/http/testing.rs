@@ -157,7 +157,7 @@ impl Platform {
                 telling.lock().unwrap().push(notification);
                 true
             }),
-            newest_datapoint_ms: 0,
+            stored_datapoints: store.datapoints().clone(),
             clock: Clock::Set(Arc::clone(&clock)),
         });
         let platform = Platform {

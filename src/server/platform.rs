@@ -23,6 +23,7 @@ use crate::http::{self, Beside, Handle, Parts};
 use crate::net::certificate::Tls;
 use crate::registry::access::{AccountId, Accounts};
 use crate::registry::account::Account;
+use crate::registry::datapoint::StoredDatapoints;
 use crate::registry::event::Event;
 use crate::routing::shard_key::ShardKey;
 use crate::shard::query::Query;
@@ -53,7 +54,7 @@ pub struct PlatformParts {
     pub accounts: Arc<Accounts>,
     pub events: Vec<(AccountId, Vec<Event>)>,
     pub newest_account: u32,
-    pub newest_datapoint_ms: u64,
+    pub stored_datapoints: StoredDatapoints,
     pub client: Client,
     pub mailboxes: Vec<Arc<Mailbox>>,
     pub shard_key: ShardKey,
@@ -121,7 +122,7 @@ pub fn start(parts: PlatformParts, data_dir: &Path) -> io::Result<Platform> {
         accounts,
         events,
         newest_account,
-        newest_datapoint_ms,
+        stored_datapoints,
         client,
         mailboxes,
         shard_key,
@@ -168,7 +169,7 @@ pub fn start(parts: PlatformParts, data_dir: &Path) -> io::Result<Platform> {
             cores,
             client,
             notifier: door.of_cores(),
-            newest_datapoint_ms,
+            stored_datapoints,
             clock: Clock::host(),
         },
         beside,

@@ -61,7 +61,7 @@ use crate::mqtt::frame::{Framing, next_frame};
 use crate::mqtt::packet::Packet;
 use crate::mqtt::run::{AcknowledgementRun, Run};
 use crate::registry::access::{Access, AccountId};
-use crate::registry::datapoint::DatapointIds;
+use crate::registry::datapoint::{DatapointIds, StoredDatapoints};
 use crate::registry::devices::Devices;
 use crate::routing::interest::Interest;
 use crate::routing::recent::Recent;
@@ -138,8 +138,8 @@ pub struct ShardConfig {
     pub unix_time: UnixTime,
     /// `DT/DEV` with `v=..&v2=..` is data.
     pub v1_topics: bool,
-    /// When the newest datapoint came that any run has stored, in milliseconds of Unix time.
-    pub newest_datapoint_ms: u64,
+    /// Shared by the cores, the stream service and the store.
+    pub stored_datapoints: StoredDatapoints,
 }
 
 /// The state of one core.
@@ -220,7 +220,7 @@ impl Shard {
             access,
             unix_time,
             v1_topics,
-            newest_datapoint_ms,
+            stored_datapoints,
         } = config;
         let session_expiry_s = limits.session_expiry_s;
         assert!(core.0 < cores, "a core is one of the cores");
@@ -242,7 +242,7 @@ impl Shard {
             now_ms: Millis(0),
             v1_topics,
             devices: Devices::new(hash_key),
-            datapoint_ids: DatapointIds::new(core.0, newest_datapoint_ms),
+            datapoint_ids: DatapointIds::new(core.0, stored_datapoints),
             value: String::new(),
             // Another key than the tables': else every client of a core would share the low bits of its hash there.
             home_hasher: RandomState::with_seeds(d, c, b, a),

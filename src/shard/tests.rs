@@ -51,7 +51,7 @@ impl Cores {
             access: access.clone(),
             unix_time: UnixTime::default(),
             v1_topics: false,
-            newest_datapoint_ms: 0,
+            stored_datapoints: StoredDatapoints::until(0),
         };
         Cores {
             shards: (0..cores).map(|core| Shard::new(config(core))).collect(),

@@ -4,6 +4,7 @@
 //! Called  by `server`: [`Store::open`], [`Store::start`], [`Store::report`], [`Store::stop`]; by each core through its
 //!         [`Door`](super::Door).
 //! Holds   - a unit is in one transaction, after all units that were handed over before it, of any core;
+//!         - all who give ids of datapoints know the newest on disk before anybody is told that it is there;
 //!         - a core is told that a record is committed after the commit, and before or with any answer that was read from
 //!           that commit or a later one;
 //!         - a fetch is read after the commit of the record that it names, and the fetches of a Session are answered in order;
@@ -35,6 +36,7 @@ use crate::limits::{
     RETAINED_MEMORY_BYTES_MAX, STORE_COMMIT_BYTES_MAX, STORE_COMMIT_ROWS_MAX, STORE_LAZY_MS, STORE_LAZY_RECORDS_MAX,
     STORE_MAP_BYTES, STORE_MAP_BYTES_MAX, STORE_READS_PER_VIEW, STORE_RETRY_MS, STORE_STOP_MS,
 };
+use crate::registry::datapoint::StoredDatapoints;
 use crate::shard::record::{Fetch, Fetched, QueueWindow, Record, RetainedPayloads, SessionNumber, Stored};
 
 /// Buffers of units kept for use again.
@@ -83,6 +85,7 @@ pub type Ring = Box<dyn Fn() + Send + Sync>;
 pub struct Store {
     state: State,
     newest_session: SessionNumber,
+    datapoints: StoredDatapoints,
 }
 
 enum State {
@@ -126,6 +129,7 @@ impl Store {
         let (stored, applier) = lmdb.load(config.retained_bytes_max)?;
         let store = Store {
             newest_session: applier.newest_session(),
+            datapoints: StoredDatapoints::until(applier.newest_datapoint().at_ms()),
             state: State::Opened(Box::new((lmdb, applier))),
         };
         Ok((store, stored))
@@ -134,6 +138,11 @@ impl Store {
     /// The greatest number that a Session of any run had: new ones begin after it.
     pub fn newest_session(&self) -> SessionNumber {
         self.newest_session
+    }
+
+    /// What is on disk of datapoints, for all who give them ids.
+    pub fn datapoints(&self) -> &StoredDatapoints {
+        &self.datapoints
     }
 
     /// Starts the threads. One door for each bell, that of the core it is for; and one more, for [`client`](Self::client).
@@ -158,7 +167,7 @@ impl Store {
         let cores = bells.len();
         let bell = Bell::default();
         bells.push(bell.ring());
-        let shared = Arc::new(Shared::new(lmdb, bells));
+        let shared = Arc::new(Shared::new(lmdb, bells, self.datapoints.clone()));
         let door = |core| DiskDoor::new(core, Arc::clone(&shared));
         let doors = (0..cores).map(|core| Door::Disk(Box::new(door(core)))).collect();
         let client = Client::new(door(cores), Arc::clone(&shared), &bell);
@@ -275,6 +284,7 @@ pub(super) struct Shared {
     pub(super) cores: Vec<CoreSide>,
     /// The last LMDB transaction of which every core has been told.
     pub(super) told_commit: AtomicU64,
+    datapoints: StoredDatapoints,
     figures: Figures,
 }
 
@@ -350,7 +360,7 @@ struct Reads {
 }
 
 impl Shared {
-    fn new(lmdb: Lmdb, bells: Vec<Ring>) -> Shared {
+    fn new(lmdb: Lmdb, bells: Vec<Ring>, datapoints: StoredDatapoints) -> Shared {
         let side = |ring| CoreSide {
             ring,
             committed: AtomicU64::new(0),
@@ -359,6 +369,7 @@ impl Shared {
         };
         Shared {
             told_commit: AtomicU64::new(lmdb.last_commit()),
+            datapoints,
             lmdb,
             queue: Mutex::default(),
             wake: Condvar::new(),
@@ -646,6 +657,7 @@ impl Writer {
             });
             shared.read_soon(fetches);
         }
+        shared.datapoints.committed(self.applier.newest_datapoint());
         for unit in &self.batch {
             // A core's units are in order.
             shared.cores[unit.core].committed.store(unit.last, Ordering::Release);

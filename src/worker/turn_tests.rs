@@ -16,6 +16,7 @@ use crate::net::listener::{Listener, listen_on};
 use crate::net::sockets::Sockets;
 use crate::net::transport::{Transport, Transports};
 use crate::registry::access::Access;
+use crate::registry::datapoint::StoredDatapoints;
 use crate::shard::{Limits, PeerId, Shard, ShardConfig, UnixTime};
 use crate::store::Door;
 use crate::websocket::AllowedOrigins;
@@ -74,7 +75,7 @@ impl World {
                     access: Access::Open,
                     unix_time: UnixTime::default(),
                     v1_topics: false,
-                    newest_datapoint_ms: 0,
+                    stored_datapoints: StoredDatapoints::until(0),
                 }),
                 listeners: vec![listener],
                 transports_of: vec![transport],

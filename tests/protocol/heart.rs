@@ -11,6 +11,7 @@ use std::time::Duration;
 use skein::limits;
 use skein::mqtt::encode;
 use skein::registry::access::Access;
+use skein::registry::datapoint::StoredDatapoints;
 use skein::shard::event::{ConnectionId, Input, Lane, Millis, Output, PeerId};
 use skein::shard::greeting::{Greeting, Identity, greet};
 use skein::shard::{Limits, Shard, ShardConfig, UnixTime};
@@ -80,7 +81,7 @@ impl Heart {
                 access: Access::Open,
                 unix_time: UnixTime::default(),
                 v1_topics: false,
-                newest_datapoint_ms: 0,
+                stored_datapoints: StoredDatapoints::until(0),
             })
         });
         Ok(Heart {

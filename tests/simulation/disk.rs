@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 
+use skein::registry::datapoint::StoredDatapoints;
 use skein::shard::RecordNumber;
 use skein::shard::record::{Fetch, Fetched, QueueFetch, Record, Stored};
 use skein::store::memory::Tables;
@@ -48,9 +49,9 @@ struct Door {
     wishes: VecDeque<Wish>,
 }
 
-#[derive(Default)]
 pub struct Disk {
     tables: Tables,
+    datapoints: StoredDatapoints,
     doors: Vec<Door>,
     queue: VecDeque<Unit>,
     /// Units at the head of `queue` that the transaction now being written has; 0: none is.
@@ -66,8 +67,16 @@ pub struct Disk {
 impl Disk {
     pub fn new(entries_max: usize) -> Disk {
         Disk {
+            tables: Tables::default(),
+            datapoints: StoredDatapoints::until(0),
+            doors: Vec::new(),
+            queue: VecDeque::new(),
+            writing: 0,
             entries_max,
-            ..Disk::default()
+            commits: 0,
+            failures: 0,
+            fetches: 0,
+            fetches_retained: 0,
         }
     }
 
@@ -78,6 +87,11 @@ impl Disk {
 
     pub fn tables(&self) -> &Tables {
         &self.tables
+    }
+
+    /// What is on disk of datapoints, as all cores of this process know it.
+    pub fn datapoints(&self) -> &StoredDatapoints {
+        &self.datapoints
     }
 
     /// What somebody else than a core writes, and waits for.
@@ -93,6 +107,7 @@ impl Disk {
         );
         self.queue.clear();
         self.doors = (0..cores).map(|_| Door::default()).collect();
+        self.datapoints = StoredDatapoints::until(self.tables.stored(0).newest_datapoint_ms);
     }
 
     pub fn push(&mut self, core: usize, serial: usize, number: RecordNumber, record: Box<Record>) {
@@ -152,6 +167,9 @@ impl Disk {
             for Pushed { serial, number, record } in records {
                 rows::check(&record);
                 self.tables.apply(&record);
+                if let Record::Datapoint(datapoint) = &*record {
+                    self.datapoints.committed(datapoint.id);
+                }
                 self.doors[core].on_disk = number;
                 serials.push(serial);
             }

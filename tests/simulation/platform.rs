@@ -860,10 +860,13 @@ impl World {
         };
         // By message: how often it is in which channel.
         let mut kept: BTreeMap<usize, BTreeMap<ChannelId, u32>> = BTreeMap::new();
+        // By stream, in the order of ids.
+        let mut streams: Vec<Vec<usize>> = Vec::new();
         let mut datapoints = 0;
         for (tenant, entry) in platform.tenants.iter().enumerate() {
             for number in 0..CHANNELS {
                 let stream = self.disk.tables().datapoints(entry.id, channel(number), &range);
+                let mut order = Vec::new();
                 for row in stream.rows {
                     datapoints += 1;
                     let number_of = stored_number(&row.value);
@@ -878,11 +881,17 @@ impl World {
                         "message {message} is in another account's stream"
                     );
                     assert_eq!(row.tag.as_deref(), tag, "the tag of message {message}");
-                    *kept.entry(message).or_default().entry(channel(number)).or_default() += 1;
+                    let count = kept.entry(message).or_default().entry(channel(number)).or_default();
+                    if *count == 0 {
+                        order.push(message);
+                    }
+                    *count += 1;
                 }
+                streams.push(order);
             }
         }
         self.happened.datapoints = datapoints;
+        streams.iter().for_each(|order| self.check_order(order));
         for (number, message) in self.oracle.messages.iter().enumerate() {
             let Some(sent_at) = message.sent_at else { continue };
             let Purpose::Data { tenant, device, .. } = self.oracle.topics.purposes[message.topic] else {
@@ -926,6 +935,21 @@ impl World {
                 "message {number} at {:?} is kept {count} times, {allowed} allowed",
                 message.qos
             );
+        }
+    }
+
+    /// What was sent after another message was acknowledged stands behind it in a stream.
+    fn check_order(&self, order: &[usize]) {
+        let mut last_sent: Option<(u64, usize)> = None;
+        for number in order {
+            let message = &self.oracle.messages[*number];
+            // What was sent again may be kept for that alone: the first time its device had no channel.
+            assert!(
+                last_sent.is_none_or(|(sent_at, _)| sent_at <= message.over_at()),
+                "message {:?} was sent after message {number} was acknowledged, and stands before it in a stream",
+                last_sent.map(|(_, other)| other)
+            );
+            last_sent = last_sent.max(message.sent_at.map(|sent_at| (sent_at, *number)));
         }
     }
 }

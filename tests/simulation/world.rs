@@ -149,7 +149,7 @@ impl World {
                 epoch_ms: self.started_ms,
             },
             v1_topics: false,
-            newest_datapoint_ms: stored.newest_datapoint_ms,
+            stored_datapoints: self.disk.datapoints().clone(),
         };
         self.shards = (0..self.profile.cores).map(|core| Shard::new(config(core))).collect();
         self.met.in_doubt += stored.in_doubt.len() as u64;

@@ -83,7 +83,7 @@ fn range(first_ms: Option<i64>, last_ms: Option<i64>, tag: Option<Box<str>>) -> 
     let from = DatapointId::first_at(first_ms.map_or(0, |ms| ms.max(0) as u64));
     let to = match last_ms {
         None => DatapointId::MAX,
-        Some(ms) => DatapointId::new(u64::try_from(ms).ok()?, u16::MAX, u32::MAX),
+        Some(ms) => DatapointId::last_at(u64::try_from(ms).ok()?),
     };
     (from <= to).then_some(Range { from, to, tag })
 }
@@ -198,7 +198,7 @@ mod tests {
         let range = read.range.unwrap();
         assert_eq!(read.end, End::At);
         assert_eq!(range.from, DatapointId::first_at(MARCH_MS));
-        assert!(DatapointId::new(MARCH_MS + 59_999, u16::MAX, u32::MAX) <= range.to);
+        assert!(DatapointId::last_at(MARCH_MS + 59_999) <= range.to);
         assert!(DatapointId::first_at(MARCH_MS + 60_000) > range.to);
         let read = reading(&[(END_TIME, "1969-12-31 23:59")]).unwrap();
         assert_eq!(read.range, None, "there can be nothing");

@@ -40,7 +40,7 @@ pub async fn walk<S: Send + 'static>(
             return Ok(sink);
         };
         left = usage.count;
-        range.to = range.to.min(DatapointId::new(usage.last_ms, u16::MAX, u32::MAX));
+        range.to = range.to.min(DatapointId::last_at(usage.last_ms));
     }
     let mut rest = (range.from <= range.to).then_some(range);
     while let Some(range) = rest {

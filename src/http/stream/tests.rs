@@ -391,7 +391,7 @@ async fn a_written_datapoint_says_nothing_of_a_device_and_its_id_is_the_apis() {
     let id = written["_id"].as_str().unwrap();
     assert_eq!(rows, [(id.to_owned(), String::new())]);
     // One past the cores.
-    assert_eq!(&id[12..16], "0003");
+    assert_eq!(&id[16..], "00000003");
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ use super::platform::Memo;
 use super::{Damage, Database, Fault, Table, Tables, read};
 use crate::limits::STORE_PURGE_ROWS_MAX;
 use crate::registry::access::AccountId;
+use crate::registry::datapoint::DatapointId;
 use crate::session::message::SharedMessage;
 use crate::shard::record::{Backlog, Origin, QueueEntry, Record, SessionNumber};
 use crate::store::schema::{
@@ -48,7 +49,7 @@ pub(super) struct State {
     /// There may be rows in `ended`.
     has_ended: bool,
     pub(super) newest_stream: u64,
-    pub(super) newest_datapoint_ms: u64,
+    pub(super) newest_datapoint: DatapointId,
     pub(super) newest_account: u64,
     /// There may be rows in `purges`.
     pub(super) has_purges: bool,
@@ -112,7 +113,7 @@ impl Applier {
             newest_session: number(META_NEWEST_SESSION)?,
             has_ended: !tables.of(Table::Ended).is_empty(txn)?,
             newest_stream: number(META_NEWEST_STREAM)?,
-            newest_datapoint_ms: number(META_NEWEST_DATAPOINT)?,
+            newest_datapoint: DatapointId::last_at(number(META_NEWEST_DATAPOINT)?),
             newest_account: number(META_NEWEST_ACCOUNT)?,
             has_purges: !tables.of(Table::Purges).is_empty(txn)?,
             over: over_their_storage(txn, tables)?,
@@ -127,6 +128,11 @@ impl Applier {
             memo: Memo::default(),
             is_memo_true: true,
         })
+    }
+
+    /// No datapoint on disk has a greater id.
+    pub fn newest_datapoint(&self) -> DatapointId {
+        self.committed.newest_datapoint
     }
 
     /// The greatest number that a Session ever had.
@@ -693,7 +699,7 @@ impl Batch<'_, '_, '_> {
             (META_NEXT_MESSAGE, self.state.next_message),
             (META_NEWEST_SESSION, self.state.newest_session),
             (META_NEWEST_STREAM, self.state.newest_stream),
-            (META_NEWEST_DATAPOINT, self.state.newest_datapoint_ms),
+            (META_NEWEST_DATAPOINT, self.state.newest_datapoint.at_ms()),
             (META_NEWEST_ACCOUNT, self.state.newest_account),
         ] {
             schema::encode_number(name, number, &mut self.scratch.value);

@@ -63,7 +63,7 @@ fn tag_of(row: &[u8]) -> &str {
 
 impl<'r> Batch<'_, '_, 'r> {
     pub(super) fn datapoint(&mut self, datapoint: &'r Datapoint) -> Result<(), Fault> {
-        self.state.newest_datapoint_ms = self.state.newest_datapoint_ms.max(datapoint.id.at_ms());
+        self.state.newest_datapoint = self.state.newest_datapoint.max(datapoint.id);
         match self.stream(datapoint.account, datapoint.channel)? {
             Some(stream) => self.pending.push(Pending {
                 stream,

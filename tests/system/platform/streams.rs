@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::fixture::{LIFTED, Platform, assert_error, keys, values};
-use super::rest::Api;
+use super::rest::{Api, Line};
 use super::time::{basic, local, now_s};
 use crate::raw::{PUBACK, Packet, publish};
 
@@ -519,45 +519,51 @@ fn a_datapoint_is_written_by_rest_without_a_device() {
     }
 }
 
-/// Ids of one channel grow, whoever writes: several devices on several cores, and REST between them.
+/// Ids of one channel grow, whoever writes: several devices on several cores, and HTTP between them. Over connections that stay,
+/// so that one follows the other within a millisecond: clocks alone do not order them.
 #[test]
 fn ids_grow_with_time_whoever_writes() {
-    let platform = Platform::start(1);
-    let api = platform.api(0);
-    for n in 0..8 {
-        platform.map(0, &format!("pump-{n}"), 3);
-    }
-    let mut expected = Vec::new();
-    for n in 0..40 {
-        match n % 3 {
-            0 => platform.send(0, &format!("json/pump-{}", n % 8), n.to_string()),
-            1 => drop(
-                platform
-                    .connector(0, &format!("pump-{}", n % 8))
-                    .post("/post_v2", n.to_string())
-                    .expect(200),
-            ),
-            _ => drop(api.post("/v2/stream/3", n.to_string()).expect(201)),
+    const COUNT: i64 = 1_000;
+    for cores in [1, 4] {
+        let platform = Platform::start_with(cores, 1, &LIFTED);
+        let account = platform.account(0);
+        for n in 0..8 {
+            platform.map(0, &format!("pump-{n}"), 3);
         }
-        expected.push(n);
+        let line = |headers: &[(&str, &str)]| Line::open(platform.broker().api_port(), headers).unwrap();
+        let mut rest = line(&[("X-APITOKEN", &account.api_token)]);
+        let mut connector = line(&[("X-DEVICETOKEN", &account.device_token)]);
+        let mut raw = platform.client(0, "pumps");
+        for n in 0..COUNT {
+            let (device, value) = (format!("pump-{}", n % 8), n.to_string());
+            match n % 5 {
+                0 => drop(rest.call("POST", "/v2/stream/3", &[], &value).expect(201)),
+                1 | 3 => {
+                    let qos = if n % 5 == 1 { 1 } else { 2 };
+                    let topic = account.topic(&format!("json/{device}"));
+                    raw.deliver(&publish(&topic, qos, 7, value.as_bytes()), 7);
+                }
+                _ => {
+                    let reply = connector.call("POST", "/post_v2", &[("X-DEVICEID", &device)], &value);
+                    drop(reply.expect(200));
+                }
+            }
+        }
+        let expected: Vec<_> = (0..COUNT).collect();
+        let stream = get(&last(&platform).header("X-PAGELIMIT", "10000"));
+        assert_eq!(
+            numbers(&stream),
+            expected,
+            "in the order in which they were acknowledged, {cores} cores"
+        );
+        let rows = stream["stream"].as_array().unwrap();
+        let ids: Vec<_> = rows.iter().map(|row| row["_id"].as_str().unwrap()).collect();
+        assert!(ids.is_sorted_by(|one, next| one < next), "{ids:?}");
+        let reversed = last(&platform)
+            .header("X-PAGELIMIT", "10000")
+            .header("X-PAGESORT", "desc");
+        assert_eq!(numbers(&get(&reversed)), expected.into_iter().rev().collect::<Vec<_>>());
     }
-    let stream = platform.stream(0, 3);
-    assert_eq!(
-        numbers(&stream),
-        expected,
-        "in the order in which they were acknowledged"
-    );
-    let ids: Vec<_> = stream["stream"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|row| row["_id"].as_str().unwrap())
-        .collect();
-    assert!(ids.is_sorted(), "{ids:?}");
-    let reversed = numbers(&get(&last(&platform)
-        .header("X-PAGELIMIT", "100")
-        .header("X-PAGESORT", "desc")));
-    assert_eq!(reversed, expected.into_iter().rev().collect::<Vec<_>>());
 }
 
 /// Our extension: a decoded copy beside the digits, on request.

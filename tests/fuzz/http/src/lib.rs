@@ -32,6 +32,7 @@ use skein::limits::{HTTP_ANSWER_TIMEOUT_MS, HTTP_BODY_TIMEOUT_MS};
 use skein::registry::access::{AccountId, Accounts};
 use skein::registry::account::{Account, Token};
 use skein::registry::channel::{Channel, ChannelId};
+use skein::registry::datapoint::StoredDatapoints;
 use skein::registry::device::{Device, DeviceState};
 use skein::registry::event::{Event, NotifyType};
 use skein::routing::shard_key::{Division, ShardKey};
@@ -187,7 +188,7 @@ impl Platform {
             cores,
             client,
             notifier: Arc::new(|_| true),
-            newest_datapoint_ms: stream::NEWEST_MS,
+            stored_datapoints: StoredDatapoints::until(stream::NEWEST_MS),
             clock: Clock::host(),
         });
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -20,6 +20,7 @@ use fuzz::mqtt::frame::{Framing, next_frame};
 use fuzz::mqtt::packet::{Connect, Level, Packet, PacketId, Publish, QoS, Will};
 use fuzz::mqtt::reason::ConnectReturnCode;
 use fuzz::registry::access::Access;
+use fuzz::registry::datapoint::StoredDatapoints;
 use fuzz::shard::greeting::{Greeting, Identity, greet};
 use fuzz::shard::{ConnectionId, Input, Lane, Limits, Millis, Output, PeerId, Shard, ShardConfig, UnixTime};
 use fuzz::store::memory::Memory;
@@ -161,7 +162,7 @@ impl World {
                 access: Access::Open,
                 unix_time: UnixTime::default(),
                 v1_topics: false,
-                newest_datapoint_ms: 0,
+                stored_datapoints: StoredDatapoints::until(0),
             })
         };
         World {
