@@ -105,6 +105,8 @@ pub const PROXY_HEADER_BYTES_MAX: usize = 536;
 pub const PROXY_TEXT_BYTES_MAX: usize = 107;
 /// How often the files of the certificate are looked at: a renewed one is in use at most this much later.
 pub const CERTIFICATE_POLL_MS: u64 = 2_000;
+/// A signal is answered without the cores that have not answered by then.
+pub const CORES_ANSWER_MS: u64 = 1_000;
 /// Largest file of certificates or keys: the bundle of all public authorities has a quarter of it. A larger one is refused.
 pub const CERTIFICATE_FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// A block of this size or more goes back to the system when it is freed (glibc); above all buffers that come and go with messages.

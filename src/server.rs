@@ -28,10 +28,12 @@ use crate::config::{self, Config};
 use crate::http;
 use crate::http::notify::mail::BadMail;
 use crate::http::notify::{self, NotifyReport};
-use crate::limits::{CERTIFICATE_POLL_MS, MESH_RING_PARCELS, STOP_TIMEOUT_MS, STORE_MAP_BYTES_MAX, STORE_STOP_MS};
+use crate::limits::{
+    CERTIFICATE_POLL_MS, CORES_ANSWER_MS, MESH_RING_PARCELS, STOP_TIMEOUT_MS, STORE_MAP_BYTES_MAX, STORE_STOP_MS,
+};
 use crate::mesh::Mesh;
 use crate::metrics::Counters;
-use crate::net::certificate::{CertificateError, Tls};
+use crate::net::certificate::{CertificateError, Loaded};
 use crate::net::handoff::passages;
 use crate::net::listener::{Listener, listen_on};
 use crate::net::transport::{Transport, Transports};
@@ -198,22 +200,28 @@ impl Broker {
         }
         drop(to);
         let mut sum = Counters::default();
-        while let Ok(counters) = reports.recv_timeout(Duration::from_secs(1)) {
+        while let Ok(counters) = reports.recv_timeout(Duration::from_millis(CORES_ANSWER_MS)) {
             sum.add(&counters);
         }
         (sum, self.store.report())
     }
 
-    /// Gives every core the certificate that this finds, if it finds one.
-    fn renew(&mut self, find: impl FnOnce(&mut Renewal) -> Option<Tls>) {
-        if let Some(tls) = self.renewal.as_mut().and_then(find) {
-            for (mailbox, _) in &self.cores {
-                mailbox.send(Control::Certificate(Box::new(tls.clone())));
-            }
-            if let Some(platform) = &self.platform {
-                platform.renew(tls);
-            }
+    /// Gives every core the certificate that this finds, if it finds one; the log has it when all have taken it up.
+    fn renew(&mut self, find: impl FnOnce(&mut Renewal) -> Option<Loaded>) {
+        let Some(loaded) = self.renewal.as_mut().and_then(find) else {
+            return;
+        };
+        let (taken_up, all) = mpsc::channel();
+        for (mailbox, _) in &self.cores {
+            mailbox.send(Control::Certificate(Box::new(loaded.tls.clone()), taken_up.clone()));
         }
+        drop(taken_up);
+        if let Some(platform) = &self.platform {
+            platform.renew(loaded.tls.clone());
+        }
+        // Nothing is sent: it ends when the last core has dropped its end.
+        let _ = all.recv_timeout(Duration::from_millis(CORES_ANSWER_MS));
+        renewal::tell_renewed(&loaded);
     }
 
     fn api_port(&self) -> Option<u16> {

@@ -264,15 +264,12 @@ impl Accounts {
 
     /// User name: the account; password: its device token. 0x04 if they are not both right, 0x05 if the account is suspended.
     fn authenticate(&self, connect: &Connect) -> Result<AccountId, ConnectReturnCode> {
-        /// No token: compared with where there is no account.
-        const NOBODY: &[u8; Token::LEN] = b"--------------------------------";
         let password = connect.password.as_deref().unwrap_or_default();
         let tenant = connect.user_name.as_deref().and_then(|user| self.by_user_id(user));
         let is_right = match tenant {
             Some(tenant) => tenant.account.device_token.is(password),
             None => {
-                use subtle::ConstantTimeEq;
-                let _ = bool::from(NOBODY[..].ct_eq(password));
+                let _ = Token::NOBODYS.is(password);
                 false
             }
         };

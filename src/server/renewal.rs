@@ -86,7 +86,7 @@ impl Renewal {
     }
 
     /// Reads the files if they have changed and stand still.
-    pub fn look(&mut self) -> Option<Tls> {
+    pub fn look(&mut self) -> Option<Loaded> {
         let found = fingerprint(&self.settings);
         if found == self.read {
             self.changed = None;
@@ -101,8 +101,8 @@ impl Renewal {
         }
     }
 
-    /// Reads the files; None if they cannot be used.
-    pub fn reload(&mut self) -> Option<Tls> {
+    /// Reads the files; None if they cannot be used. What is read is to be given to the cores, and then [`tell_renewed`].
+    pub fn reload(&mut self) -> Option<Loaded> {
         let now = SystemTime::now();
         self.changed = None;
         self.read = fingerprint(&self.settings);
@@ -123,14 +123,18 @@ impl Renewal {
             );
             return None;
         }
-        tell(&loaded, "the certificate was read anew; who is connected stays");
-        self.certificate = loaded.certificate;
+        self.certificate.clone_from(&loaded.certificate);
         self.not_after = loaded.not_after;
         if loaded.was_made {
             self.read = fingerprint(&self.settings);
         }
-        Some(loaded.tls)
+        Some(loaded)
     }
+}
+
+/// When every handshake that begins shows it.
+pub fn tell_renewed(loaded: &Loaded) {
+    tell(loaded, "the certificate was read anew; who is connected stays");
 }
 
 fn tell(loaded: &Loaded, what: &str) {

@@ -16,6 +16,7 @@ pub mod turn;
 #[cfg(test)]
 mod turn_tests;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
@@ -54,8 +55,8 @@ pub enum Driver {
 /// What a core is asked from outside.
 pub enum Control {
     Stop,
-    /// For every TLS handshake that begins from now on; who is connected stays.
-    Certificate(Box<Tls>),
+    /// For every TLS handshake that begins from now on; who is connected stays. The sender is dropped when it is taken up.
+    Certificate(Box<Tls>, mpsc::Sender<Infallible>),
     /// Its counters, as they stand.
     Report(mpsc::Sender<Counters>),
     /// A question of the control thread's.

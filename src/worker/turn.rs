@@ -741,7 +741,10 @@ impl Core {
                     self.watch_listeners(false);
                     self.stopping.get_or_insert(self.now);
                 }
-                Control::Certificate(tls) => self.parts.transports.tls = Some(*tls),
+                Control::Certificate(tls, taken_up) => {
+                    self.parts.transports.tls = Some(*tls);
+                    drop(taken_up);
+                }
                 Control::Ask(question) => self.ask(*question),
                 Control::Accounts(change) => {
                     self.parts.access = Access::Platform(Arc::clone(&change.accounts));

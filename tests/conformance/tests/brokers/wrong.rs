@@ -69,6 +69,14 @@ fn connecting(mut packet: Packet, change: impl FnOnce(&mut u8)) -> Vec<Packet> {
     vec![packet]
 }
 
+/// A CONNECT of level 4 with this identifier where it has none.
+fn named(mut packet: Packet, id: &str) -> Vec<Packet> {
+    if packet.first & 0xF0 == 0x10 && packet.body[..2] == [0, 4] && packet.body[10..12] == [0, 0] {
+        packet.body = [&packet.body[..10], &field(id), &packet.body[12..]].concat();
+    }
+    vec![packet]
+}
+
 /// A wrong name, what is wrong, and the statements that must fail for it.
 type Wrong = (&'static str, Fault, &'static str);
 
@@ -105,12 +113,9 @@ const WRONG: &[Wrong] = &[
     ("who is refused is let in", Fault::Out(|packet| {
         if is(&packet, &[CONNACK]) { one(CONNACK, [packet.body[0], 0]) } else { same(packet) }
     }), "3.1.2-2 3.1.3-7 3.1.3-8 3.2.2-4 V31-2 V31-4"),
-    ("who has no identifier is nobody", Fault::In(|mut packet| {
-        if packet.first & 0xF0 == 0x10 && packet.body[..2] == [0, 4] && packet.body[10..12] == [0, 0] {
-            packet.body = [&packet.body[..10], &field("nobody"), &packet.body[12..]].concat();
-        }
-        same(packet)
-    }), "3.1.3-6 3.1.3-7 3.1.3-8 3.1.4-5"),
+    ("who has no identifier is nobody", Fault::In(|packet| named(packet, "nobody")), "3.1.3-6 3.1.3-7 3.1.3-8"),
+    // By itself: another nobody that takes over would close the connection in time, as a broker must that rejects.
+    ("who has no identifier is somebody", Fault::In(|packet| named(packet, "somebody")), "3.1.4-5"),
     ("identifiers of acknowledgements are one too high", Fault::Out(|packet| {
         if is(&packet, &[PUBACK, PUBREC, PUBCOMP, SUBACK, UNSUBACK]) {
             let id = packet.id().wrapping_add(1);
