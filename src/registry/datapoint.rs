@@ -1,5 +1,8 @@
 //! A datapoint: one stored value, its id, and how it lies in a row.
 //!
+//! Owns    the order of datapoints: [`DatapointIds`] of each core and of the stream service, and the one number that all of
+//!         them share, [`StoredDatapoints`].
+//! Called  by `shard` and `http` for an id; by the storage thread after a commit, before it tells anybody of it.
 //! Holds   - ids of a stream are in the order in which its datapoints were acknowledged, whichever core or service took them:
 //!           what is sent after an acknowledgement gets a greater id than what was acknowledged.
 
