@@ -20,7 +20,7 @@ use crate::net::sockets::Flags;
 use crate::net::transport::{Layers, Transport};
 use crate::registry::access::AccountId;
 use crate::shard::greeting::{Greeting, Identity, greet};
-use crate::shard::{CloseReason, ConnectionId, Input};
+use crate::shard::{CloseReason, ConnectionId, Input, Millis};
 
 use super::parcel::{Arrival, Arrivals, Carried, Parcel};
 use super::turn::Core;
@@ -43,8 +43,7 @@ impl Core {
                     let layers = Layers::new(self.parts.transports_of[usize::from(number)]);
                     match self.sockets.insert(socket, layers, Flags::GREETING) {
                         Ok(connection) => {
-                            let due = self.now.plus(self.parts.connect_timeout_ms);
-                            self.greeting_deadlines.push_back((due, connection));
+                            self.expect_connect(connection);
                         }
                         Err(error) => self.refuse_socket(&error),
                     }
@@ -55,6 +54,13 @@ impl Core {
                 Accepted::Closed => return self.watch_listeners(false),
             }
         }
+    }
+
+    /// The CONNECT has the whole timeout from here on: `now` is rounded down, and older than what its batch accepts.
+    pub(super) fn expect_connect(&mut self, connection: ConnectionId) {
+        let now = Millis(self.parts.epoch.elapsed().as_micros().div_ceil(1_000) as u64);
+        self.greeting_deadlines
+            .push_back((now.plus(self.parts.connect_timeout_ms), connection));
     }
 
     fn refuse_socket(&mut self, error: &std::io::Error) {

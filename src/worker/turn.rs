@@ -710,8 +710,7 @@ impl Core {
             self.greeting_deadlines.pop_front();
             if socket.is_some_and(|socket| socket.is(Flags::HANDSHAKE)) {
                 // It waits for this core, not this core for it.
-                let due = self.now.plus(self.parts.connect_timeout_ms);
-                self.greeting_deadlines.push_back((due, connection));
+                self.expect_connect(connection);
             } else if is_greeting {
                 self.close(connection, CloseReason::ConnectTimeout.into(), &[]);
             }

@@ -329,6 +329,23 @@ fn a_socket_without_a_whole_connect_is_closed_in_time_and_one_with_it_is_not() {
     assert_eq!(world.counters().closed_connect_timeout, 1);
 }
 
+/// A broker that counts from the beginning of a batch, or in whole milliseconds rounded down, is early nearly every time.
+#[test]
+fn nobody_has_less_than_the_connect_timeout() {
+    const TIMEOUT_MS: u64 = 2;
+    let mut world = World::new(1, false, 10, TIMEOUT_MS);
+    for _ in 0..50 {
+        let began = Instant::now();
+        let mut mute = world.client();
+        let core = &mut world.cores[0];
+        while !matches!(mute.read(&mut [0]), Ok(0)) {
+            core.batch();
+        }
+        let after = began.elapsed();
+        assert!(after >= Duration::from_millis(TIMEOUT_MS), "closed after {after:?}");
+    }
+}
+
 /// A process that was stopped finds the bytes of all clients at once, and more clients than it looks at in a batch.
 #[test]
 fn after_a_pause_nobody_is_silent_whose_bytes_are_there() {
