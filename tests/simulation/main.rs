@@ -24,6 +24,7 @@ mod receiving;
 mod rows;
 mod run;
 mod shrink;
+mod streams;
 mod topics;
 mod words;
 mod workload;

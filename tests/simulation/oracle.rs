@@ -342,7 +342,7 @@ impl Oracle {
                     .push((serial, message));
             }
             Record::Datapoint(datapoint) if datapoint.is_awaited => {
-                if let Some(message) = crate::platform::stored_message(&datapoint.row) {
+                if let Some(message) = crate::streams::stored_message(&datapoint.row) {
                     self.records.entry(message).or_default().push(serial);
                 }
             }

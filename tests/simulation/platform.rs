@@ -2,7 +2,7 @@
 //!
 //! Owns    the accounts as the control thread has them, the mailbox of every core (questions, and news of the accounts), what
 //!         was asked and not answered, and what may be so of every device at every moment.
-//! Called  by `world` (one act or one letter at a time, answers, starts and crashes) and by `main` at rest.
+//! Called  by `world` (one act or one letter at a time, answers, starts and crashes), and at rest by `run` and `streams`.
 //! Holds   - an account is on disk before any core hears of it; the letters of one core arrive in order, those of two cores
 //!           whenever they like;
 //!         - a device is asked about once at a time; what an answer says is on disk.
@@ -14,14 +14,12 @@ use skein::mqtt::packet::QoS;
 use skein::registry::access::{Access, AccountId, Accounts, AccountsChange, Ended, EndedWhy};
 use skein::registry::account::{Account, Token};
 use skein::registry::channel::{Channel, ChannelId};
-use skein::registry::datapoint::{DatapointId, DatapointRow};
 use skein::registry::device::{Device, DeviceChange};
 use skein::registry::quota::{OwnQuotas, Quotas, Usage};
 use skein::routing::shard_key::{Division, ShardKey};
 use skein::shard::Input;
 use skein::shard::query::{Answer, Query, Refusal, SentFormat, Ticket};
 use skein::shard::record::{Record, Stored};
-use skein::store::streams::DatapointRange;
 
 use crate::faults::Profile;
 use crate::oracle::{Message, message_number};
@@ -33,7 +31,7 @@ use crate::world::World;
 /// Devices that topics name, by tenant.
 pub const DEVICES: usize = 3;
 /// Channels of every account.
-const CHANNELS: u32 = 2;
+pub const CHANNELS: u32 = 2;
 
 pub struct Tenant {
     pub id: AccountId,
@@ -42,7 +40,7 @@ pub struct Tenant {
     /// knows it.
     next: Option<Next>,
     /// By the device's number.
-    devices: Vec<Known>,
+    pub devices: Vec<Known>,
 }
 
 struct Next {
@@ -62,9 +60,9 @@ struct Past {
 
 /// How a device treats data: a device that is not registered is as it would be once registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct State {
-    is_enabled: bool,
-    channel: Option<ChannelId>,
+pub struct State {
+    pub is_enabled: bool,
+    pub channel: Option<ChannelId>,
 }
 
 /// A change that was asked for.
@@ -75,7 +73,8 @@ struct Change {
     to: State,
 }
 
-struct Known {
+/// How a device was, as far as anybody can know.
+pub struct Known {
     first: State,
     changes: Vec<Change>,
     is_asked: bool,
@@ -156,7 +155,7 @@ fn founding(entry: &Account) -> Vec<Record> {
     std::iter::once(put).chain(channels).collect()
 }
 
-fn channel(number: u32) -> ChannelId {
+pub fn channel(number: u32) -> ChannelId {
     ChannelId::new(number).expect("a small number")
 }
 
@@ -293,7 +292,7 @@ impl Platform {
 
 impl Known {
     /// What may be so at some moment from `from` to `to`.
-    fn possible(&self, from: u64, to: u64) -> BTreeSet<State> {
+    pub fn possible(&self, from: u64, to: u64) -> BTreeSet<State> {
         let mut states = BTreeSet::from([self.first]);
         for change in self.changes.iter().take_while(|change| change.asked_at <= to) {
             if change.answered_at.is_some_and(|at| at <= from) {
@@ -846,112 +845,6 @@ impl World {
             );
         }
     }
-
-    /// At rest: every stream has what it must have, and nothing else.
-    pub fn check_streams(&mut self) {
-        let Some(platform) = &self.platform else { return };
-        assert!(platform.is_at_rest(), "questions without an answer");
-        let range = DatapointRange {
-            from: DatapointId::first_at(0),
-            to: DatapointId::MAX,
-            tag: None,
-            newest_first: false,
-            rows_max: usize::MAX,
-        };
-        // By message: how often it is in which channel.
-        let mut kept: BTreeMap<usize, BTreeMap<ChannelId, u32>> = BTreeMap::new();
-        // By stream, in the order of ids.
-        let mut streams: Vec<Vec<usize>> = Vec::new();
-        let mut datapoints = 0;
-        for (tenant, entry) in platform.tenants.iter().enumerate() {
-            for number in 0..CHANNELS {
-                let stream = self.disk.tables().datapoints(entry.id, channel(number), &range);
-                let mut order = Vec::new();
-                for row in stream.rows {
-                    datapoints += 1;
-                    let number_of = stored_number(&row.value);
-                    let message = number_of.unwrap_or_else(|| panic!("a datapoint that nobody sent: {}", row.value));
-                    let Message { topic, tenant: of, .. } = self.oracle.messages[message];
-                    let Purpose::Data { tenant: to, tag, .. } = self.oracle.topics.purposes[topic] else {
-                        panic!("message {message} is no data, and is in a stream");
-                    };
-                    assert_eq!(
-                        (of, to),
-                        (tenant, tenant),
-                        "message {message} is in another account's stream"
-                    );
-                    assert_eq!(row.tag.as_deref(), tag, "the tag of message {message}");
-                    let count = kept.entry(message).or_default().entry(channel(number)).or_default();
-                    if *count == 0 {
-                        order.push(message);
-                    }
-                    *count += 1;
-                }
-                streams.push(order);
-            }
-        }
-        self.happened.datapoints = datapoints;
-        streams.iter().for_each(|order| self.check_order(order));
-        for (number, message) in self.oracle.messages.iter().enumerate() {
-            let Some(sent_at) = message.sent_at else { continue };
-            let Purpose::Data { tenant, device, .. } = self.oracle.topics.purposes[message.topic] else {
-                continue;
-            };
-            let kept = kept.remove(&number).unwrap_or_default();
-            let count: u32 = kept.values().sum();
-            if self.oracle.topics.is_of_removed(message.topic) {
-                assert_eq!(count, 0, "message {number} of an account that is removed is kept");
-                continue;
-            }
-            let until = message.over_at();
-            let possible = platform.tenants[tenant].devices[device].possible(sent_at, until);
-            let may_be_kept = |channel: &ChannelId| {
-                let state = State {
-                    is_enabled: true,
-                    channel: Some(*channel),
-                };
-                possible.contains(&state)
-            };
-            let route = self.route(number);
-            let is_own = route != Route::Never && message.len > 0;
-            assert!(
-                count == 0 || is_own && kept.keys().all(may_be_kept),
-                "message {number} is kept in {kept:?}, and the device was {possible:?}"
-            );
-            let is_surely_kept = possible.iter().all(|state| state.is_enabled && state.channel.is_some());
-            let is_acknowledged = message.acknowledged_at.is_some();
-            assert!(
-                count > 0 || !(is_own && route == Route::Surely && is_surely_kept && is_acknowledged),
-                "message {number} was acknowledged, and is in no stream"
-            );
-            let allowed = match message.qos {
-                // Every attempt is a message of its own.
-                QoS::AtLeastOnce => message.attempts.max(1),
-                QoS::AtMostOnce => 1,
-                QoS::ExactlyOnce => 1 + message.strays,
-            };
-            assert!(
-                count <= allowed,
-                "message {number} at {:?} is kept {count} times, {allowed} allowed",
-                message.qos
-            );
-        }
-    }
-
-    /// What was sent after another message was acknowledged stands behind it in a stream.
-    fn check_order(&self, order: &[usize]) {
-        let mut last_sent: Option<(u64, usize)> = None;
-        for number in order {
-            let message = &self.oracle.messages[*number];
-            // What was sent again may be kept for that alone: the first time its device had no channel.
-            assert!(
-                last_sent.is_none_or(|(sent_at, _)| sent_at <= message.over_at()),
-                "message {:?} was sent after message {number} was acknowledged, and stands before it in a stream",
-                last_sent.map(|(_, other)| other)
-            );
-            last_sent = last_sent.max(message.sent_at.map(|sent_at| (sent_at, *number)));
-        }
-    }
 }
 
 fn brief(core: usize, query: &Query) -> String {
@@ -976,18 +869,5 @@ fn brief(core: usize, query: &Query) -> String {
             format!("core {core} is asked to command m{number:?} to {device}, {account:?}, {qos:?}")
         }
         query => format!("core {core} is asked: {query:?}"),
-    }
-}
-
-/// The message that a packed row of a stream came of.
-pub fn stored_message(row: &[u8]) -> Option<usize> {
-    stored_number(DatapointRow::unpack(row)?.value)
-}
-
-/// The message that a value in a stream came of: the object that was sent, or the bytes as digits.
-fn stored_number(value: &str) -> Option<usize> {
-    match value.strip_prefix(r#"{"value1":""#) {
-        None => message_number(value.as_bytes()),
-        Some(rest) => message_number(&hex::decode(rest.strip_suffix(r#""}"#)?).ok()?),
     }
 }

@@ -15,6 +15,7 @@ mod receiving;
 mod rows;
 mod run;
 mod shrink;
+mod streams;
 mod topics;
 mod words;
 mod workload;

@@ -61,7 +61,7 @@ pub fn brief_record(record: &Record) -> String {
         Record::Retained { topic, payload, .. } => format!("Retained m{:?} {topic}", message_number(payload)),
         Record::Datapoint(datapoint) => format!(
             "Datapoint m{:?} {:?} {}",
-            crate::platform::stored_message(&datapoint.row),
+            crate::streams::stored_message(&datapoint.row),
             datapoint.channel,
             datapoint.id.to_hex()
         ),
