@@ -40,6 +40,11 @@ use crate::transport::Target;
 const READ_BYTES: usize = 256 * 1024;
 const BATCH_MESSAGES_MAX: usize = 256;
 const BATCH_BYTES_MAX: usize = 256 * 1024;
+/// Reads of one subscriber in a row.
+const READS_PER_TURN: usize = 4;
+/// Bytes of one publisher in a row: as many as a subscriber reads. A broker that takes them as fast as they are written would
+/// have this thread write for ever, and call lost what it has not read.
+const SEND_BYTES_PER_TURN: usize = READS_PER_TURN * READ_BYTES;
 const EVENTS_MAX: usize = 1024;
 /// How long an idle turn waits: the grain of the phases and the progress line.
 const TURN_MAX: Duration = Duration::from_millis(20);
@@ -370,7 +375,9 @@ impl<'a> Generator<'a> {
                     if self.pace.is_some() {
                         // A thread woken late still owes what the schedule asked for.
                         self.pace(now)?;
-                        self.send_queued()?;
+                        while !self.queue.is_empty() {
+                            self.send_queued()?;
+                        }
                     }
                 }
                 _ => {}
@@ -397,6 +404,9 @@ impl<'a> Generator<'a> {
             } else {
                 wait = wait.min(self.pace(now)?);
                 self.send_queued()?;
+                if !self.queue.is_empty() {
+                    wait = Duration::ZERO;
+                }
                 let silence = Duration::from_nanos(now - heard_ns);
                 if self.outstanding > 0 && silence >= SILENCE_WRITE_OFF {
                     if self.settings.qos > 0 && silence >= SILENCE_MAX {
@@ -514,6 +524,8 @@ impl<'a> Generator<'a> {
             self.publishers[publisher as usize].is_queued = false;
             self.send(publisher as usize, true)?;
         }
+        // Those that are not done.
+        queue.append(&mut self.queue);
         self.queue = queue;
         Ok(())
     }
@@ -528,14 +540,21 @@ impl<'a> Generator<'a> {
         Ok(())
     }
 
-    /// Sends what `publisher` may send, in writes of up to a batch, until its window or the socket is full.
+    /// Sends what `publisher` may send, in writes of up to a batch, until its window or the socket is full, or its turn is over:
+    /// then it is queued for the next.
     fn send(&mut self, publisher: usize, may_publish: bool) -> Result<()> {
         let (plan, pace, paced_until_ns) = (self.plan, self.pace, self.paced_until_ns);
         let number = self.share.publishers.start + publisher;
         let now = self.now_ns();
         let mut built = std::mem::take(&mut self.built);
         let p = &mut self.publishers[publisher];
+        let mut turn_bytes = 0;
         while !p.connection.wants_write() {
+            if turn_bytes >= SEND_BYTES_PER_TURN {
+                p.is_queued = true;
+                self.queue.push(publisher as u32);
+                break;
+            }
             let room = match pace {
                 _ if !may_publish => 0,
                 Some(pace) => pace
@@ -620,6 +639,7 @@ impl<'a> Generator<'a> {
             }
             let context = || format!("publisher {number}");
             p.connection.send(&p.control, bytes).with_context(context)?;
+            turn_bytes += p.control.len() + bytes.len();
             p.control.clear();
         }
         if p.connection.wants_write() != p.waits_writable {
@@ -710,7 +730,7 @@ impl<'a> Generator<'a> {
         }
         if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::ERR | epoll::EventFlags::HUP) {
             // A few reads at most: the others want their turn.
-            for _ in 0..4 {
+            for _ in 0..READS_PER_TURN {
                 let received = self.subscribers[index]
                     .connection
                     .receive(buffer)
