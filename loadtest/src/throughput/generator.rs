@@ -38,13 +38,13 @@ use crate::timer::Timer;
 use crate::transport::Target;
 
 const READ_BYTES: usize = 256 * 1024;
-const BATCH_MESSAGES_MAX: usize = 256;
+pub const BATCH_MESSAGES_MAX: usize = 256;
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// Reads of one subscriber in a row.
 const READS_PER_TURN: usize = 4;
-/// Bytes of one publisher in a row: as many as a subscriber reads. A broker that takes them as fast as they are written would
-/// have this thread write for ever, and call lost what it has not read.
-const SEND_BYTES_PER_TURN: usize = READS_PER_TURN * READ_BYTES;
+/// Bytes of one publisher in a row, as many as one read takes. Where a broker takes them as fast as they are written, the thread
+/// would write for ever, and what it does not read meanwhile would be called lost.
+pub const SEND_BYTES_PER_TURN: usize = READ_BYTES;
 const EVENTS_MAX: usize = 1024;
 /// How long an idle turn waits: the grain of the phases and the progress line.
 const TURN_MAX: Duration = Duration::from_millis(20);

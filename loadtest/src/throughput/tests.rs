@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::generator::{BATCH_MESSAGES_MAX, SEND_BYTES_PER_TURN};
 use super::*;
 use crate::fake_broker::{FakeBroker, Fault};
 use crate::fake_front::{Identity, front};
@@ -363,6 +364,22 @@ fn what_gathers_is_read_once_a_turn() {
         assert!(figures.sent <= turns * u64::from(WINDOW), "{turns} turns, {figures}");
         assert!(figures.settings.contains("gathering 20000 µs"), "{figures}");
     }
+}
+
+/// However much a broker takes, and drops: its subscribers, on the same thread, would be read when the flood is over.
+#[test]
+fn a_flood_leaves_time_to_read() {
+    let settings = Settings {
+        window: Some(1_000_000_000),
+        gather: 100_000,
+        ..settings(0)
+    };
+    let begun = Instant::now();
+    let figures = run(&broker(|_, _, _, _| true), None, &settings).unwrap();
+    let turns = begun.elapsed().as_micros() as u64 / settings.gather + 1;
+    // The header and the topic come on top of the payload.
+    let turn = (SEND_BYTES_PER_TURN / 64 + BATCH_MESSAGES_MAX) as u64;
+    assert!(figures.sent > 0 && figures.sent <= turns * turn, "{turns} turns, {figures}");
 }
 
 #[test]
