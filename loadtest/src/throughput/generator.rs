@@ -10,6 +10,7 @@
 //!           deliveries, of acknowledgements) are recorded together;
 //!         - open loop: how late each message was handed to its socket is recorded, to tell the generator from the broker.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -42,9 +43,9 @@ pub const BATCH_MESSAGES_MAX: usize = 256;
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// Reads of one subscriber in a row.
 const READS_PER_TURN: usize = 4;
-/// Bytes of one publisher in a row, as many as one read takes. Where a broker takes them as fast as they are written, the thread
-/// would write for ever, and what it does not read meanwhile would be called lost.
-pub const SEND_BYTES_PER_TURN: usize = READ_BYTES;
+/// Bytes a thread writes before it reads again, as many as it reads of one subscriber. Where a broker takes them as fast as they
+/// are written, it would write for ever, and what it does not read meanwhile would be called lost.
+pub const SEND_BYTES_PER_TURN: usize = READS_PER_TURN * READ_BYTES;
 const EVENTS_MAX: usize = 1024;
 /// How long an idle turn waits: the grain of the phases and the progress line.
 const TURN_MAX: Duration = Duration::from_millis(20);
@@ -153,7 +154,9 @@ pub struct Generator<'a> {
     subscribers: Vec<Subscriber>,
     streams: Streams,
     /// Publishers that may have something to send.
-    queue: Vec<u32>,
+    queue: VecDeque<u32>,
+    /// Written since the sockets were looked at.
+    turn_bytes: usize,
     /// What a subscriber sends back after a read.
     answers: Vec<u8>,
     /// The packets of [`Packets::Built`], of whoever sends.
@@ -274,7 +277,8 @@ impl<'a> Generator<'a> {
             publishers,
             subscribers,
             streams: Streams::new(plan.streams(&share)),
-            queue: Vec::with_capacity(share.publishers.len()),
+            queue: VecDeque::with_capacity(share.publishers.len()),
+            turn_bytes: 0,
             answers: Vec::new(),
             built: Vec::new(),
             pace: settings.rate.map(|rate| Pace::new(rate, plan.publishers as u64)),
@@ -376,7 +380,7 @@ impl<'a> Generator<'a> {
                         // A thread woken late still owes what the schedule asked for.
                         self.pace(now)?;
                         while !self.queue.is_empty() {
-                            self.send_queued()?;
+                            self.send_queued(true)?;
                         }
                     }
                 }
@@ -403,8 +407,9 @@ impl<'a> Generator<'a> {
                 }
             } else {
                 wait = wait.min(self.pace(now)?);
-                self.send_queued()?;
+                self.send_queued(true)?;
                 if !self.queue.is_empty() {
+                    // The turn was over.
                     wait = Duration::ZERO;
                 }
                 let silence = Duration::from_nanos(now - heard_ns);
@@ -463,7 +468,7 @@ impl<'a> Generator<'a> {
             }
             if phase == Phase::Drain {
                 // Nothing new is published; QoS 2 flows end.
-                self.send_control()?;
+                self.send_queued(false)?;
             }
         }
     }
@@ -486,7 +491,7 @@ impl<'a> Generator<'a> {
     fn enqueue(&mut self, publisher: usize) {
         if !self.publishers[publisher].is_queued {
             self.publishers[publisher].is_queued = true;
-            self.queue.push(publisher as u32);
+            self.queue.push_back(publisher as u32);
         }
     }
 
@@ -518,29 +523,19 @@ impl<'a> Generator<'a> {
         Ok(TURN_MAX)
     }
 
-    fn send_queued(&mut self) -> Result<()> {
-        let mut queue = std::mem::take(&mut self.queue);
-        for publisher in queue.drain(..) {
+    /// Lets the publishers send one after another, until nobody has more or the turn is over; the rest is first in the next.
+    fn send_queued(&mut self, may_publish: bool) -> Result<()> {
+        self.turn_bytes = 0;
+        while self.turn_bytes < SEND_BYTES_PER_TURN
+            && let Some(publisher) = self.queue.pop_front()
+        {
             self.publishers[publisher as usize].is_queued = false;
-            self.send(publisher as usize, true)?;
+            self.send(publisher as usize, may_publish)?;
         }
-        // Those that are not done.
-        queue.append(&mut self.queue);
-        self.queue = queue;
         Ok(())
     }
 
-    fn send_control(&mut self) -> Result<()> {
-        let mut queue = std::mem::take(&mut self.queue);
-        for publisher in queue.drain(..) {
-            self.publishers[publisher as usize].is_queued = false;
-            self.send(publisher as usize, false)?;
-        }
-        self.queue = queue;
-        Ok(())
-    }
-
-    /// Sends what `publisher` may send, in writes of up to a batch, until its window or the socket is full, or its turn is over:
+    /// Sends what `publisher` may send, in writes of up to a batch, until its window or the socket is full, or the turn is over:
     /// then it is queued for the next.
     fn send(&mut self, publisher: usize, may_publish: bool) -> Result<()> {
         let (plan, pace, paced_until_ns) = (self.plan, self.pace, self.paced_until_ns);
@@ -548,11 +543,10 @@ impl<'a> Generator<'a> {
         let now = self.now_ns();
         let mut built = std::mem::take(&mut self.built);
         let p = &mut self.publishers[publisher];
-        let mut turn_bytes = 0;
         while !p.connection.wants_write() {
-            if turn_bytes >= SEND_BYTES_PER_TURN {
+            if self.turn_bytes >= SEND_BYTES_PER_TURN {
                 p.is_queued = true;
-                self.queue.push(publisher as u32);
+                self.queue.push_back(publisher as u32);
                 break;
             }
             let room = match pace {
@@ -639,7 +633,7 @@ impl<'a> Generator<'a> {
             }
             let context = || format!("publisher {number}");
             p.connection.send(&p.control, bytes).with_context(context)?;
-            turn_bytes += p.control.len() + bytes.len();
+            self.turn_bytes += p.control.len() + bytes.len();
             p.control.clear();
         }
         if p.connection.wants_write() != p.waits_writable {

@@ -379,7 +379,10 @@ fn a_flood_leaves_time_to_read() {
     let turns = begun.elapsed().as_micros() as u64 / settings.gather + 1;
     // The header and the topic come on top of the payload.
     let turn = (SEND_BYTES_PER_TURN / 64 + BATCH_MESSAGES_MAX) as u64;
-    assert!(figures.sent > 0 && figures.sent <= turns * turn, "{turns} turns, {figures}");
+    assert!(
+        figures.sent > 0 && figures.sent <= turns * turn,
+        "{turns} turns, {figures}"
+    );
 }
 
 #[test]
