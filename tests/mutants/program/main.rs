@@ -29,6 +29,8 @@ mod receiving;
 mod rows;
 #[path = "../../simulation/run.rs"]
 mod run;
+#[path = "../../simulation/streams.rs"]
+mod streams;
 #[path = "../../simulation/topics.rs"]
 mod topics;
 #[path = "../../simulation/words.rs"]

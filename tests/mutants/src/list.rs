@@ -103,6 +103,8 @@ pub fn choose<'a>(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -120,6 +122,22 @@ mod tests {
                 target.display()
             );
         }
+    }
+
+    /// A fault is made in a copy, which takes minutes to say that it does not build.
+    #[test]
+    fn the_program_is_made_of_what_the_simulation_is_made_of() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let modules = |path: &str| -> BTreeSet<String> {
+            let text = fs::read_to_string(root.join(path)).expect("the sources");
+            let modules = text
+                .lines()
+                .filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
+            modules.map(str::to_owned).collect()
+        };
+        let mut simulation = modules("tests/simulation/main.rs");
+        assert!(simulation.remove("shrink"), "which the program does without");
+        assert_eq!(modules("tests/mutants/program/main.rs"), simulation);
     }
 
     #[test]
