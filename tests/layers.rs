@@ -17,7 +17,13 @@ const RUSTLS_FILES: [&str; 5] = [
     "http/tls.rs",
     "http/notify",
 ];
-const UNSAFE_FILES: [&str; 4] = ["mesh/ring.rs", "net/handoff.rs", "server/allocator.rs", "store/lmdb.rs"];
+const UNSAFE_FILES: [&str; 5] = [
+    "mesh/ring.rs",
+    "net/handoff.rs",
+    "server/allocator.rs",
+    "store/lmdb.rs",
+    "worker/ring.rs",
+];
 const OUTSIDE_THE_HEART: [&str; 9] = [
     "std::time::Instant",
     "time::{Instant",

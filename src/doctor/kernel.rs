@@ -7,6 +7,8 @@ use crate::config::Driver;
 
 /// From this version on the rings of io_uring do not count as locked memory.
 const UNLOCKED_RINGS: (u32, u32) = (5, 12);
+/// Versions that take who sleeps on a ring for one who waits for a disk; from the second on they can be told (`worker::ring`).
+const SLEEP_IS_IO: std::ops::Range<(u32, u32)> = (6, 5)..(6, 15);
 /// Memory a core's ring locks before it.
 const RING_BYTES: u64 = 64 * 1024;
 /// Clocks that are read without a call of the kernel.
@@ -26,6 +28,11 @@ fn io_uring(host: &Host, needs: &Needs) -> Finding {
     const NAME: &str = "io_uring";
     let (driver, problem) = match (needs.driver, &host.tried.io_uring) {
         (Driver::Epoll, _) => return Finding::new(NAME, State::Ok, "not used, by --driver epoll"),
+        (_, Ok(())) if host.kernel().is_some_and(|version| SLEEP_IS_IO.contains(&version)) => {
+            let text = "tried, and it works; but before Linux 6.15 a core that sleeps counts as one that waits for a disk: `wa` of \
+                        top and /proc/pressure/io rise to 100% where nothing is to do";
+            return Finding::new(NAME, State::Hint, text).or("skein --driver epoll");
+        }
         (_, Ok(())) => return Finding::new(NAME, State::Ok, "tried, and it works"),
         (driver, Err(problem)) => (driver, problem),
     };

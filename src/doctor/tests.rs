@@ -336,6 +336,28 @@ fn a_ring_that_cannot_be_had_matters_to_those_who_insist_on_it() {
 }
 
 #[test]
+fn kernels_that_take_a_sleep_for_a_wait_for_the_disk_are_named() {
+    for (release, is_named) in [
+        ("6.4.16", false),
+        ("6.5.0-14-generic", true),
+        ("6.14.1", true),
+        ("6.15.0", false),
+    ] {
+        let host = MadeUp::good();
+        host.write("proc/sys/kernel/osrelease", release);
+        if is_named {
+            let finding = only_finding(&host, &needs());
+            assert_eq!((finding.check, finding.state), ("io_uring", State::Hint), "{finding:?}");
+            assert_eq!(finding.commands, ["skein --driver epoll"]);
+        } else {
+            assert_eq!(host.examine(&needs()).fixes_count, 0, "{release}");
+            let good = MadeUp::good().examine(&needs()).findings;
+            assert_eq!(host.examine(&needs()).findings, good, "{release}");
+        }
+    }
+}
+
+#[test]
 fn rings_of_old_kernels_need_memory_they_may_lock() {
     let host = MadeUp::good();
     host.write("proc/sys/kernel/osrelease", "5.10.0-8-amd64\n");

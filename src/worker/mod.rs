@@ -12,6 +12,7 @@ mod arrivals;
 mod asked;
 mod ending;
 pub mod parcel;
+mod ring;
 pub mod turn;
 #[cfg(test)]
 mod turn_tests;
@@ -41,6 +42,7 @@ use crate::net::sockets::Sockets;
 use crate::registry::access::AccountsChange;
 use crate::registry::event::Notification;
 use crate::shard::query::{Answer, Query};
+use ring::{Ring, Sleeper};
 use turn::{Core, CoreParts};
 
 /// What the runtime waits with.
@@ -179,10 +181,10 @@ fn run(config: WorkerConfig, parts: CoreParts, gates: &[Gate; 2], progress: &mps
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1_000));
     let say = |what| drop(progress.send(what));
     let opened = open(config.driver, &parts);
-    let (sockets, mut runtime, epoll) = match opened {
-        Ok((driver, sockets, runtime, epoll)) => {
+    let (sockets, mut runtime, ring, epoll) = match opened {
+        Ok((driver, sockets, runtime, ring, epoll)) => {
             say(Progress::Opened(driver));
-            (sockets, runtime, epoll)
+            (sockets, runtime, ring, epoll)
         }
         Err(error) => {
             say(Progress::Failed(error));
@@ -205,7 +207,7 @@ fn run(config: WorkerConfig, parts: CoreParts, gates: &[Gate; 2], progress: &mps
         return Counters::default();
     }
     let mut core = Core::new(parts, sockets);
-    runtime.block_on(serve(&mut core, epoll));
+    runtime.block_on(serve(&mut core, epoll, ring));
     let counters = core.report();
     // The process is about to exit; a runtime is not taken down before that, with operations of its own in flight.
     std::mem::forget(runtime);
@@ -217,31 +219,28 @@ type Runtime = FusionRuntime<TimeDriver<IoUringDriver>, TimeDriver<LegacyDriver>
 /// The least monoio makes; one poll and one timer are all there ever is.
 const RING_ENTRIES: u32 = 256;
 
-fn open(driver: Driver, parts: &CoreParts) -> io::Result<(Driver, Sockets, Runtime, OwnedFd)> {
+fn open(driver: Driver, parts: &CoreParts) -> io::Result<(Driver, Sockets, Runtime, Option<Ring>, OwnedFd)> {
     let sockets = Sockets::new()?;
     sockets.watch_bell(&**parts.mesh.bell())?;
     for (number, listener) in parts.listeners.iter().enumerate() {
         sockets.watch_listener(number as u16, listener)?;
     }
     let epoll = sockets.epoll().try_clone_to_owned()?;
-    let (driver, runtime) = runtime(driver)?;
-    Ok((driver, sockets, runtime, epoll))
+    let (driver, runtime, ring) = runtime(driver)?;
+    Ok((driver, sockets, runtime, ring, epoll))
 }
 
-fn runtime(driver: Driver) -> io::Result<(Driver, Runtime)> {
+fn runtime(driver: Driver) -> io::Result<(Driver, Runtime, Option<Ring>)> {
     if driver == Driver::IoUring || driver == Driver::Auto && monoio::utils::detect_uring() {
-        let ring = RuntimeBuilder::<IoUringDriver>::new()
-            .with_entries(RING_ENTRIES)
-            .enable_timer()
-            .build();
-        match ring {
-            Ok(ring) => return Ok((Driver::IoUring, ring.into())),
+        let builder = RuntimeBuilder::<IoUringDriver>::new().with_entries(RING_ENTRIES);
+        match Ring::of(|| builder.enable_timer().build()) {
+            Ok((runtime, ring)) => return Ok((Driver::IoUring, runtime.into(), ring)),
             Err(error) if driver == Driver::IoUring => return Err(error),
             Err(_) => {}
         }
     }
     let legacy = RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?;
-    Ok((Driver::Epoll, legacy.into()))
+    Ok((Driver::Epoll, legacy.into(), None))
 }
 
 /// Makes such a ring as a core has, and lets it go: what the kernel, or a filter of system calls, says to it.
@@ -249,10 +248,12 @@ pub fn try_io_uring() -> io::Result<()> {
     runtime(Driver::IoUring).map(drop)
 }
 
-async fn serve(core: &mut Core, epoll: OwnedFd) {
+async fn serve(core: &mut Core, epoll: OwnedFd, ring: Option<Ring>) {
     // Any stream type will do: only its readiness is asked for.
     let epoll = monoio::net::UnixStream::from_std(UnixStream::from(epoll))
         .expect("the runtime takes a descriptor that epoll takes");
+    let mut sleeper = ring.map(Sleeper::new);
+    let mut readable = pin!(epoll.readable(false));
     while !core.is_done() {
         if core.batch() {
             continue;
@@ -263,7 +264,14 @@ async fn serve(core: &mut Core, epoll: OwnedFd) {
             continue;
         }
         if let Some(at_most) = core.prepare_sleep() {
-            sleep(&epoll, at_most).await;
+            match &mut sleeper {
+                None => sleep(&epoll, at_most).await,
+                Some(sleeper) => {
+                    if sleeper.sleep(readable.as_mut(), at_most).await {
+                        readable.set(epoll.readable(false));
+                    }
+                }
+            }
             core.bell().woken();
         }
     }

@@ -5,7 +5,7 @@ use crate::broker::{Broker, SETTINGS, Transport, patience};
 use crate::clients::{Agent, INSTALL, Library, Message, hello, mosquitto_pub};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use std::fs::File;
+use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Command, Output};
 use std::thread::sleep;
@@ -285,4 +285,44 @@ fn a_signal_closes_connections_and_ends_with_exit_code_0() {
             .expect("SIGINT ends the broker");
         assert_eq!(status.code(), Some(0));
     }
+}
+
+/// `wa` of `top` and /proc/pressure/io are what operators look at first; a broker that has nothing to do has no part in them.
+#[test]
+fn a_core_that_sleeps_on_its_ring_is_not_taken_for_one_that_waits_for_the_disk() {
+    const IO_URING_ENTER: &str = "426";
+    const NO_IOWAIT: u64 = 1 << 7;
+    let release = rustix::system::uname().release().to_str().unwrap().to_owned();
+    let mut version = release.split('.').map(|part| part.parse::<u32>().unwrap());
+    let can_be_told = (version.next().unwrap(), version.next().unwrap()) >= (6, 15);
+    let setting = SETTINGS
+        .iter()
+        .find(|setting| setting.driver == "io_uring" && setting.cores > 1);
+    let setting = *setting.unwrap();
+    let broker = Broker::start(setting, &[]);
+    let asleep = || -> Vec<u64> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", broker.pid())).unwrap();
+        let flags = tasks.flatten().filter_map(|task| {
+            let name = fs::read_to_string(task.path().join("comm")).ok()?;
+            let call = fs::read_to_string(task.path().join("syscall")).ok()?;
+            let mut words = call.split(' ');
+            let is_asleep = name.starts_with("core-") && words.next()? == IO_URING_ENTER;
+            // The ring, how many operations it is given, how many have to come, the flags.
+            let flags = words.nth(3).filter(|_| is_asleep)?;
+            u64::from_str_radix(flags.strip_prefix("0x")?, 16).ok()
+        });
+        flags.collect()
+    };
+    let until = Instant::now() + patience(Duration::from_secs(5));
+    let mut flags = asleep();
+    while flags.len() < usize::from(setting.cores) && Instant::now() < until {
+        sleep(Duration::from_millis(20));
+        flags = asleep();
+    }
+    assert_eq!(flags.len(), usize::from(setting.cores), "cores asleep, {setting:?}");
+    assert!(
+        flags.iter().all(|flags| (flags & NO_IOWAIT != 0) == can_be_told),
+        "{flags:x?}, Linux {release}"
+    );
+    broker.stop();
 }
