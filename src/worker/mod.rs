@@ -2,8 +2,8 @@
 //!
 //! Owns    the thread: its CPU, its runtime, its sleep. What it does awake is [`turn`].
 //! Called  by `server`: [`start`] once per core, then through each core's [`Mailbox`]; by `doctor`: [`try_io_uring`].
-//! Holds   - the runtime serves for the sleep only: no socket is a task, nothing is ever awaited but the core's epoll set
-//!           and a timer, and both may be dropped at any moment;
+//! Holds   - the runtime serves for the sleep only: no socket is a task, nothing is ever awaited but the core's epoll set,
+//!           a timer and the fence of [`ring`], and all may be dropped at any moment;
 //!         - a nap, while writes wait for their time, is a plain sleep of the thread: at most `NAP_US_MAX`, and no bell ends it;
 //!         - hence a busy core needs no yield: there is no other task that could starve;
 //!         - a core is done with everything that can fail before it says it is ready, and serves nobody before all are.

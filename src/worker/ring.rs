@@ -146,7 +146,8 @@ impl Sleeper {
         // timeout, which the kernel reads, lives until this returns, and there is no set of signals.
         let entered = unsafe { io_uring_enter_arg(BorrowedFd::borrow_raw(self.ring), to_submit, 1, flags, Some(&arg)) };
         match entered {
-            Ok(_) | Err(Errno::TIME | Errno::INTR) => {}
+            // Where the kernel has no memory for it now, the runtime asks again when it takes what has come.
+            Ok(_) | Err(Errno::TIME | Errno::INTR | Errno::AGAIN | Errno::BUSY) => {}
             Err(error) => panic!("a ring can be waited on: {error}"),
         }
     }
