@@ -293,7 +293,8 @@ fn a_core_that_sleeps_on_its_ring_is_not_taken_for_one_that_waits_for_the_disk()
     const IO_URING_ENTER: &str = "426";
     const NO_IOWAIT: u64 = 1 << 7;
     let release = rustix::system::uname().release().to_str().unwrap().to_owned();
-    let mut version = release.split('.').map(|part| part.parse::<u32>().unwrap());
+    let numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut version = numbers.map(|number| number.parse::<u32>().unwrap());
     let can_be_told = (version.next().unwrap(), version.next().unwrap()) >= (6, 15);
     let setting = SETTINGS
         .iter()
